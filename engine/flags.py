@@ -1,0 +1,111 @@
+"""The flags of main.py, and the configuration they make: defaults, then `--config`, then the command line."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from engine.configuration import EXECUTIONS, PRECISIONS, Configuration, ModelConfig, Preset
+from sharding import PARTITIONS, PLATFORMS, MeshShape, UsageError
+
+MODES = ("run", "compile")
+DEFAULT_CONFIG = "resnet101_cifar10"
+_DECIDED_BY_ARTIFACT = ("mesh", "batch_size", "precision", "partition", "image_size", "weights", "platform")
+
+
+def define_flags() -> None:
+    """Registers every flag with absl."""
+    flags.DEFINE_enum(
+        "mode", "run", MODES, "run: classify images. compile: build and save the artefact, print its path."
+    )
+    flags.DEFINE_string("config", "", "A file of configs/ or its name, or a report.json whose flags are taken.")
+    flags.DEFINE_string("mesh", "4x8", "MODELxDATA: devices that cut each layer × devices that cut the batch.")
+    flags.DEFINE_integer("threads", 2, "Host threads that decode, transfer and launch.")
+    flags.DEFINE_integer("batch_size", 0, "Images per launch over all devices, a multiple of DATA. 0: chosen.")
+    flags.DEFINE_string("precision", "auto", f"One of {', '.join(PRECISIONS)}. auto: bfloat16 where it is native.")
+    flags.DEFINE_string("partition", "auto", f"How the model axis cuts layers: one of {', '.join(PARTITIONS)}.")
+    flags.DEFINE_string(
+        "execution", "offline", f"One of {', '.join(EXECUTIONS)}: run a saved executable, or compile here."
+    )
+    flags.DEFINE_string("platform", "auto", f"One of {', '.join(PLATFORMS)}.")
+    flags.DEFINE_integer("image_size", 0, "Height and width in pixels. 0: the configuration's.")
+    flags.DEFINE_string("data", "auto", "auto, cifar10, synthetic, or a folder of images.")
+    flags.DEFINE_string("split", "test", "Split of the data.")
+    flags.DEFINE_integer("num_images", 0, "Images to classify. 0: all of a folder or CIFAR-10, 512 synthetic.")
+    flags.DEFINE_string("weights", "auto", "auto, random, or the path of a checkpoint.")
+    flags.DEFINE_string("artifact", "", "Run this received artefact directory, with neither model code nor weights.")
+    flags.DEFINE_string("artifact_dir", "", "Cache of artefacts; default: in the user's cache folder.")
+    flags.DEFINE_string("signing_key", "", "File of the user's key; default: in the user's configuration folder.")
+    flags.DEFINE_string("output_dir", "", "Where report and predictions go; default: a new folder under runs/.")
+    flags.DEFINE_string("device_memory_limit", "", "Such as 512MiB; default: the device's memory.")
+    flags.DEFINE_bool("skip_bad_images", False, "Count and list images that can't be read instead of stopping.")
+    flags.DEFINE_integer("seed", 0, "Of random weights and synthetic images.")
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def read_configuration(values: flags.FlagValues) -> Configuration:
+    """Makes the configuration; flags that `--config` sets change in `values` unless the command line gave them.
+
+    Raises:
+      UsageError: if the config is unknown or a value makes no sense.
+    """
+    if values["artifact"].value:
+        for name in _DECIDED_BY_ARTIFACT:
+            if values[name].present:
+                raise UsageError(f"an artifact decides its own {name}: leave --{name} out, got {values[name].value!r}")
+    model = _apply_config(values, values["config"].value)
+    fields = Configuration.__dataclass_fields__
+    given: dict[str, Any] = {name: values[name].value for name in fields if name in values}
+    explicit_config = bool(values["config"].value)
+    return Configuration(
+        **given | {"model": model, "mesh": MeshShape.parse(given["mesh"]), "explicit_config": explicit_config}
+    )
+
+
+def effective_flags(values: flags.FlagValues) -> dict[str, Any]:
+    """Every flag of `define_flags` with the value in force."""
+    return {flag.name: flag.value for flag in values.flags_by_module_dict()[__name__]}
+
+
+def _apply_config(values: flags.FlagValues, config: str) -> ModelConfig:
+    if not config.endswith(".json"):
+        preset = load_preset(config or DEFAULT_CONFIG)
+        _set_absent(values, dict(preset.flags), config)
+        return preset.model
+    try:
+        reported = json.loads(Path(config).read_text())["flags"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"config must be a report.json with flags, got {config}: {error}") from None
+    _set_absent(values, reported, config)
+    return load_preset(values["config"].value or DEFAULT_CONFIG).model
+
+
+def _set_absent(values: flags.FlagValues, wanted: dict[str, Any], config: str) -> None:
+    known = effective_flags(values)
+    for name, value in wanted.items():
+        if name not in known:
+            raise UsageError(f"{config} must set flags of main.py, got {name!r}")
+        if name == "config" or not values[name].present:
+            try:
+                values[name].value = values[name].parser.parse(value)
+            except ValueError as error:
+                raise UsageError(f"flag {name} of {config}: {error}") from None
+
+
+def load_preset(config: str) -> Preset:
+    """The `CONFIG` of a Python file, given as its path or as its name in configs/.
+
+    Raises:
+      UsageError: if there is no such file, or it defines no preset.
+    """
+    folder = Path(__file__).parent.parent / "configs"
+    path = Path(config) if config.endswith(".py") else folder / f"{config}.py"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__"))
+        raise UsageError(f"config must be a .py or report.json file, or one of {names}; got {config!r}")
+    preset = runpy.run_path(str(path)).get("CONFIG")
+    if not isinstance(preset, Preset):
+        raise UsageError(f"{path} must define CONFIG, a Preset, got {type(preset).__name__}")
+    return preset

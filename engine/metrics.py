@@ -1,0 +1,97 @@
+"""What a run is measured by: the times of its batches, summarised under the report's keys."""
+
+import dataclasses
+import threading
+from collections.abc import Iterable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchTimes:
+    """When one batch left each phase, in seconds of `time.perf_counter`; a batch of no samples was never launched."""
+
+    num_samples: int
+    handed_over: float  # to a host thread
+    decoded: float
+    launched: float  # the inputs are on the devices
+    ready: float
+    fetched: float  # the outputs are on the host
+    finished: float  # postprocessed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """A run's times under the report's keys; None where nothing was measured.
+
+    Attributes:
+      wall_ms: from the first batch handed over to the last result.
+      images_per_second: samples over `wall_ms`.
+      device_images_per_second: samples over the time in which at least one launch was in flight.
+      latency_ms_p50, latency_ms_p90, latency_ms_p99: percentiles, by linear interpolation, over the batches' times from
+        decoded to outputs on the host.
+      decode_ms, host_to_device_ms, execute_ms, device_to_host_ms, postprocess_ms: sums over the batches, so with
+        several threads more than `wall_ms`; a launch executes from enqueued to ready, behind those before it.
+    """
+
+    wall_ms: float | None = None
+    images_per_second: float | None = None
+    device_images_per_second: float | None = None
+    latency_ms_p50: float | None = None
+    latency_ms_p90: float | None = None
+    latency_ms_p99: float | None = None
+    decode_ms: float | None = None
+    host_to_device_ms: float | None = None
+    execute_ms: float | None = None
+    device_to_host_ms: float | None = None
+    postprocess_ms: float | None = None
+
+
+class Timeline:
+    """The times of a run's batches, added by several threads."""
+
+    def __init__(self):
+        self._batches: list[BatchTimes] = []
+        self._lock = threading.Lock()
+
+    def add(self, batch: BatchTimes) -> None:
+        with self._lock:
+            self._batches.append(batch)
+
+    def summary(self) -> Summary:
+        """The summary of the batches added so far."""
+        with self._lock:
+            batches = list(self._batches)
+        if not batches:
+            return Summary()
+        wall = max(b.finished for b in batches) - min(b.handed_over for b in batches)
+        num_samples = sum(b.num_samples for b in batches)
+        sums = {
+            "decode_ms": 1e3 * sum(b.decoded - b.handed_over for b in batches),
+            "host_to_device_ms": 1e3 * sum(b.launched - b.decoded for b in batches),
+            "execute_ms": 1e3 * sum(b.ready - b.launched for b in batches),
+            "device_to_host_ms": 1e3 * sum(b.fetched - b.ready for b in batches),
+            "postprocess_ms": 1e3 * sum(b.finished - b.fetched for b in batches),
+        }
+        launched = [b for b in batches if b.num_samples]
+        if not launched:
+            return Summary(wall_ms=1e3 * wall, images_per_second=0.0, **sums)
+        latencies_ms = [1e3 * (b.fetched - b.decoded) for b in launched]
+        p50, p90, p99 = np.percentile(latencies_ms, (50, 90, 99)).tolist()
+        return Summary(
+            wall_ms=1e3 * wall,
+            images_per_second=num_samples / wall,
+            device_images_per_second=num_samples / _union_length((b.launched, b.ready) for b in launched),
+            latency_ms_p50=p50,
+            latency_ms_p90=p90,
+            latency_ms_p99=p99,
+            **sums,
+        )
+
+
+def _union_length(intervals: Iterable[tuple[float, float]]) -> float:
+    total, covered_until = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, covered_until))
+        covered_until = max(covered_until, end)
+    return total

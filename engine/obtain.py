@@ -1,0 +1,139 @@
+"""The executable of a configuration: received, from the cache of artefacts, or compiled here."""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from engine.artifact import load
+from engine.cache import artifact_key, default_artifact_dir, load_or_build
+from engine.compile import compile_program
+from engine.configuration import Configuration, default_batch_size
+from engine.executable import Executable
+from engine.parity import probe_inputs, run_probe
+from sharding import Program, UsageError, acquire_devices, computes_bfloat16, make_mesh
+
+BuildProgram = Callable[[Configuration, Mesh], Program]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Obtained:
+    """An executable, how long building and loading it took, and the artefact's directory if there is one."""
+
+    executable: Executable
+    build_ms: float | None
+    load_ms: float
+    path: Path | None
+
+
+def obtain(configuration: Configuration, build_program: BuildProgram, source: str) -> Obtained:
+    """Makes the configuration's executable ready to launch.
+
+    Offline, it is always loaded from an artefact, which is built first if need be, and its probe is compared with the
+    reference. Online, that is left to `check_parity`, because the reference takes longer than the start.
+
+    Args:
+      build_program: makes the program of a configuration in which platform, precision, batch size and image size are
+        chosen.
+      source: digest of the code that `build_program` runs.
+
+    Raises:
+      UsageError, DamagedArtifact, ParityError: as `engine.artifact.load`.
+    """
+    start = time.perf_counter()
+    if configuration.artifact:
+        path = Path(configuration.artifact)
+        executable = load(path, signing_key=_key_path(configuration))
+        return Obtained(executable, None, _milliseconds_since(start), path)
+
+    devices, notes = acquire_devices(configuration.mesh.num_devices, configuration.platform)
+    configuration = resolve(configuration, devices)
+    mesh = make_mesh(configuration.mesh, devices)
+    if configuration.execution == "online":
+        executable, path = compile_program(build_program(configuration, mesh)), None
+        executable.warm_up()
+        build_ms = _milliseconds_since(start)
+        load_ms = 0.0
+    else:
+        directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
+        key = artifact_key(_facts(configuration, source))
+        path = directory / key
+        executable, build_ms = load_or_build(
+            directory,
+            key,
+            lambda: build_program(configuration, mesh),
+            devices=list(mesh.devices.flat),
+            signing_key=_key_path(configuration),
+        )
+        load_ms = _milliseconds_since(start) - (build_ms or 0.0)
+    executable = dataclasses.replace(executable, notes=(*notes, *executable.notes))
+    return Obtained(executable, build_ms, load_ms, path)
+
+
+def check_parity(executable: Executable) -> Executable:
+    """Compares an executable compiled in this process with its program's unsharded float32 reference.
+
+    Raises:
+      ParityError: if the relative error is above the program's tolerance.
+    """
+    program = executable.program
+    assert program is not None
+    inputs = probe_inputs(executable.input_spec)
+    parity = run_probe(executable, inputs, np.asarray(program.reference(inputs)), program.tolerance)
+    return dataclasses.replace(executable, parity=parity)
+
+
+def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configuration:
+    """The configuration with what it leaves open chosen: platform, precision, batch size, image size."""
+    platform = devices[0].platform
+    precision = configuration.precision
+    if precision == "auto":
+        precision = "bfloat16" if computes_bfloat16(devices) else "float32"
+    return dataclasses.replace(
+        configuration,
+        platform=platform,
+        precision=precision,
+        batch_size=configuration.batch_size or default_batch_size(configuration.mesh, platform),
+        image_size=configuration.image_size or configuration.model.image_size,
+    )
+
+
+def _facts(configuration: Configuration, source: str) -> dict[str, object]:
+    """All that the program depends on: not threads, execution, data or number of images."""
+    return {
+        "model": dataclasses.asdict(configuration.model),
+        "explicit_config": configuration.explicit_config,
+        "weights": _weights_identity(configuration),
+        "mesh": str(configuration.mesh),
+        "partition": configuration.partition,
+        "precision": configuration.precision,
+        "batch_size": configuration.batch_size,
+        "image_size": configuration.image_size,
+        "platform": configuration.platform,
+        "source": source,
+    }
+
+
+def _weights_identity(configuration: Configuration) -> str:
+    if configuration.weights in ("auto", "random"):
+        return f"{configuration.weights}, seed {configuration.seed}"
+    try:
+        with open(configuration.weights, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"weights must be auto, random or a readable file, got {configuration.weights}: {error}"
+        ) from None
+
+
+def _key_path(configuration: Configuration) -> Path | None:
+    return Path(configuration.signing_key) if configuration.signing_key else None
+
+
+def _milliseconds_since(start: float) -> float:
+    return 1e3 * (time.perf_counter() - start)

@@ -1,0 +1,45 @@
+"""An artefact's program inside other JAX code."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from jax.export import Exported
+from jax.sharding import Mesh
+
+from engine.artifact_files import PORTABLE, load_params, read_artifact, read_verified, rebuild_mesh
+from engine.serialization import from_portable
+from sharding import TensorSpec
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Portable:
+    """An artefact's program to be called inside other JAX code.
+
+    Attributes:
+      exported: `exported.call(params, inputs) -> outputs` may stand under the caller's `jax.jit`.
+      params: to be passed as an argument of the jitted function, so that they are not compiled in as constants.
+      input_spec, output_spec, mesh: inputs go to the devices by `jax.device_put(inputs, input_spec.sharding(mesh))`.
+      metadata: preprocessing, labels, weights.
+    """
+
+    exported: Exported
+    params: list[jax.Array]
+    input_spec: TensorSpec
+    output_spec: TensorSpec
+    mesh: Mesh
+    metadata: dict
+
+
+def load_portable(path: Path, *, devices: Sequence[jax.Device] | None = None) -> Portable:
+    """Loads an artefact's portable program and parameters, without compiling or running it.
+
+    Raises:
+      DamagedArtifact, UsageError: as `load`.
+    """
+    manifest, _ = read_artifact(path, None)
+    mesh, _ = rebuild_mesh(manifest, devices)
+    exported = from_portable(read_verified(path, PORTABLE, manifest))
+    params = load_params(path, manifest, mesh)
+    return Portable(exported, params, manifest.input_spec, manifest.output_spec, mesh, manifest.metadata)

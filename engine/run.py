@@ -1,0 +1,152 @@
+"""One run: obtain the executable, classify the images, write report and predictions, whatever happens."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import psutil
+
+from engine.classify import Tally, classify
+from engine.configuration import Configuration
+from engine.errors import OutOfMemory
+from engine.inputs import ImageSource, open_source
+from engine.memory import check_device_memory, peak_host_memory_bytes, predicted_host_memory_bytes, resident_bytes
+from engine.metrics import Timeline
+from engine.obtain import BuildProgram, check_parity, obtain
+from engine.report import Report
+from engine.versions import versions
+from sharding import UsageError
+
+PREDICTIONS = "predictions.csv"
+
+
+def run(
+    configuration: Configuration, flags: dict[str, Any], build_program: BuildProgram, source_digest: str
+) -> tuple[Report, Path]:
+    """Classifies the configuration's images and writes report.json and predictions.csv.
+
+    Args:
+      flags: for the report.
+      build_program, source_digest: see `engine.obtain`.
+
+    Returns:
+      The report and the folder it was written to.
+
+    Raises:
+      Whatever ended the run, after the report was written with what had been finished.
+    """
+    report = Report(
+        flags=flags,
+        threads=configuration.threads,
+        partition=configuration.partition,
+        execution=configuration.execution,
+        versions=versions(),
+    )
+    # What is wrong with the images is said before minutes of building.
+    _open_source(configuration, configuration.model.image_size, configuration.model.crop_fraction, ())
+    output_dir = _make_output_dir(configuration)
+    flags["output_dir"] = str(output_dir)
+    try:
+        _run(configuration, build_program, source_digest, output_dir, report)
+        report.status = "ok"
+    except BaseException as error:
+        report.status, report.failure_reason = _failure(error)
+        raise
+    finally:
+        report.peak_host_memory_bytes = peak_host_memory_bytes()
+        report.write(output_dir)
+    return report, output_dir
+
+
+def _run(
+    configuration: Configuration, build_program: BuildProgram, source_digest: str, output_dir: Path, report: Report
+) -> None:
+    base_bytes = resident_bytes()
+    obtained = obtain(configuration, build_program, source_digest)
+    executable = obtained.executable
+    report.build_ms, report.load_ms = obtained.build_ms, obtained.load_ms
+    report.describe(executable)
+    threads = configuration.threads
+    report.predicted_host_memory_bytes = predicted_host_memory_bytes(executable, threads, base_bytes)
+    report.predicted_memory_bytes_per_device = check_device_memory(
+        executable, threads, configuration.device_memory_limit
+    )
+    metadata = executable.metadata
+    source, notes = _open_source(
+        configuration, executable.input_spec.shape[1], metadata["crop_fraction"], tuple(metadata["labels"])
+    )
+    report.data = source.description
+    for note in (*executable.notes, *notes):
+        say(note, report)
+
+    def on_first_result() -> None:
+        report.first_inference_ms = 1e3 * (time.time() - psutil.Process().create_time())
+
+    tally, timeline = Tally(), Timeline()
+    try:
+        classify(
+            executable,
+            source,
+            output_dir / PREDICTIONS,
+            tally,
+            timeline,
+            threads=threads,
+            skip_bad_images=configuration.skip_bad_images,
+            on_first_result=on_first_result,
+        )
+    finally:
+        report.measure(timeline.summary(), tally, has_accuracy=source.has_labels and metadata["trained"])
+    if tally.skipped:
+        say(f"{len(tally.skipped)} unreadable images skipped, listed as skipped_images in the report", report)
+    if executable.parity is None:
+        report.describe(check_parity(executable))
+
+
+def say(note: str, report: Report) -> None:
+    """Tells the user, on standard error and in the report, what went another way than asked or expected."""
+    print(f"note: {note}", file=sys.stderr, flush=True)
+    report.notes.append(note)
+
+
+def _open_source(
+    configuration: Configuration, image_size: int, crop_fraction: float, labels: tuple[str, ...]
+) -> tuple[ImageSource, list[str]]:
+    return open_source(
+        configuration.data,
+        split=configuration.split,
+        num_images=configuration.num_images,
+        image_size=image_size,
+        crop_fraction=crop_fraction,
+        labels=labels,
+        seed=configuration.seed,
+    )
+
+
+def _make_output_dir(configuration: Configuration) -> Path:
+    path = Path(configuration.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{configuration.mesh}")
+    try:
+        if configuration.output_dir:
+            path.mkdir(parents=True, exist_ok=True)
+            return path
+        number = 1
+        while True:
+            unused = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            try:
+                unused.mkdir(parents=True)
+                return unused
+            except FileExistsError:
+                number += 1
+    except OSError as error:
+        raise UsageError(f"output_dir must be a folder that can be written to, got {path}: {error.strerror}") from None
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "interrupted by the user"
+    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    if exhausted or isinstance(error, (OutOfMemory, MemoryError)):
+        return "out_of_memory", reason
+    return "failed", reason

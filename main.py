@@ -1,0 +1,120 @@
+"""Classifies images with a sharded, ahead-of-time compiled ResNet.
+
+python main.py --mesh 4x8 --threads 2
+"""
+
+import dataclasses
+import sys
+import traceback
+from pathlib import Path
+
+from absl import app, flags, logging
+from jax.sharding import Mesh
+
+import engine.flags
+from engine.cache import source_digest
+from engine.configuration import Configuration
+from engine.obtain import obtain
+from engine.run import run
+from engine.table import print_table
+from sharding import Program, UsageError, mesh_shape
+
+FLAGS = flags.FLAGS
+engine.flags.define_flags()
+flags.adopt_module_key_flags(engine.flags)
+
+
+def build_program(configuration: Configuration, mesh: Mesh) -> Program:
+    """The program of a configuration whose platform, precision, batch and image size are chosen."""
+    import models  # only where something must be built: an offline run starts without flax
+
+    model = configuration.model
+    architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
+    trained = configuration.weights not in ("auto", "random")
+    notes = ()
+    if trained:
+        weights = configuration.weights
+        found, variables = models.read_weights(Path(weights))
+        if found != architecture:
+            if configuration.explicit_config:
+                raise UsageError(f"weights of {architecture} are needed by --config, got {found} in {weights}")
+            model = dataclasses.replace(
+                engine.flags.load_preset(f"resnet101_{'cifar10' if found.stem == 'cifar' else found.stem}").model,
+                labels=(),
+            )
+            architecture = found
+    else:
+        weights = f"random, seed {configuration.seed}"
+        variables = models.random_variables(architecture, configuration.seed)
+        if configuration.weights == "auto":
+            notes = ("no trained weights: running on random ones; --weights PATH takes a checkpoint",)
+    network = models.network(architecture, configuration.image_size)
+    plan = models.make_plan(
+        network, configuration.mesh, configuration.batch_size, configuration.platform, configuration.partition
+    )
+    program = models.build_program(
+        architecture,
+        variables,
+        plan,
+        mesh,
+        image_size=configuration.image_size,
+        batch_size=configuration.batch_size,
+        precision=configuration.precision,
+        mean=model.mean,
+        std=model.std,
+        metadata={
+            "labels": list(model.labels),
+            "crop_fraction": model.crop_fraction,
+            "weights": weights,
+            "trained": trained,
+            "intra_sample_flops_fraction": plan.intra_sample_flops_fraction(network, mesh_shape(mesh)),
+        },
+    )
+    return dataclasses.replace(program, notes=(*notes, *program.notes))
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        return _complain(f"arguments are flags that begin with --, got {argv[1]!r}", 2)
+    folder = Path(__file__).parent
+    try:
+        configuration = engine.flags.read_configuration(FLAGS)
+        source = source_digest(folder / "models", folder / "sharding")
+        if FLAGS.mode == "compile":
+            print(obtain(dataclasses.replace(configuration, execution="offline"), build_program, source).path)
+            return 0
+        report, output_dir = run(configuration, engine.flags.effective_flags(FLAGS), build_program, source)
+    except UsageError as error:
+        return _complain(error, 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what is finished stands in the report", 130)
+    except Exception as error:
+        return _complain(f"{type(error).__name__}: {error}", 1)
+    print_table(report)
+    print(f"report and predictions in {output_dir}")
+    return 0
+
+
+def _complain(message: object, exit_code: int) -> int:
+    if FLAGS.debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    return exit_code
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def cli() -> None:
+    """The command `cambrian`, the same as `python main.py`."""
+    logging.set_verbosity(logging.WARNING)  # of JAX, which logs each platform it doesn't find
+    app.run(main, flags_parser=_parse_flags)
+
+
+if __name__ == "__main__":
+    cli()

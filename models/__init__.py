@@ -1,0 +1,35 @@
+"""What is computed: ResNets, their weights, and the programs made of them.
+
+Names are imported when first used, so that a plan or a program's shapes can be had without Flax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.architecture import Architecture as Architecture, network as network
+    from models.folding import fold as fold
+    from models.planning import make_plan as make_plan
+    from models.program import build_program as build_program
+    from models.resnet import ResNet as ResNet, load_variables as load_variables, variables_of as variables_of
+    from models.variables import random_variables as random_variables
+    from models.weights import read_weights as read_weights
+
+_MODULES = {
+    "Architecture": "architecture",
+    "network": "architecture",
+    "fold": "folding",
+    "make_plan": "planning",
+    "build_program": "program",
+    "ResNet": "resnet",
+    "load_variables": "resnet",
+    "variables_of": "resnet",
+    "random_variables": "variables",
+    "read_weights": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"models.{_MODULES[name]}"), name)

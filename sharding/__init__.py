@@ -1,0 +1,27 @@
+"""Where a network is computed: meshes, devices, partitions, plans and programs."""
+
+from sharding.choice import PARTITIONS as PARTITIONS, choose_partitions as choose_partitions
+from sharding.collectives import (
+    halo_exchange as halo_exchange,
+    sum_over_model_axis as sum_over_model_axis,
+    transition as transition,
+)
+from sharding.devices import (
+    PLATFORMS as PLATFORMS,
+    acquire_devices as acquire_devices,
+    computes_bfloat16 as computes_bfloat16,
+    cpu_features as cpu_features,
+    max_virtual_devices as max_virtual_devices,
+)
+from sharding.errors import UsageError as UsageError
+from sharding.layer import Kind as Kind, LayerSpec as LayerSpec, Network as Network
+from sharding.mesh import (
+    DATA_AXIS as DATA_AXIS,
+    MODEL_AXIS as MODEL_AXIS,
+    MeshShape as MeshShape,
+    make_mesh as make_mesh,
+    mesh_shape as mesh_shape,
+)
+from sharding.partition import Layout as Layout, Partition as Partition, layouts as layouts, refusal as refusal
+from sharding.plan import LayerPlan as LayerPlan, Plan as Plan
+from sharding.program import Program as Program, TensorSpec as TensorSpec

@@ -1,0 +1,284 @@
+import dataclasses
+import errno
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from toy_program import BATCH_SIZE, toy_program
+
+import engine.artifact
+from engine.artifact import load, save
+from engine.compile import compile_program, jit_program
+from engine.errors import ArtifactExists, ParityError
+from engine.manifest import MANIFEST, read_manifest
+from engine.parity import probe_inputs
+from engine.portable import load_portable
+from engine.serialization import NotSerializable
+from engine.signing import load_key
+from sharding import UsageError
+
+
+@pytest.fixture(scope="module")
+def online():
+    return compile_program(toy_program())
+
+
+@pytest.fixture(scope="module")
+def saved(online, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save(online, folder / "artifact", folder / "key")
+    return folder
+
+
+@pytest.fixture
+def artifact(saved, tmp_path):
+    return pathlib.Path(shutil.copytree(saved / "artifact", tmp_path / "artifact"))
+
+
+@pytest.fixture
+def key(saved):
+    return saved / "key"
+
+
+def edit(artifact, key, **changes):
+    """Changes fields of the manifest and signs it again."""
+    manifest, is_signed = read_manifest(artifact, load_key(key))
+    assert is_signed
+    (artifact / MANIFEST).write_bytes(dataclasses.replace(manifest, **changes).signed(load_key(key)))
+
+
+def edit_fingerprint(artifact, key, **changes):
+    edit(artifact, key, fingerprint=read_manifest(artifact, None)[0].fingerprint | changes)
+
+
+def native_file(artifact):
+    (path,) = artifact.glob("native-*.bin")
+    return path
+
+
+def test_round_trip(online, artifact, key):
+    loaded = load(artifact, signing_key=key)
+    assert loaded.kind == "native" and loaded.program is None
+    for name in ("name", "param_specs", "input_spec", "output_spec", "mesh", "analysis", "plan", "metadata", "notes"):
+        assert getattr(loaded, name) == getattr(online, name), name
+    assert loaded.parity.max_relative_error < 1e-5 and loaded.parity.top1_agreement == 1
+    inputs = np.random.default_rng(1).integers(0, 256, (BATCH_SIZE + 3, 8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(loaded(inputs), online(inputs), strict=True)
+    np.testing.assert_allclose(loaded(inputs), online.program.reference(inputs), rtol=1e-4, atol=1e-4)
+    assert read_manifest(artifact, None)[0].rules == online.program.rules
+
+
+FRESH_PROCESS = """
+import importlib.util, json, pathlib, sys
+import jax
+from jax import monitoring
+
+events = []
+monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: events.append(event))
+monitoring.register_event_listener(lambda event, **_: events.append(event))
+
+def count():
+    kinds = ("jaxpr_trace", "jaxpr_to_mlir", "backend_compile", "compile_requests")
+    found = {kind: sum(kind in event for event in events) for kind in kinds}
+    events.clear()
+    return found
+
+import numpy as np
+from engine.artifact import load
+results = []
+for key in sys.argv[2:]:
+    executable = load(pathlib.Path(sys.argv[1]), signing_key=pathlib.Path(key))
+    logits = executable(np.arange(11 * 192).reshape(11, 8, 8, 3).astype(np.uint8))
+    results.append({"kind": executable.kind, "logits": logits.tolist(), **count()})
+print(json.dumps({
+    "results": results,
+    "flax_installed": importlib.util.find_spec("flax") is not None,
+    "flax_loaded": any(name.split(".")[0] == "flax" for name in sys.modules),
+}))
+"""
+
+
+def test_a_fresh_process_loads_no_flax_and_neither_traces_nor_compiles(online, artifact, key, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FRESH_PROCESS, artifact, key, tmp_path / "no key"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=pathlib.Path(__file__).parents[1],
+    )
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    native, portable = report["results"]
+    assert report["flax_installed"] and not report["flax_loaded"]
+    counts = ("jaxpr_trace", "jaxpr_to_mlir", "backend_compile", "compile_requests")
+    assert native["kind"] == "native" and [native[kind] for kind in counts] == [0, 0, 0, 0]
+    assert portable["kind"] == "portable" and all(portable[kind] > 0 for kind in counts)
+    logits = online(np.arange(11 * 192).reshape(11, 8, 8, 3).astype(np.uint8))
+    np.testing.assert_array_equal(np.array(native["logits"], np.float32), logits)
+    np.testing.assert_allclose(np.array(portable["logits"], np.float32), logits, rtol=1e-5, atol=1e-5)
+
+
+def assert_portable(executable, online, reason):
+    assert executable.kind == "portable"
+    assert [note for note in executable.notes if note.startswith("portable program compiled: ") and reason in note]
+    inputs = probe_inputs(executable.input_spec)
+    np.testing.assert_allclose(executable(inputs), online(inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_another_users_artifact(online, artifact, tmp_path):
+    load_key(tmp_path / "other key")
+    before = (artifact / MANIFEST).read_bytes()
+    loaded = load(artifact, signing_key=tmp_path / "other key", refresh=True)
+    assert_portable(loaded, online, "not signed with this user's key")
+    assert_portable(load(artifact, signing_key=tmp_path / "absent"), online, "not signed with this user's key")
+    assert not (tmp_path / "absent").exists()
+    assert (artifact / MANIFEST).read_bytes() == before
+
+
+def test_an_altered_manifest_is_not_trusted_nor_signed(online, artifact, key):
+    values = json.loads((artifact / MANIFEST).read_text())
+    values["fingerprint"]["jax"] = "0.1.0"
+    (artifact / MANIFEST).write_text(json.dumps(values))
+    before = (artifact / MANIFEST).read_bytes()
+    assert_portable(load(artifact, signing_key=key, refresh=True), online, "not signed")
+    assert (artifact / MANIFEST).read_bytes() == before
+    del values["hmac_sha256"]
+    (artifact / MANIFEST).write_text(json.dumps(values))
+    assert_portable(load(artifact, signing_key=key), online, "not signed")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "reason"),
+    [
+        ("jax", "0.9.0", f"artefact built with jax 0.9.0, here {jax.__version__}"),
+        ("CPU model", "Pentium", "artefact built with CPU model Pentium, here "),
+        ("CPU features", ["quantum"], "artefact built with CPU features quantum, here "),
+    ],
+)
+def test_another_version_or_cpu_is_refreshed_on_request(online, artifact, key, entry, value, reason):
+    edit_fingerprint(artifact, key, **{entry: value})
+    old = native_file(artifact)
+    old.rename(foreign := artifact / "native-000000000000.bin")
+    manifest, _ = read_manifest(artifact, None)
+    files = {foreign.name if name == old.name else name: record for name, record in manifest.files.items()}
+    edit(artifact, key, files=files)
+
+    before = (artifact / MANIFEST).read_bytes()
+    assert_portable(load(artifact, signing_key=key), online, reason)
+    assert (artifact / MANIFEST).read_bytes() == before and native_file(artifact) == foreign
+
+    assert_portable(load(artifact, signing_key=key, refresh=True), online, reason)
+    assert native_file(artifact) != foreign
+    refreshed = load(artifact, signing_key=key)
+    assert refreshed.kind == "native" and refreshed.notes == online.notes
+    np.testing.assert_allclose(refreshed(probe := probe_inputs(online.input_spec)), online(probe), rtol=1e-5, atol=1e-5)
+
+
+def test_a_refresh_that_can_not_be_written_is_a_note(online, artifact, key, monkeypatch):
+    def fail(path, data):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(engine.artifact, "replace_file", fail)
+    edit_fingerprint(artifact, key, jax="0.9.0")
+    loaded = load(artifact, signing_key=key, refresh=True)
+    assert_portable(loaded, online, "built with jax 0.9.0")
+    assert "was not refreshed" in loaded.notes[-1] and "Read-only" in loaded.notes[-1]
+
+
+def test_other_devices(online, artifact, key):
+    others = jax.devices()[8:16]
+    loaded = load(artifact, devices=others, signing_key=key)
+    assert_portable(loaded, online, "device ids")
+    assert list(loaded.mesh.devices.flat) == others
+    assert load(artifact, devices=jax.devices()[:8], signing_key=key).kind == "native"
+    with pytest.raises(UsageError, match="mesh 2x4 needs 8 devices, got 7"):
+        load(artifact, devices=jax.devices()[:7], signing_key=key)
+    edit(artifact, key, platform="tpu")
+    with pytest.raises(UsageError, match="needs tpu devices, got cpu"):
+        load(artifact, devices=jax.devices()[:8], signing_key=key)
+
+
+def test_jaxs_compilation_cache_does_not_spoil_the_native_part(key, tmp_path):
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        reset_cache()
+        program = toy_program()
+        jit_program(program).lower(*program.abstract_arguments()).compile()
+        assert list((tmp_path / "jax").glob("*apply*"))
+        save(compile_program(toy_program()), tmp_path / "artifact", key)
+        assert jax.config.jax_enable_compilation_cache
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()
+    assert load(tmp_path / "artifact", signing_key=key).kind == "native"
+
+
+def test_without_native_serialization_the_portable_part_remains(online, key, tmp_path, monkeypatch):
+    def refuse(compiled):
+        raise NotSerializable("MemoryError std::bad_alloc")
+
+    monkeypatch.setattr(engine.artifact, "to_native", refuse)
+    save(online, tmp_path / "artifact", key)
+    assert not list((tmp_path / "artifact").glob("native*"))
+    loaded = load(tmp_path / "artifact", signing_key=key, refresh=True)
+    assert_portable(loaded, online, "the artefact holds no native executable")
+    assert any("could not serialize it: MemoryError std::bad_alloc" in note for note in loaded.notes)
+
+
+def test_outputs_too_far_from_the_reference_are_an_error_and_not_kept(artifact, key):
+    edit(artifact, key, tolerance=1e-12)
+    with pytest.raises(ParityError, match="toy .native. .* 1e-12, got"):
+        load(artifact, signing_key=key)
+    edit_fingerprint(artifact, key, jax="0.9.0")
+    before = (artifact / MANIFEST).read_bytes()
+    with pytest.raises(ParityError, match="toy .portable. .* 1e-12, got"):
+        load(artifact, signing_key=key, refresh=True)
+    assert (artifact / MANIFEST).read_bytes() == before
+
+
+def test_save_refuses_what_it_can_not_do(online, artifact, key, tmp_path):
+    with pytest.raises(ArtifactExists, match=str(artifact)):
+        save(online, artifact, key)
+    with pytest.raises(UsageError, match="got a native one"):
+        save(load(artifact, signing_key=key), tmp_path / "again", key)
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("part", ["to_portable", "write_tensors", "write_file"])
+def test_a_failed_save_leaves_nothing(online, key, tmp_path, monkeypatch, part):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(engine.artifact, part, fail)
+    with pytest.raises(OSError, match="No space"):
+        save(online, tmp_path / "new" / "artifact", key)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_portable_program_inside_other_code(online, artifact):
+    portable = load_portable(artifact)
+
+    @jax.jit
+    def probabilities(params, images):
+        return jax.nn.softmax(portable.exported.call(params, 255 - images))
+
+    images = probe_inputs(portable.input_spec)
+    on_devices = jax.device_put(images, portable.input_spec.sharding(portable.mesh))
+    expected = jax.nn.softmax(online(255 - images))
+    np.testing.assert_allclose(probabilities(portable.params, on_devices), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(probabilities(portable.params, images), expected, rtol=1e-4, atol=1e-6)
+    assert portable.metadata == online.metadata

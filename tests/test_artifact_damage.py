@@ -1,0 +1,109 @@
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import pytest
+from jax.sharding import PartitionSpec as P
+from toy_program import toy_program
+
+from engine.artifact import load, save
+from engine.artifact_files import PARAMETERS, PORTABLE, PROBE
+from engine.compile import compile_program
+from engine.errors import DamagedArtifact
+from engine.manifest import MANIFEST, FileRecord, Manifest, read_manifest
+from engine.signing import load_key
+from sharding import TensorSpec, UsageError
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save(compile_program(toy_program()), folder / "artifact", folder / "key")
+    return folder
+
+
+@pytest.fixture
+def artifact(saved, tmp_path):
+    return pathlib.Path(shutil.copytree(saved / "artifact", tmp_path / "artifact"))
+
+
+@pytest.fixture
+def key(saved):
+    return saved / "key"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [cut, flip, pathlib.Path.unlink])
+@pytest.mark.parametrize("name", ["native", PARAMETERS, PORTABLE, PROBE, MANIFEST])
+def test_damage_is_named(artifact, key, name, harm):
+    path = next(artifact.glob("native-*")) if name == "native" else artifact / name
+    if name == MANIFEST and harm == flip:
+        path.write_bytes(path.read_bytes().replace(b'"tolerance"', b'"tolerancf"'))
+    else:
+        harm(path)
+    with pytest.raises(DamagedArtifact, match=f"{path} must") as caught:
+        load(artifact, signing_key=key)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'"format_version": 1', b'"format_version": 2', "format version 1 is needed, got 2"),
+        (b'"mesh": "2x4"', b'"mesh": "2y4"', "MODELxDATA"),
+        (b'"mesh": "2x4"', b'"mash": "2x4"', "mesh"),
+        (b'"analysis": {', b'"analysis": {"more": 1,', "wrong form"),
+        (b'"files": {', b'"files": {"../other": {"sha256": "", "num_bytes": 0},', "unknown .*other"),
+        (b'"portable.bin"', b'"native-0123456789ab.bin"', "missing .*portable.bin"),
+        (b"{", b"[{", "Expecting"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(artifact, old, new, reason):
+    path = artifact / MANIFEST
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(DamagedArtifact, match=f"{path} must .*{reason}"):
+        load(artifact)
+
+
+def test_parameters_other_than_the_manifests_are_refused(artifact, key):
+    manifest, _ = read_manifest(artifact, None)
+    manifest = dataclasses.replace(manifest, files=manifest.files | {PARAMETERS: manifest.files[PROBE]})
+    (artifact / MANIFEST).write_bytes(manifest.signed(load_key(key)))
+    shutil.copy(artifact / PROBE, artifact / PARAMETERS)
+    with pytest.raises(DamagedArtifact, match=f"{PARAMETERS} must hold the parameters that the manifest lists"):
+        load(artifact, signing_key=key)
+
+
+def test_what_is_no_artifact_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "absent", tmp_path / "file"):
+        with pytest.raises(UsageError, match=str(path)):
+            load(path)
+    with pytest.raises(DamagedArtifact, match=MANIFEST):
+        load(tmp_path)
+
+
+def test_manifest_round_trip(artifact):
+    manifest, _ = read_manifest(artifact, None)
+    specs = tuple(
+        TensorSpec(f"t{i}", (8, 4, 2), "bfloat16", spec)
+        for i, spec in enumerate([P(), P(None, "model"), P(("model", "data"), None, None), P("data", "model")])
+    )
+    manifest = dataclasses.replace(manifest, param_specs=specs, plan={"b": {"partition": "rows"}, "a": {}})
+    manifest = dataclasses.replace(manifest, files={"x": FileRecord.of(b"[ {")}, notes=("[", "a\n b", "[\n", "]"))
+    written = json.loads(manifest.signed(b"key"))
+    del written["hmac_sha256"]
+    restored = Manifest.from_json(written)
+    assert restored == manifest and list(restored.plan) == ["b", "a"]
+    assert '"shape": [8, 4, 2]' in manifest.signed(b"key").decode()

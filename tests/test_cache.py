@@ -1,0 +1,175 @@
+import dataclasses
+import errno
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from toy_program import toy_program
+
+import engine.artifact
+from engine.artifact import load
+from engine.artifact_files import PARAMETERS, PORTABLE
+from engine.cache import artifact_key, default_artifact_dir, load_or_build, source_digest
+from engine.manifest import MANIFEST, read_manifest
+from engine.signing import load_key
+from sharding import UsageError
+
+
+@pytest.fixture
+def signing_key(tmp_path):
+    return tmp_path / "key"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def no_build():
+    raise AssertionError("the artefact is there: nothing is to be built")
+
+
+def test_the_key_depends_on_every_fact_and_not_on_their_order():
+    facts = {"model": "resnet101", "mesh": "4x8", "plan": {"conv1": ["rows", "im2col"]}}
+    key = artifact_key(facts)
+    assert key == artifact_key(dict(reversed(facts.items()))) and len(key) == 64
+    changed = [facts | {"model": "resnet50"}, facts | {"plan": {}}, facts | {"batch_size": 64}]
+    assert len({key, *map(artifact_key, changed)}) == 4
+    with pytest.raises(TypeError):
+        artifact_key({"path": pathlib.Path()})
+
+
+def test_the_source_digest_follows_content_and_names(tmp_path):
+    folder = tmp_path / "models"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.py").write_text("x = 1")
+    (folder / "sub" / "b.py").write_text("y = 2")
+    digests = [source_digest(folder)]
+    (folder / "notes.txt").write_text("not a source")
+    assert source_digest(folder) == digests[0]
+    (folder / "a.py").write_text("x = 2")
+    digests.append(source_digest(folder))
+    (folder / "a.py").rename(folder / "c.py")
+    digests.append(source_digest(folder))
+    (folder / "sub" / "b.py").rename(folder / "b.py")
+    digests.append(source_digest(folder))
+    digests.append(source_digest(folder, folder / "sub"))
+    (folder / "sub" / "d.py").touch()
+    digests.append(source_digest(folder))
+    assert len(set(digests)) == 5 and digests[3] == digests[4]
+
+
+def test_the_default_folder(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert default_artifact_dir() == pathlib.Path("/somewhere/cambrian/artifacts")
+
+
+def test_built_once_then_loaded(cache, signing_key):
+    built, build_ms = load_or_build(cache, "key", toy_program, signing_key=signing_key)
+    assert built.kind == "native" and built.program is None and build_ms is not None and build_ms > 0
+    loaded, build_ms = load_or_build(cache, "key", no_build, signing_key=signing_key)
+    assert loaded.kind == "native" and build_ms is None
+    assert [path.name for path in cache.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("name", [PARAMETERS, PORTABLE, MANIFEST, "native"])
+def test_a_damaged_artifact_is_named_and_rebuilt(cache, signing_key, name):
+    load_or_build(cache, "key", toy_program, signing_key=signing_key)
+    path = next((cache / "key").glob("native*")) if name == "native" else cache / "key" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    rebuilt, build_ms = load_or_build(cache, "key", toy_program, signing_key=signing_key)
+    assert build_ms is not None and rebuilt.kind == "native"
+    assert rebuilt.notes[0].startswith(f"artefact rebuilt: {path} must")
+    loaded, build_ms = load_or_build(cache, "key", no_build, signing_key=signing_key)
+    assert build_ms is None and not any("rebuilt" in note for note in loaded.notes)
+    assert [path.name for path in cache.iterdir()] == ["key"]
+
+
+def test_where_only_the_fingerprint_differs_the_native_part_is_refreshed(cache, signing_key):
+    load_or_build(cache, "key", toy_program, signing_key=signing_key)
+    key = load_key(signing_key)
+    manifest, _ = read_manifest(cache / "key", key)
+    manifest = dataclasses.replace(manifest, fingerprint=manifest.fingerprint | {"jaxlib": "0.9.0"})
+    (cache / "key" / MANIFEST).write_bytes(manifest.signed(key))
+    first, build_ms = load_or_build(cache, "key", no_build, signing_key=signing_key)
+    assert build_ms is None and first.kind == "portable" and "jaxlib 0.9.0" in first.notes[-1]
+    second, _ = load_or_build(cache, "key", no_build, signing_key=signing_key)
+    assert second.kind == "native"
+
+
+BUILD_IN_STEP = """
+import json, pathlib, sys, time
+cache, key, own, other = map(pathlib.Path, sys.argv[1:])
+sys.path.insert(0, "tests")
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from toy_program import toy_program
+from engine.cache import load_or_build
+
+def build():
+    # Both processes have found no artefact when either goes on.
+    own.touch()
+    while not other.exists():
+        time.sleep(0.01)
+    return toy_program()
+
+executable, build_ms = load_or_build(cache, "key", build, signing_key=key)
+print(json.dumps([executable.kind, build_ms is not None, executable.parity.max_relative_error]))
+"""
+
+
+def test_two_processes_build_at_once(cache, signing_key, tmp_path):
+    marks = [tmp_path / "a", tmp_path / "b"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILD_IN_STEP, cache, signing_key, *order],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=pathlib.Path(__file__).parents[1],
+        )
+        for order in (marks, marks[::-1])
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        kind, built, error = json.loads(output)
+        assert kind == "native" and built and error < 1e-5
+    assert [path.name for path in cache.iterdir()] == ["key"]
+    assert load(cache / "key", signing_key=signing_key).parity is not None
+
+
+def test_equal_parameters_are_stored_once(cache, signing_key):
+    def inode(key):
+        return (cache / key / PARAMETERS).stat().st_ino
+
+    for key, batch_size, seed in [("a", 8, 0), ("b", 16, 0), ("c", 8, 1)]:
+        load_or_build(cache, key, lambda n=batch_size, s=seed: toy_program(s, n), signing_key=signing_key)
+    assert inode("a") == inode("b") != inode("c")
+    assert sorted(path.name for path in (cache / "b").iterdir()) == sorted(read_files(cache / "b"))
+    (cache / "a" / PARAMETERS).write_bytes(b"damaged, and so is b, which shares it")
+    rebuilt, _ = load_or_build(cache, "b", lambda: toy_program(0, 16), signing_key=signing_key)
+    assert inode("a") != inode("b") and rebuilt.notes[0].startswith("artefact rebuilt")
+
+
+def read_files(artifact):
+    return [MANIFEST, *read_manifest(artifact, None)[0].files]
+
+
+def test_a_folder_that_can_not_be_made_is_refused_before_building(tmp_path, signing_key):
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"
+    with pytest.raises(UsageError, match=f"must be writable and have space, got {cache}: Not a directory"):
+        load_or_build(cache, "key", no_build, signing_key=signing_key)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(cache, signing_key, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(engine.artifact, "write_tensors", fail)
+    with pytest.raises(UsageError, match=f"got {cache}: No space left on device"):
+        load_or_build(cache, "key", toy_program, signing_key=signing_key)
+    assert list(cache.iterdir()) == []

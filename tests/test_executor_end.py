@@ -1,0 +1,155 @@
+"""How a run ends: failures, closing, interruption, exit; no thread is left."""
+
+import itertools
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_executable import host_threads, inputs_of, make_executable
+
+from engine.executable import Executable
+from engine.executor import stream
+from sharding import MeshShape, UsageError
+
+
+@pytest.fixture(scope="module")
+def executable() -> Executable:
+    return make_executable(MeshShape(2, 4), batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert host_threads() == []
+
+
+class Failure(Exception):
+    pass
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("where", ["batches", "decode", "postprocess"])
+def test_a_failure_reaches_the_consumer_after_the_results_before_it(executable, where, threads):
+    failure = Failure("of item 5")
+
+    def fail_at_5(stage, index):
+        if stage == where and index == 5:
+            raise failure
+
+    def batches():
+        for index in itertools.count():
+            fail_at_5("batches", index)
+            yield index
+
+    def decode(index):
+        time.sleep(0.02 if index < 5 else 0)  # the failure comes before the results of earlier items
+        fail_at_5("decode", index)
+        return inputs_of(index)
+
+    def postprocess(index, outputs):
+        fail_at_5("postprocess", index)
+        return index
+
+    received = []
+    with pytest.raises(Failure) as raised:
+        received.extend(stream(executable, batches(), threads=threads, decode=decode, postprocess=postprocess))
+    assert raised.value is failure
+    assert received == [0, 1, 2, 3, 4]
+    assert host_threads() == []
+
+
+def test_of_two_failures_the_first_by_input_order_is_raised(executable):
+    second_failed = threading.Event()
+
+    def decode(index):
+        if index == 0:
+            assert second_failed.wait(timeout=10)
+        else:
+            second_failed.set()
+        raise Failure(str(index))
+
+    with pytest.raises(Failure, match="0"):
+        list(stream(executable, range(2), threads=2, decode=decode))
+
+
+def test_inputs_that_do_not_fit_are_refused(executable):
+    with pytest.raises(UsageError, match=r"inputs need shape \(1…8, 3\)"):
+        list(stream(executable, [inputs_of(0, 9)], threads=2))
+
+
+def test_closing_stops_within_a_batch(executable):
+    decoded = []
+
+    def decode(index):
+        decoded.append(index)
+        time.sleep(0.05)
+        return inputs_of(index)
+
+    results = stream(executable, itertools.count(), threads=2, decode=decode)
+    next(results)
+    results.close()
+    assert host_threads() == []
+    num_decoded = len(decoded)
+    time.sleep(0.1)
+    assert len(decoded) == num_decoded <= 1 + 2 * 2
+
+
+def test_leaving_the_loop_stops_the_threads(executable):
+    for _ in stream(executable, map(inputs_of, itertools.count()), threads=3):
+        break
+    assert host_threads() == []
+
+
+def test_a_stream_that_was_never_started_has_no_threads(executable):
+    results = stream(executable, map(inputs_of, itertools.count()), threads=3)
+    assert host_threads() == []
+    del results
+
+
+def test_keyboard_interrupt_ends_the_consumers_wait(executable):
+    main_thread = threading.get_ident()
+    decoding, interrupted = threading.Event(), threading.Event()
+
+    def decode(index):
+        decoding.set()
+        assert interrupted.wait(timeout=10)
+        return inputs_of(index)
+
+    def interrupt():
+        assert decoding.wait(timeout=10)
+        time.sleep(0.1)  # the consumer waits for the first result now
+        signal.pthread_kill(main_thread, signal.SIGINT)
+        time.sleep(0.1)
+        interrupted.set()
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(stream(executable, itertools.count(), threads=2, decode=decode))
+    assert host_threads() == []
+    interrupter.join()
+
+
+def test_an_open_stream_does_not_keep_the_interpreter_from_exiting():
+    script = """
+import itertools, types
+import numpy as np
+from engine.executor import stream
+from sharding import TensorSpec
+executable = types.SimpleNamespace(output_spec=TensorSpec("outputs", (8, 3), "float32"))
+results = stream(executable, itertools.count(), threads=2, decode=lambda item: np.empty((0, 3)))
+print(next(results).shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(0, 3)\n", "")

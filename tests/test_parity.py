@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from engine.parity import Parity, compare, probe_inputs
+from sharding import TensorSpec
+
+
+def test_the_worst_sample_counts():
+    reference = np.array([[3.0, 4.0], [0.0, 10.0], [1.0, 0.0]], np.float32)
+    outputs = reference + np.array([[0.0, 0.5], [0.0, 0.0], [0.0, 2.0]], np.float32)
+    assert compare(outputs, reference) == Parity(2.0, pytest.approx(2 / 3))
+    assert compare(outputs[:2], reference[:2]) == Parity(pytest.approx(0.1), 1.0)
+
+
+def test_zeros_and_nan():
+    zeros = np.zeros((2, 3), np.float32)
+    assert compare(zeros, zeros).max_relative_error == 0
+    assert compare(zeros + 1, zeros).max_relative_error == np.inf
+    assert np.isnan(compare(np.full((2, 3), np.nan, np.float32), zeros + 1).max_relative_error)
+
+
+def test_outputs_that_are_no_classes():
+    images = np.ones((2, 4, 4, 3), np.float32)
+    assert compare(images, images) == Parity(0.0, None)
+    with pytest.raises(ValueError, match="same shape"):
+        compare(images, images[:1])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "bfloat16", "bool"])
+def test_the_probe_is_a_whole_batch_the_same_every_time(dtype):
+    spec = TensorSpec("x", (16, 8, 3), dtype)
+    inputs = probe_inputs(spec)
+    assert inputs.shape == spec.shape and inputs.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(inputs, probe_inputs(spec))
+    assert len(np.unique(inputs)) > (1 if dtype == "bool" else 10)
+    assert dtype != "int32" or (inputs.min() >= 0 and inputs.max() < 16)

@@ -1,0 +1,174 @@
+"""Every legal mix of partitions gives the logits of the unsharded network."""
+
+import random
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from models.architecture import Architecture, network
+from models.planning import default_lowering, make_plan
+from models.program import build_program
+from models.variables import random_variables
+from sharding import LayerPlan, MeshShape, Partition, Plan, Program, UsageError, make_mesh, refusal
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+
+
+def build(architecture, mesh, plan, image_size, batch_size, precision="float32") -> Program:
+    return build_program(
+        architecture,
+        random_variables(architecture, seed=1),
+        plan,
+        make_mesh(mesh, jax.devices()),
+        image_size=image_size,
+        batch_size=batch_size,
+        precision=precision,
+        mean=MEAN,
+        std=STD,
+    )
+
+
+def run(program: Program, images: np.ndarray) -> np.ndarray:
+    params = [
+        jax.device_put(param, spec.sharding(program.mesh))
+        for param, spec in zip(program.params, program.param_specs, strict=True)
+    ]
+    return np.asarray(jax.jit(program.apply)(params, jax.device_put(images, program.input_spec.sharding(program.mesh))))
+
+
+def images_of(batch_size: int, image_size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def random_plan(net, mesh: MeshShape, batch_size: int, seed: int) -> Plan:
+    rng = random.Random(seed)
+    layers = []
+    for layer in net:
+        legal = [p for p in Partition if refusal(layer, p, mesh, batch_size) is None]
+        layers.append((layer.name, LayerPlan(rng.choice(legal), default_lowering(layer, "cpu"))))
+    return Plan(tuple(layers))
+
+
+# Width and image size are such that each mesh finds rows and channels to cut; 10 classes and the deep layers don't
+# always divide. The second batch of a mesh isn't divisible by the model axis, so that samples isn't legal.
+CASES = [
+    ("1x32", 32, 32, 32),
+    ("2x16", 32, 32, 16),
+    ("2x16", 32, 32, 32),
+    ("4x8", 32, 32, 24),
+    ("4x8", 32, 32, 32),
+    ("8x4", 32, 32, 4),
+    ("16x2", 32, 32, 6),
+    ("32x1", 32, 32, 3),
+    ("32x1", 32, 32, 32),
+    ("3x2", 12, 24, 4),
+    ("3x2", 12, 24, 6),
+    ("5x1", 20, 20, 2),
+    ("5x1", 20, 20, 5),
+]
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("mesh, width, image_size, batch_size", CASES)
+def test_any_legal_mix_of_partitions_gives_the_unsharded_logits(mesh, width, image_size, batch_size, stem):
+    shape = MeshShape.parse(mesh)
+    architecture = Architecture(stem, blocks=(1, 2), bottleneck=True, num_classes=10, width=width)
+    net = network(architecture, image_size)
+    seed = CASES.index((mesh, width, image_size, batch_size))
+    program = build(architecture, shape, random_plan(net, shape, batch_size, seed), image_size, batch_size)
+    images = images_of(batch_size, image_size)
+    assert relative_error(run(program, images), program.reference(images)) <= 1e-5
+
+
+@pytest.mark.parametrize("partition", ["auto", "samples", "rows", "channels", "intra_sample"])
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_each_partition_flag_gives_the_unsharded_logits(partition, bottleneck):
+    shape, image_size, batch_size = MeshShape(2, 4), 16, 8
+    architecture = Architecture("cifar", blocks=(1, 1), bottleneck=bottleneck, num_classes=10, width=8)
+    net = network(architecture, image_size)
+    plan = make_plan(net, shape, batch_size, "cpu", partition)
+    program = build(architecture, shape, plan, image_size, batch_size)
+    images = images_of(batch_size, image_size)
+    assert relative_error(run(program, images), program.reference(images)) <= 1e-5
+
+
+def test_a_halo_wider_than_a_device_s_rows_reaches_over_several_neighbours():
+    architecture = Architecture("imagenet", blocks=(1,), bottleneck=False, num_classes=10, width=4)
+    net = network(architecture, 16)  # 7×7 over 2 rows a device: three rows from above
+    shape = MeshShape(8, 1)
+    plan = Plan(
+        tuple(
+            (
+                layer.name,
+                LayerPlan(Partition.ROWS if layer.name == "conv1" else Partition.WHOLE, default_lowering(layer, "cpu")),
+            )
+            for layer in net
+        )
+    )
+    program = build(architecture, shape, plan, 16, 1)
+    images = images_of(1, 16)
+    assert relative_error(run(program, images), program.reference(images)) <= 1e-5
+
+
+def test_odd_image_sizes_are_computed_whole_where_rows_do_not_divide():
+    architecture = Architecture("cifar", blocks=(1, 1), bottleneck=True, num_classes=10, width=8)
+    net = network(architecture, 15)
+    plan = make_plan(net, MeshShape(3, 1), 1, "cpu", "auto")
+    assert "left whole (layer2.0.conv1" not in str(plan.notes)
+    program = build(architecture, MeshShape(3, 1), plan, 15, 1)
+    images = images_of(1, 15)
+    assert relative_error(run(program, images), program.reference(images)) <= 1e-5
+
+
+def test_bfloat16_stays_within_its_tolerance_of_float32():
+    architecture = Architecture("cifar", blocks=(1, 1), bottleneck=True, num_classes=10, width=16)
+    net = network(architecture, 16)
+    plan = make_plan(net, MeshShape(2, 4), 8, "cpu", "intra_sample")
+    program = build(architecture, MeshShape(2, 4), plan, 16, 8, precision="bfloat16")
+    images = images_of(8, 16)
+    assert 1e-5 < relative_error(run(program, images), program.reference(images)) <= program.tolerance == 2e-2
+
+
+def test_shardings_of_inputs_parameters_and_outputs():
+    architecture = Architecture("cifar", blocks=(1,), bottleneck=True, num_classes=10, width=8)
+    net = network(architecture, 8)
+    expected = {
+        "samples": (P(("data", "model")), P(), P(("data", "model"))),
+        "rows": (P("data", "model"), P(), P("data")),
+        "channels": (P("data"), P("model"), P("data")),
+    }
+    for partition, (images, kernel, logits) in expected.items():
+        plan = make_plan(net, MeshShape(4, 2), 8, "cpu", partition)
+        program = build(architecture, MeshShape(4, 2), plan, 8, 8)
+        specs = {spec.name: spec for spec in program.param_specs}
+        assert program.input_spec.partition_spec == images
+        assert specs["conv1.kernel"].partition_spec == kernel
+        assert program.output_spec.partition_spec == logits
+        assert [name for name, _ in plan.layers if f"{name}.kernel" in specs] == [
+            spec.name.removesuffix(".kernel") for spec in program.param_specs if spec.name.endswith(".kernel")
+        ]
+    # Cut kernels lie shard after shard: (model, taps, in, out / model).
+    assert specs["conv1.kernel"].shape == (4, 9, 3, 2)
+    assert specs["layer1.0.conv1.bias"].shape == (4, 2)
+
+
+def test_a_plan_the_mesh_cannot_do_is_refused_naming_layer_dimension_and_axis():
+    architecture = Architecture("cifar", blocks=(1,), bottleneck=True, num_classes=10, width=8)
+    net = network(architecture, 8)
+    plan = make_plan(net, MeshShape(4, 1), 4, "cpu", "rows")
+    with pytest.raises(
+        UsageError, match="mesh 3x1: conv1: rows needs its output rows divisible by the model axis of 3"
+    ):
+        build(architecture, MeshShape(3, 1), plan, 8, 4)
+    winograd = Plan(tuple((name, LayerPlan(p.partition, "fft")) for name, p in plan.layers))
+    with pytest.raises(UsageError, match="lowering of conv1 must be one of native, matmul, im2col, got 'fft'"):
+        build(architecture, MeshShape(4, 1), winograd, 8, 4)
+    matmul = Plan(tuple((name, LayerPlan(p.partition, "matmul")) for name, p in plan.layers))
+    with pytest.raises(UsageError, match="lowering matmul of conv1 doesn't compute a 3×3 convolution"):
+        build(architecture, MeshShape(4, 1), matmul, 8, 4)

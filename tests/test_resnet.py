@@ -1,0 +1,212 @@
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+from jax.typing import ArrayLike
+
+from models.architecture import Architecture, network, residual_blocks
+from models.folding import fold, fold_batch_norm
+from models.resnet import Bottleneck, ResNet, inference_function, load_resnet, load_variables, variables_of
+from models.variables import expected_shapes, random_variables
+from models.weights import import_tensors
+from sharding import Kind, Network, UsageError
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+SMALL = {
+    "bottleneck_imagenet": (Architecture("imagenet", (1, 2), True, 5, width=8), 33),
+    "bottleneck_cifar": (Architecture("cifar", (1, 2), True, 5, width=8), 9),
+    "basic_cifar": (Architecture("cifar", (2, 1), False, 5, width=8), 8),
+}
+
+
+def relative_error(actual: ArrayLike, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected))
+
+
+def images_of(count: int, size: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(size).standard_normal((count, size, size, 3), np.float32))
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    if not REFERENCE.is_dir():
+        pytest.skip("shared/reference is not beside this repository")
+    spec = importlib.util.spec_from_file_location("reference_weights", REFERENCE / "reference_weights.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("case", "stem", "num_classes", "count", "size"),
+    [
+        ("imagenet_224_1000", "imagenet", 1000, 2, 224),
+        ("imagenet_32_10", "imagenet", 10, 8, 32),
+        ("cifar_32_10", "cifar", 10, 8, 32),
+    ],
+)
+def test_resnet101_gives_the_logits_of_pytorch(reference, case, stem, num_classes, count, size):
+    architecture, variables = import_tensors(reference.state_dict(num_classes, stem), "reference_weights.py")
+    assert architecture == Architecture.resnet(101, stem, num_classes)
+    images = reference.images(count, size).transpose(0, 2, 3, 1)
+    logits = inference_function(architecture, variables)(images)
+    assert logits.dtype == jnp.float32
+    assert relative_error(logits, np.load(REFERENCE / "resnet101_logits.npz")[case]) <= 2e-6
+
+
+def apply_folded(layers: Network, params: dict[str, np.ndarray], images: jax.Array) -> jax.Array:
+    outputs: dict[str | None, jax.Array] = {None: images}
+    for layer in layers:
+        x, padding = outputs[layer.input], [(layer.padding, layer.padding)] * 2
+        window = (layer.kernel, layer.kernel), (layer.stride, layer.stride)
+        match layer.kind:
+            case Kind.CONV:
+                kernel = jnp.asarray(params[f"{layer.name}.kernel"])
+                x = lax.conv_general_dilated(x, kernel, window[1], padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+                x = x + params[f"{layer.name}.bias"]
+            case Kind.MAX_POOL:
+                x = lax.reduce_window(
+                    x, -np.inf, lax.max, (1, *window[0], 1), (1, *window[1], 1), [(0, 0), *padding, (0, 0)]
+                )
+            case Kind.MEAN_POOL:
+                x = x.mean((1, 2))
+            case Kind.DENSE:
+                x = x @ params[f"{layer.name}.kernel"] + params[f"{layer.name}.bias"]
+        x = x if layer.residual is None else x + outputs[layer.residual]
+        outputs[layer.name] = nnx.relu(x) if layer.relu else x
+    assert all(outputs[layer.name].shape[1:] == layer.out_shape for layer in layers if layer.kind == Kind.CONV)
+    return outputs[layers[-1].name]
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_folded_convolutions_equal_the_model_in_evaluation_mode(case):
+    architecture, size = SMALL[case]
+    variables, images = random_variables(architecture, seed=1), images_of(3, size)
+    params, layers = fold(architecture, variables), network(architecture, size)
+    assert {name: value.dtype for name, value in params.items()} == dict.fromkeys(params, np.float32)
+    assert list(params) == [f"{spec.name}.{kind}" for spec in layers if spec.has_weights for kind in ("kernel", "bias")]
+    logits = jax.jit(lambda images: apply_folded(layers, params, images))(images)
+    assert relative_error(logits, np.asarray(inference_function(architecture, variables)(images))) <= 2e-6
+
+
+def test_fold_batch_norm_by_hand():
+    kernel = np.array([[[[1.0, 2.0]]]], np.float32)
+    scale, bias, mean, var = (np.array(v, np.float32) for v in ((3, 5), (1, -1), (2, 4), (3.75, 0.0)))
+    folded, shift = fold_batch_norm(kernel, scale, bias, mean, var, epsilon=0.25)
+    # factors 3 / √4 and 5 / √0.25
+    np.testing.assert_array_equal(folded, np.array([[[[1.5, 20.0]]]], np.float32))
+    np.testing.assert_array_equal(shift, np.array([1 - 2 * 1.5, -1 - 4 * 10.0], np.float32))
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_the_model_has_the_expected_variables(case):
+    architecture, _ = SMALL[case]
+    model = nnx.eval_shape(lambda: ResNet(architecture, rngs=nnx.Rngs(0)))
+    shapes = {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    assert shapes == expected_shapes(architecture)
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_variables_make_the_round_trip(case):
+    architecture, _ = SMALL[case]
+    variables = random_variables(architecture, seed=2)
+    assert {name: value.shape for name, value in variables.items()} == expected_shapes(architecture)
+    restored = variables_of(load_resnet(architecture, variables))
+    assert restored.keys() == variables.keys()
+    for name, value in variables.items():
+        assert value.dtype == restored[name].dtype == np.float32
+        np.testing.assert_array_equal(restored[name], value)
+
+
+def test_random_variables_depend_on_the_seed_alone():
+    architecture, _ = SMALL["basic_cifar"]
+    first, again, other = (random_variables(architecture, seed) for seed in (0, 0, 1))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not any(np.array_equal(first[name], other[name]) for name in first)
+
+
+def test_variables_that_do_not_fit_are_named():
+    architecture, _ = SMALL["basic_cifar"]
+    variables = random_variables(architecture)
+    model = load_resnet(architecture, variables)
+    without = {name: value for name, value in variables.items() if name != "layer1.1.bn2.var"}
+    for check in (lambda wrong: load_variables(model, wrong), lambda wrong: fold(architecture, wrong)):
+        with pytest.raises(UsageError, match=r"needs the variable layer1\.1\.bn2\.var"):
+            check(without)
+        with pytest.raises(UsageError, match=r"no variable fc\.scale"):
+            check(variables | {"fc.scale": np.ones(5, np.float32)})
+        with pytest.raises(UsageError, match=r"fc\.kernel .*needs shape \(16, 5\), got \(5, 16\)"):
+            check(variables | {"fc.kernel": variables["fc.kernel"].T})
+
+
+def test_a_loaded_model_does_not_share_memory_with_its_variables():
+    architecture, _ = SMALL["basic_cifar"]
+    variables = random_variables(architecture)
+    model = load_resnet(architecture, variables)
+    before = variables["fc.bias"].copy()
+    variables["fc.bias"][:] = 7
+    np.testing.assert_array_equal(variables_of(model)["fc.bias"], before)
+
+
+def test_training_mode_normalises_by_the_batch_and_tracks_it():
+    architecture, size = SMALL["basic_cifar"]
+    variables, images = random_variables(architecture), images_of(16, size)
+    model = load_resnet(architecture, variables)
+    nnx.jit(lambda model, images: model(images))(model, images)
+    tracked = variables_of(model)
+    stem = lax.conv_general_dilated(
+        images, jnp.asarray(variables["conv1.kernel"]), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    mean, var = np.mean(stem, (0, 1, 2)), np.var(stem, (0, 1, 2))
+    np.testing.assert_allclose(tracked["bn1.mean"], 0.9 * variables["bn1.mean"] + 0.1 * mean, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(tracked["bn1.var"], 0.9 * variables["bn1.var"] + 0.1 * var, rtol=1e-5)
+    model.eval()
+    nnx.jit(lambda model, images: model(images))(model, images)
+    evaluated = variables_of(model)
+    assert all(np.array_equal(evaluated[name], tracked[name]) for name in tracked)
+
+
+def test_bfloat16_training_learns_and_keeps_float32_variables():
+    architecture = Architecture("cifar", (1, 1), False, 5, width=8)
+    model = load_resnet(architecture, random_variables(architecture), dtype=jnp.bfloat16)
+    images, labels = images_of(10, 8), jnp.arange(10) % 5
+
+    def loss_of(model: ResNet, images: jax.Array, labels: jax.Array) -> jax.Array:
+        log_probabilities = jax.nn.log_softmax(model(images))
+        return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1).mean()
+
+    @nnx.jit
+    def step(model: ResNet, images: jax.Array, labels: jax.Array) -> jax.Array:
+        loss, gradients = nnx.value_and_grad(loss_of)(model, images, labels)
+        params = nnx.state(model, nnx.Param)
+        nnx.update(model, jax.tree.map(lambda param, gradient: param - 0.5 * gradient, params, gradients))
+        return loss
+
+    losses = [float(step(model, images, labels)) for _ in range(12)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model)))
+
+
+def test_bfloat16_logits_are_close_to_float32():
+    architecture, size = SMALL["bottleneck_imagenet"]
+    variables, images = random_variables(architecture), images_of(4, size)
+    model = load_resnet(architecture, variables, dtype=jnp.bfloat16)
+    model.eval()
+    logits = nnx.jit(lambda model, images: model(images))(model, images)
+    assert logits.dtype == jnp.float32
+    error = relative_error(logits, np.asarray(inference_function(architecture, variables)(images)))
+    assert 1e-4 < error < 2e-2  # not so close that it was computed in float32
+
+
+def test_an_untrained_block_is_the_identity():
+    architecture, _ = SMALL["bottleneck_cifar"]
+    block = Bottleneck(list(residual_blocks(architecture))[2], jnp.float32, nnx.Rngs(0))
+    x = jnp.abs(jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 64), np.float32)))
+    np.testing.assert_array_equal(block(x), x)

@@ -1,0 +1,171 @@
+import hashlib
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax.sharding import NamedSharding, PartitionSpec as P
+from toy_program import MESH
+
+from engine.compile import aligned, put_params
+from engine.errors import DamagedArtifact
+from engine.tensor_file import map_tensors, write_tensors
+from sharding import TensorSpec, acquire_devices, make_mesh
+
+TENSORS = [
+    ("scalar", np.float32(3.5).reshape(())),
+    ("odd", np.arange(7, dtype=np.int8)),
+    ("empty", np.zeros((0, 4), np.float64)),
+    ("half", np.linspace(-2, 2, 33).astype(ml_dtypes.bfloat16)),
+    ("flags", np.array([True, False, True])),
+    ("transposed", np.arange(12, dtype=np.int64).reshape(3, 4).T),
+    ("whole lines", np.arange(32, dtype=np.float32)),
+]
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh(MESH, acquire_devices(MESH.num_devices, "cpu")[0])
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "tensors.safetensors"
+    digest = write_tensors(path, TENSORS)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    tensors = map_tensors(path, digest)
+    assert list(tensors) == [name for name, _ in TENSORS]
+    for name, array in TENSORS:
+        np.testing.assert_array_equal(tensors[name], array, strict=True)
+        assert not tensors[name].flags.writeable
+
+
+def test_every_tensor_is_aligned_in_the_file(tmp_path):
+    path = tmp_path / "tensors.safetensors"
+    write_tensors(path, TENSORS)
+    data = path.read_bytes()
+    header_bytes = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + header_bytes])
+    starts = {name: 8 + header_bytes + entry["data_offsets"][0] for name, entry in header.items()}
+    assert [name for name, _ in TENSORS if starts[name] % 64] == []
+    assert [array.ctypes.data % 64 for array in map_tensors(path).values()] == [0] * len(TENSORS)
+
+
+def test_the_safetensors_library_reads_it(tmp_path):
+    path = tmp_path / "tensors.safetensors"
+    tensors = [(name, array) for name, array in TENSORS if array.dtype != ml_dtypes.bfloat16]
+    write_tensors(path, tensors)
+    found = safetensors.numpy.load_file(path)
+    for name, array in tensors:
+        np.testing.assert_array_equal(found.pop(name), array, strict=True)
+    assert all(name.startswith("_pad.") and array.dtype == np.uint8 for name, array in found.items())
+    write_tensors(tmp_path / "half.safetensors", TENSORS)
+    with safetensors.safe_open(tmp_path / "half.safetensors", "np") as file:
+        assert file.get_slice("half").get_dtype() == "BF16"
+
+
+def test_it_reads_what_the_safetensors_library_writes(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    tensors = {name: np.ascontiguousarray(array) for name, array in TENSORS}
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "np"})
+    found = map_tensors(path)
+    assert found.keys() == tensors.keys()
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+
+
+@pytest.mark.parametrize("name", ["twice", "_pad.0"])
+def test_names_that_would_be_lost_are_refused(tmp_path, name):
+    tensors = [("twice", np.zeros(16, np.float32)), (name, np.zeros(16, np.float32))]
+    with pytest.raises(ValueError, match=name):
+        write_tensors(tmp_path / "tensors.safetensors", tensors)
+
+
+def buffers(array: jax.Array) -> set[int]:
+    return {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_virtual_devices_share_the_map(tmp_path, mesh, dtype):
+    values = np.arange(2 * 4096).reshape(2, 4096).astype(dtype)
+    write_tensors(tmp_path / "tensors.safetensors", [("odd", np.zeros(3, np.uint8)), ("values", values)])
+    mapped = map_tensors(tmp_path / "tensors.safetensors")["values"]
+    address = mapped.ctypes.data
+    replicated, cut = put_params(
+        [mapped, mapped], [TensorSpec("a", mapped.shape, dtype), TensorSpec("b", mapped.shape, dtype, P("model"))], mesh
+    )
+    assert buffers(replicated) == {address}
+    assert buffers(cut) == {address, address + mapped[0].nbytes}
+    assert buffers(jax.device_put(mapped, NamedSharding(mesh, P()))) == {address}
+    np.testing.assert_array_equal(np.asarray(cut), values, strict=True)
+
+
+def test_unaligned_and_writable_arrays_are_copied_once(mesh):
+    memory = np.zeros(4096 * 4 + 64, np.uint8)
+    start = -memory.ctypes.data % 64 + 4
+    unaligned = memory[start : start + 4096 * 4].view(np.float32)
+    (array,) = put_params([unaligned], [TensorSpec("a", unaligned.shape, "float32")], mesh)
+    assert len(buffers(array)) == 1
+    unaligned[:] = 1
+    assert not np.asarray(array).any()
+    copy = aligned(unaligned)
+    assert aligned(copy) is copy
+
+
+def damage(data: bytes, how: str) -> bytes:
+    header_bytes = int.from_bytes(data[:8], "little")
+    match how:
+        case "empty":
+            return b""
+        case "cut in the length":
+            return data[:5]
+        case "cut in the header":
+            return data[:40]
+        case "cut in the data":
+            return data[:-200]
+        case "not json":
+            return data[:8] + b"x" + data[9:]
+        case "not an object":
+            return data[:8] + b"[]".ljust(header_bytes) + data[8 + header_bytes :]
+        case "unknown dtype":
+            return data.replace(b'"F64"', b'"F65"')
+        case "wrong shape":
+            return data.replace(b'"shape":[32]', b'"shape":[31]')
+        case _:
+            raise AssertionError(how)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "empty",
+        "cut in the length",
+        "cut in the header",
+        "cut in the data",
+        "not json",
+        "not an object",
+        "unknown dtype",
+        "wrong shape",
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path, how):
+    path = tmp_path / "tensors.safetensors"
+    write_tensors(path, TENSORS)
+    data = path.read_bytes()
+    assert damage(data, how) != data
+    path.write_bytes(damage(data, how))
+    with pytest.raises(DamagedArtifact, match=str(path)):
+        map_tensors(path)
+
+
+def test_a_flipped_byte_and_a_missing_file_are_named(tmp_path):
+    path = tmp_path / "tensors.safetensors"
+    digest = write_tensors(path, TENSORS)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedArtifact, match=f"{path} .*SHA-256"):
+        map_tensors(path, digest)
+    with pytest.raises(DamagedArtifact, match="absent"):
+        map_tensors(tmp_path / "absent")
