@@ -4,6 +4,8 @@ python main.py --mesh 4x8 --threads 2
 """
 
 import dataclasses
+import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -15,7 +17,7 @@ import engine.flags
 from engine.cache import source_digest
 from engine.configuration import Configuration
 from engine.obtain import obtain
-from engine.run import run
+from engine.run import run_configuration
 from engine.table import print_table
 from sharding import Program, UsageError, mesh_shape
 
@@ -25,7 +27,7 @@ flags.adopt_module_key_flags(engine.flags)
 
 
 def build_program(configuration: Configuration, mesh: Mesh) -> Program:
-    """The program of a configuration whose platform, precision, batch and image size are chosen."""
+    """The program of a configuration whose platform, precision and batch size are chosen."""
     import models  # only where something must be built: an offline run starts without flax
 
     model = configuration.model
@@ -48,7 +50,8 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
         variables = models.random_variables(architecture, configuration.seed)
         if configuration.weights == "auto":
             notes = ("no trained weights: running on random ones; --weights PATH takes a checkpoint",)
-    network = models.network(architecture, configuration.image_size)
+    image_size = configuration.image_size or model.image_size
+    network = models.network(architecture, image_size)
     plan = models.make_plan(
         network, configuration.mesh, configuration.batch_size, configuration.platform, configuration.partition
     )
@@ -57,7 +60,7 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
         variables,
         plan,
         mesh,
-        image_size=configuration.image_size,
+        image_size=image_size,
         batch_size=configuration.batch_size,
         precision=configuration.precision,
         mean=model.mean,
@@ -74,20 +77,24 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        return _complain(f"arguments are flags that begin with --, got {argv[1]!r}", 2)
     folder = Path(__file__).parent
     try:
+        if len(argv) > 1:
+            raise UsageError(f"arguments are flags that begin with --, got {argv[1]!r}")
         configuration = engine.flags.read_configuration(FLAGS)
         source = source_digest(folder / "models", folder / "sharding")
         if FLAGS.mode == "compile":
             print(obtain(dataclasses.replace(configuration, execution="offline"), build_program, source).path)
             return 0
-        report, output_dir = run(configuration, engine.flags.effective_flags(FLAGS), build_program, source)
+        report, output_dir = run_configuration(
+            configuration, engine.flags.effective_flags(FLAGS), build_program, source
+        )
     except UsageError as error:
         return _complain(error, 2)
     except KeyboardInterrupt:
-        return _complain("interrupted; what is finished stands in the report", 130)
+        exit_code = _complain("interrupted; what is finished stands in the report", 130)
+        sys.stdout.flush()
+        os._exit(exit_code)  # XLA crashes the interpreter's own exit where a compilation was interrupted
     except Exception as error:
         return _complain(f"{type(error).__name__}: {error}", 1)
     print_table(report)
@@ -105,7 +112,10 @@ def _complain(message: object, exit_code: int) -> int:
 def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
-    except flags.Error as error:
+    except flags.UnrecognizedFlagError as error:
+        print(f"error: flags must be among those that --help lists, got --{error.flagname}", file=sys.stderr)
+        sys.exit(2)
+    except (flags.Error, ValueError) as error:  # ValueError: a value for --noFLAG
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
@@ -113,6 +123,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def cli() -> None:
     """The command `cambrian`, the same as `python main.py`."""
     logging.set_verbosity(logging.WARNING)  # of JAX, which logs each platform it doesn't find
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is finished is kept
     app.run(main, flags_parser=_parse_flags)
 
 

@@ -37,7 +37,7 @@ from engine.tensor_file import map_tensors, write_tensors
 from sharding import UsageError, mesh_shape
 
 
-def save(executable: Executable, path: Path, signing_key: Path | None = None) -> None:
+def save(executable: Executable, path: str | Path, signing_key: str | Path | None = None) -> None:
     """Saves an executable and all it needs as a new directory, which appears complete or not at all.
 
     Runs the program's reference once, for the probe. Where XLA can't serialize the machine code, the artefact holds the
@@ -51,7 +51,7 @@ def save(executable: Executable, path: Path, signing_key: Path | None = None) ->
       ArtifactExists: if `path` is there already.
       OSError: if it can't be written.
     """
-    program = executable.program
+    path, program = Path(path), executable.program
     if program is None:
         raise UsageError(f"only an executable compiled from its program can be saved, got a {executable.kind} one")
     if path.exists():
@@ -118,10 +118,10 @@ def _write_parts(executable: Executable, directory: Path) -> tuple[dict[str, Fil
 
 
 def load(
-    path: Path,
+    path: str | Path,
     *,
     devices: Sequence[jax.Device] | None = None,
-    signing_key: Path | None = None,
+    signing_key: str | Path | None = None,
     refresh: bool = False,
 ) -> Executable:
     """Loads an artefact, runs its probe and compares.
@@ -139,7 +139,7 @@ def load(
       UsageError: if there is no such directory or the devices don't suffice.
       ParityError: if the probe's outputs are too far from the reference.
     """
-    key = read_key(signing_key)
+    path, key = Path(path), read_key(signing_key)
     manifest, is_signed = read_artifact(path, key)
     mesh, notes = rebuild_mesh(manifest, devices)
     notes = [*manifest.notes, *notes]

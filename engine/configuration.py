@@ -1,11 +1,13 @@
 """A Configuration: everything one run depends on, checked when it is made."""
 
 import dataclasses
+import re
 
 from sharding import PARTITIONS, PLATFORMS, MeshShape, UsageError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 EXECUTIONS = ("offline", "online")
+_UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,6 +99,20 @@ class Configuration:
             )
         if self.artifact and self.execution == "online":
             raise UsageError("execution must be offline to run an artifact, got online")
+        if self.device_memory_limit:
+            parse_bytes(self.device_memory_limit)
+
+
+def parse_bytes(text: str) -> int:
+    """Reads a size such as `512MiB`, with a unit from B to TiB.
+
+    Raises:
+      UsageError: if the text has another form.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text)
+    if match is None or match[2] not in _UNITS:
+        raise UsageError(f"a size is a number with a unit of {', '.join(_UNITS)}, such as 512MiB, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def default_batch_size(mesh: MeshShape, platform: str) -> int:

@@ -26,6 +26,7 @@ class Analysis:
     @classmethod
     def of(cls, compiled: jax.stages.Compiled) -> "Analysis":
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        assert memory is not None  # CPU, GPU and TPU all have it
         return cls(
             argument_bytes=memory.argument_size_in_bytes,
             output_bytes=memory.output_size_in_bytes,
@@ -101,12 +102,13 @@ class Executable:
         self.launch(self.put(np.zeros(shape, dtype))).block_until_ready()
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        """The outputs (N, …) for inputs (N, …) of any N ≥ 1, launched batch by batch."""
-        batches = (inputs[start : start + self.batch_size] for start in range(0, len(inputs), self.batch_size))
+        """The outputs (N, …) for inputs (N, …) of any N, launched batch by batch; nothing is launched for N = 0."""
+        starts = range(0, max(1, len(inputs)), self.batch_size)
+        batches = (inputs[start : start + self.batch_size] for start in starts)
         return np.concatenate(list(self.stream(batches, threads=1)))
 
     def stream(self, batches: Iterable[np.ndarray], threads: int = 2) -> Iterator[np.ndarray]:
-        """The outputs of each batch (1 ≤ N ≤ `batch_size` inputs), in order, computed by `threads` host threads.
+        """The outputs of each batch (0 ≤ N ≤ `batch_size` inputs), in order, computed by `threads` host threads.
 
         Reads only a few batches ahead of what is consumed, so an endless iterator is fine.
         """

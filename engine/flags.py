@@ -17,9 +17,7 @@ _DECIDED_BY_ARTIFACT = ("mesh", "batch_size", "precision", "partition", "image_s
 
 def define_flags() -> None:
     """Registers every flag with absl."""
-    flags.DEFINE_enum(
-        "mode", "run", MODES, "run: classify images. compile: build and save the artefact, print its path."
-    )
+    flags.DEFINE_string("mode", "run", "run: classify images. compile: build and save the artefact, print its path.")
     flags.DEFINE_string("config", "", "A file of configs/ or its name, or a report.json whose flags are taken.")
     flags.DEFINE_string("mesh", "4x8", "MODELxDATA: devices that cut each layer × devices that cut the batch.")
     flags.DEFINE_integer("threads", 2, "Host threads that decode, transfer and launch.")
@@ -51,11 +49,13 @@ def read_configuration(values: flags.FlagValues) -> Configuration:
     Raises:
       UsageError: if the config is unknown or a value makes no sense.
     """
+    model = _apply_config(values, values["config"].value or "")
+    if values["mode"].value not in MODES:
+        raise UsageError(f"mode must be one of {', '.join(MODES)}, got {values['mode'].value!r}")
     if values["artifact"].value:
         for name in _DECIDED_BY_ARTIFACT:
             if values[name].present:
                 raise UsageError(f"an artifact decides its own {name}: leave --{name} out, got {values[name].value!r}")
-    model = _apply_config(values, values["config"].value)
     fields = Configuration.__dataclass_fields__
     given: dict[str, Any] = {name: values[name].value for name in fields if name in values}
     explicit_config = bool(values["config"].value)
@@ -75,9 +75,10 @@ def _apply_config(values: flags.FlagValues, config: str) -> ModelConfig:
         _set_absent(values, dict(preset.flags), config)
         return preset.model
     try:
-        reported = json.loads(Path(config).read_text())["flags"]
+        reported = dict(json.loads(Path(config).read_text())["flags"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"config must be a report.json with flags, got {config}: {error}") from None
+    reported.pop("output_dir", None)  # the same again must not overwrite the report it is read from
     _set_absent(values, reported, config)
     return load_preset(values["config"].value or DEFAULT_CONFIG).model
 
@@ -90,7 +91,7 @@ def _set_absent(values: flags.FlagValues, wanted: dict[str, Any], config: str) -
         if name == "config" or not values[name].present:
             try:
                 values[name].value = values[name].parser.parse(value)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise UsageError(f"flag {name} of {config}: {error}") from None
 
 

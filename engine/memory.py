@@ -1,7 +1,6 @@
 """Memory: what a run will take, on each device and on the host, and how much there is."""
 
 import math
-import re
 import resource
 import sys
 
@@ -9,24 +8,10 @@ import jax
 import numpy as np
 import psutil
 
+from engine.configuration import parse_bytes
 from engine.errors import OutOfMemory
 from engine.executable import Executable
 from engine.launch import MAX_LAUNCHES_IN_FLIGHT
-from sharding import UsageError
-
-_UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
-
-
-def parse_bytes(text: str) -> int:
-    """Reads a size such as `512MiB`, with a unit from B to TiB.
-
-    Raises:
-      UsageError: if the text has another form.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text)
-    if match is None or match[2] not in _UNITS:
-        raise UsageError(f"a size is a number with a unit of {', '.join(_UNITS)}, such as 512MiB, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def device_memory_bytes(devices: list[jax.Device]) -> int:

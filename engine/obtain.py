@@ -38,8 +38,8 @@ def obtain(configuration: Configuration, build_program: BuildProgram, source: st
     reference. Online, that is left to `check_parity`, because the reference takes longer than the start.
 
     Args:
-      build_program: makes the program of a configuration in which platform, precision, batch size and image size are
-        chosen.
+      build_program: makes the program of a configuration in which platform, precision and batch size are chosen; it
+        chooses the image size, where that is 0, by the model and its weights.
       source: digest of the code that `build_program` runs.
 
     Raises:
@@ -89,7 +89,7 @@ def check_parity(executable: Executable) -> Executable:
 
 
 def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configuration:
-    """The configuration with what it leaves open chosen: platform, precision, batch size, image size."""
+    """The configuration with what it leaves open chosen: platform, precision, batch size."""
     platform = devices[0].platform
     precision = configuration.precision
     if precision == "auto":
@@ -99,7 +99,6 @@ def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configur
         platform=platform,
         precision=precision,
         batch_size=configuration.batch_size or default_batch_size(configuration.mesh, platform),
-        image_size=configuration.image_size or configuration.model.image_size,
     )
 
 
@@ -127,7 +126,7 @@ def _weights_identity(configuration: Configuration) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UsageError(
-            f"weights must be auto, random or a readable file, got {configuration.weights}: {error}"
+            f"weights must be auto, random or a readable file, got {configuration.weights}: {error.strerror}"
         ) from None
 
 

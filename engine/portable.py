@@ -18,7 +18,7 @@ class Portable:
     """An artefact's program to be called inside other JAX code.
 
     Attributes:
-      exported: `exported.call(params, inputs) -> outputs` may stand under the caller's `jax.jit`.
+      exported: the program as JAX exported it.
       params: to be passed as an argument of the jitted function, so that they are not compiled in as constants.
       input_spec, output_spec, mesh: inputs go to the devices by `jax.device_put(inputs, input_spec.sharding(mesh))`.
       metadata: preprocessing, labels, weights.
@@ -31,13 +31,18 @@ class Portable:
     mesh: Mesh
     metadata: dict
 
+    def call(self, params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
+        """The outputs; may stand under the caller's `jax.jit`, with other computation around it."""
+        return self.exported.call(list(params), inputs)
 
-def load_portable(path: Path, *, devices: Sequence[jax.Device] | None = None) -> Portable:
+
+def load_portable(path: str | Path, *, devices: Sequence[jax.Device] | None = None) -> Portable:
     """Loads an artefact's portable program and parameters, without compiling or running it.
 
     Raises:
       DamagedArtifact, UsageError: as `load`.
     """
+    path = Path(path)
     manifest, _ = read_artifact(path, None)
     mesh, _ = rebuild_mesh(manifest, devices)
     exported = from_portable(read_verified(path, PORTABLE, manifest))

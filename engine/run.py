@@ -1,6 +1,7 @@
 """One run: obtain the executable, classify the images, write report and predictions, whatever happens."""
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sharding import UsageError
 PREDICTIONS = "predictions.csv"
 
 
-def run(
+def run_configuration(
     configuration: Configuration, flags: dict[str, Any], build_program: BuildProgram, source_digest: str
 ) -> tuple[Report, Path]:
     """Classifies the configuration's images and writes report.json and predictions.csv.
@@ -74,6 +75,11 @@ def _run(
         executable, threads, configuration.device_memory_limit
     )
     metadata = executable.metadata
+    if missing := [name for name in ("crop_fraction", "labels", "trained") if name not in metadata]:
+        raise UsageError(
+            f"an image classifier with crop_fraction, labels and trained in its metadata is needed, "
+            f"got {executable.name} without {', '.join(missing)}"
+        )
     source, notes = _open_source(
         configuration, executable.input_spec.shape[1], metadata["crop_fraction"], tuple(metadata["labels"])
     )
@@ -129,7 +135,10 @@ def _make_output_dir(configuration: Configuration) -> Path:
     try:
         if configuration.output_dir:
             path.mkdir(parents=True, exist_ok=True)
-            return path
+            # Predictions of an earlier run must not stand beside the report of one that fails before its own.
+            (path / PREDICTIONS).unlink(missing_ok=True)
+            with tempfile.TemporaryFile(dir=path):  # fails now rather than after minutes of building
+                return path
         number = 1
         while True:
             unused = path if number == 1 else path.with_name(f"{path.name}-{number}")

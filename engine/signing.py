@@ -17,7 +17,7 @@ def default_key_path() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cambrian" / "signing.key"
 
 
-def load_key(path: Path | None = None) -> bytes:
+def load_key(path: str | Path | None = None) -> bytes:
     """Reads the user's key, and makes one where there is none.
 
     Args:
@@ -29,7 +29,7 @@ def load_key(path: Path | None = None) -> bytes:
     Raises:
       UsageError: if the file can be read or written by others, isn't a key, or can't be made.
     """
-    path = path or default_key_path()
+    path = Path(path or default_key_path())
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
@@ -53,13 +53,13 @@ def _make_key(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_key(path: Path | None = None) -> bytes | None:
+def read_key(path: str | Path | None = None) -> bytes | None:
     """Reads the user's key; None where there is none.
 
     Raises:
       UsageError: as `load_key`.
     """
-    path = path or default_key_path()
+    path = Path(path or default_key_path())
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777

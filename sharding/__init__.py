@@ -14,6 +14,7 @@ from sharding.devices import (
     max_virtual_devices as max_virtual_devices,
 )
 from sharding.errors import UsageError as UsageError
+from sharding.function_program import program_from_function as program_from_function
 from sharding.layer import Kind as Kind, LayerSpec as LayerSpec, Network as Network
 from sharding.mesh import (
     DATA_AXIS as DATA_AXIS,
@@ -25,3 +26,4 @@ from sharding.mesh import (
 from sharding.partition import Layout as Layout, Partition as Partition, layouts as layouts, refusal as refusal
 from sharding.plan import LayerPlan as LayerPlan, Plan as Plan
 from sharding.program import Program as Program, TensorSpec as TensorSpec
+from sharding.rules import Rules as Rules, match_rules as match_rules

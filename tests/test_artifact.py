@@ -219,7 +219,7 @@ def test_jaxs_compilation_cache_does_not_spoil_the_native_part(key, tmp_path):
         jit_program(program).lower(*program.abstract_arguments()).compile()
         assert list((tmp_path / "jax").glob("*apply*"))
         save(compile_program(toy_program()), tmp_path / "artifact", key)
-        assert jax.config.jax_enable_compilation_cache
+        assert jax.config.read("jax_enable_compilation_cache")
     finally:
         for name, value in before.items():
             jax.config.update(name, value)

@@ -1,5 +1,6 @@
 """Every legal mix of partitions gives the logits of the unsharded network."""
 
+import functools
 import random
 
 import jax
@@ -39,7 +40,22 @@ def run(program: Program, images: np.ndarray) -> np.ndarray:
 
 
 def images_of(batch_size: int, image_size: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
+    # The first of the same 32, so that one reference serves every batch size.
+    return np.random.default_rng(0).integers(0, 256, (32, image_size, image_size, 3), np.uint8)[:batch_size]
+
+
+@functools.cache
+def unsharded_logits(architecture: Architecture, image_size: int) -> np.ndarray:
+    net = network(architecture, image_size)
+    plan = make_plan(net, MeshShape(1, 1), 32, "cpu")
+    return build(architecture, MeshShape(1, 1), plan, image_size, 32).reference(images_of(32, image_size))
+
+
+def assert_unsharded_logits(program: Program, architecture: Architecture, tolerance: float = 1e-5) -> None:
+    batch_size, image_size = program.input_spec.shape[:2]
+    expected = unsharded_logits(architecture, image_size)[:batch_size]
+    error = relative_error(run(program, images_of(batch_size, image_size)), expected)
+    assert error <= tolerance, error
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -78,12 +94,11 @@ CASES = [
 @pytest.mark.parametrize("mesh, width, image_size, batch_size", CASES)
 def test_any_legal_mix_of_partitions_gives_the_unsharded_logits(mesh, width, image_size, batch_size, stem):
     shape = MeshShape.parse(mesh)
-    architecture = Architecture(stem, blocks=(1, 2), bottleneck=True, num_classes=10, width=width)
+    architecture = Architecture(stem, blocks=(1, 1), bottleneck=True, num_classes=10, width=width)
     net = network(architecture, image_size)
     seed = CASES.index((mesh, width, image_size, batch_size))
     program = build(architecture, shape, random_plan(net, shape, batch_size, seed), image_size, batch_size)
-    images = images_of(batch_size, image_size)
-    assert relative_error(run(program, images), program.reference(images)) <= 1e-5
+    assert_unsharded_logits(program, architecture)
 
 
 @pytest.mark.parametrize("partition", ["auto", "samples", "rows", "channels", "intra_sample"])
@@ -94,8 +109,7 @@ def test_each_partition_flag_gives_the_unsharded_logits(partition, bottleneck):
     net = network(architecture, image_size)
     plan = make_plan(net, shape, batch_size, "cpu", partition)
     program = build(architecture, shape, plan, image_size, batch_size)
-    images = images_of(batch_size, image_size)
-    assert relative_error(run(program, images), program.reference(images)) <= 1e-5
+    assert_unsharded_logits(program, architecture)
 
 
 def test_a_halo_wider_than_a_device_s_rows_reaches_over_several_neighbours():
@@ -112,8 +126,7 @@ def test_a_halo_wider_than_a_device_s_rows_reaches_over_several_neighbours():
         )
     )
     program = build(architecture, shape, plan, 16, 1)
-    images = images_of(1, 16)
-    assert relative_error(run(program, images), program.reference(images)) <= 1e-5
+    assert_unsharded_logits(program, architecture)
 
 
 def test_odd_image_sizes_are_computed_whole_where_rows_do_not_divide():
@@ -122,8 +135,7 @@ def test_odd_image_sizes_are_computed_whole_where_rows_do_not_divide():
     plan = make_plan(net, MeshShape(3, 1), 1, "cpu", "auto")
     assert "left whole (layer2.0.conv1" not in str(plan.notes)
     program = build(architecture, MeshShape(3, 1), plan, 15, 1)
-    images = images_of(1, 15)
-    assert relative_error(run(program, images), program.reference(images)) <= 1e-5
+    assert_unsharded_logits(program, architecture)
 
 
 def test_bfloat16_stays_within_its_tolerance_of_float32():
@@ -131,8 +143,8 @@ def test_bfloat16_stays_within_its_tolerance_of_float32():
     net = network(architecture, 16)
     plan = make_plan(net, MeshShape(2, 4), 8, "cpu", "intra_sample")
     program = build(architecture, MeshShape(2, 4), plan, 16, 8, precision="bfloat16")
-    images = images_of(8, 16)
-    assert 1e-5 < relative_error(run(program, images), program.reference(images)) <= program.tolerance == 2e-2
+    error = relative_error(run(program, images_of(8, 16)), unsharded_logits(architecture, 16)[:8])
+    assert 1e-5 < error <= program.tolerance == 2e-2
 
 
 def test_shardings_of_inputs_parameters_and_outputs():

@@ -27,7 +27,7 @@ def toy_program(seed: int = 0, batch_size: int = BATCH_SIZE) -> Program:
             return jax.lax.psum(partial, "model") + bias
 
         specs = (P("model"), P(), P("data"))
-        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("data"))(*params, images)
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("data"))(params[0], params[1], images)
 
     def reference(images):
         pixels = images.reshape(len(images), 192).astype(np.float32) / 255

@@ -1,0 +1,175 @@
+"""A Program from any function of parameters and inputs: a user's own model, under sharding rules."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, PartitionSpec as P
+from jax.tree_util import GetAttrKey, KeyPath, keystr
+
+from sharding.errors import UsageError
+from sharding.mesh import DATA_AXIS, MODEL_AXIS
+from sharding.program import Program, TensorSpec
+from sharding.rules import Rules, check_partition_spec, match_rules
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr, Jaxpr
+
+_CUT_BY_DATA = P(DATA_AXIS)
+_MAX_CONSTANT_BYTES = 4096  # normalisation constants are smaller, the kernels of most layers larger
+
+
+def program_from_function(
+    function: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    inputs: jax.ShapeDtypeStruct,
+    mesh: Mesh,
+    rules: Rules,
+    *,
+    name: str,
+    input_partition_spec: P = _CUT_BY_DATA,
+    output_partition_spec: P = _CUT_BY_DATA,
+    tolerance: float = 1e-4,
+    metadata: Mapping[str, Any] | None = None,
+) -> Program:
+    """Makes a Program of `function(params, inputs) -> outputs`; XLA's partitioner finds the collectives.
+
+    Parameters are named by their path in `params`, such as `Dense_0/kernel`. The program's reference is `function` on
+    one device, with parameters and inputs of at least float32 and matrix products in full precision.
+
+    Args:
+      function: traceable, with all weights in its first argument.
+      params: any pytree of arrays, such as the variables of Flax Linen or the state that `flax.nnx.split` gives.
+      inputs: shape (N, …) and dtype of one launch's inputs over all devices; N is the batch size.
+      mesh: as `make_mesh` makes it.
+      rules: see `match_rules`.
+      name: of the model.
+      input_partition_spec, output_partition_spec: how inputs (N, …) and outputs (N, …) lie on the mesh.
+      tolerance: largest relative error of the outputs; 2e-2 suits models that compute in bfloat16.
+      metadata: JSON-compatible facts that travel with the program.
+
+    Raises:
+      UsageError: if the rules or partition specs don't fit (naming parameter, shape and axis), a parameter is no array
+        of numbers, `function` holds weights of its own, or it doesn't return one array (N, …).
+    """
+    if mesh.axis_names != (MODEL_AXIS, DATA_AXIS) or set(mesh.axis_types) != {AxisType.Auto}:
+        raise UsageError(f"a mesh that make_mesh made is needed, with Auto axes {MODEL_AXIS}, {DATA_AXIS}, got {mesh}")
+    values, treedef = _named_values(params)
+    specs, notes = match_rules(rules, {name: value.shape for name, value in values.items()}, mesh)
+    param_specs = tuple(TensorSpec(name, value.shape, str(value.dtype), specs[name]) for name, value in values.items())
+    input_spec = _tensor_spec("inputs", inputs, input_partition_spec, mesh)
+
+    def call(params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
+        return function(jax.tree.unflatten(treedef, params), inputs)
+
+    abstract_params = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in param_specs]
+    jaxpr, outputs = jax.make_jaxpr(call, return_shape=True)(abstract_params, inputs)
+    _check_constants(jaxpr)
+    if not isinstance(outputs, jax.ShapeDtypeStruct) or outputs.shape[:1] != inputs.shape[:1]:
+        raise UsageError(f"the function must return one array ({inputs.shape[0]}, …), got {outputs}")
+    output_spec = _tensor_spec("outputs", outputs, output_partition_spec, mesh)
+    shardings = [spec.sharding(mesh) for spec in param_specs]
+
+    def apply(params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
+        # Stated here, so that the rules hold wherever `apply` stands and however its arguments lie.
+        params = lax.with_sharding_constraint(list(params), shardings)
+        inputs = lax.with_sharding_constraint(inputs, input_spec.sharding(mesh))
+        return lax.with_sharding_constraint(call(params, inputs), output_spec.sharding(mesh))
+
+    return Program(
+        name=name,
+        apply=apply,
+        params=list(values.values()),
+        param_specs=param_specs,
+        input_spec=input_spec,
+        output_spec=output_spec,
+        mesh=mesh,
+        reference=_reference(call, list(values.values()), mesh.devices.flat[0]),
+        tolerance=tolerance,
+        rules=tuple((pattern, str(spec)) for pattern, spec in rules),
+        metadata=dict(metadata or {}),
+        notes=tuple(notes),
+    )
+
+
+def _named_values(params: Any) -> tuple[dict[str, np.ndarray], Any]:
+    """Parameter name → its value on the host, in the order of the pytree's leaves, and the tree's definition."""
+    leaves, treedef = jax.tree.flatten_with_path(params)
+    names = [_parameter_name(path) for path, _ in leaves]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(f"parameters need distinct names, got {count} of {name!r}")
+    values = {}
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if not isinstance(leaf, (np.ndarray, jax.Array)):
+            raise UsageError(f"parameter {name!r} must be an array, got {type(leaf).__name__}")
+        _check_dtype(f"parameter {name!r}", leaf.dtype)
+        values[name] = np.asarray(leaf)
+    return values, treedef
+
+
+def _parameter_name(path: KeyPath) -> str:
+    if len(path) > 1 and path[-1] == GetAttrKey("value"):
+        path = path[:-1]  # of a variable in an nnx.State
+    return keystr(path, simple=True, separator="/") or "params"
+
+
+def _tensor_spec(name: str, array: jax.ShapeDtypeStruct, partition_spec: P, mesh: Mesh) -> TensorSpec:
+    if not array.shape or array.shape[0] < 1:
+        raise UsageError(f"the {name} need shape (N, …) with N of at least 1, got {array.shape}")
+    _check_dtype(name, array.dtype)
+    check_partition_spec(name, array.shape, partition_spec, mesh)
+    return TensorSpec(name, array.shape, str(array.dtype), partition_spec)
+
+
+def _check_dtype(what: str, dtype: Any) -> None:
+    if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):  # random keys, for example
+        raise UsageError(f"{what} must be numbers, got {dtype}")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise UsageError(f"{what} must have a dtype that JAX computes in, got {dtype} without jax_enable_x64")
+
+
+def _check_constants(jaxpr: "ClosedJaxpr") -> None:
+    # They would be copied into each executable and onto each device, whatever the rules say.
+    for constant in _constants(jaxpr):
+        if getattr(constant, "nbytes", 0) > _MAX_CONSTANT_BYTES:
+            raise UsageError(
+                f"parameters must be arguments of the function, which may hold constants of {_MAX_CONSTANT_BYTES} "
+                f"bytes at most, got one of shape {constant.shape} {constant.dtype}"
+            )
+
+
+def _constants(jaxpr: "ClosedJaxpr | Jaxpr") -> Iterator[Any]:
+    """The arrays that a traced function holds, and those that the functions it calls hold (`jit`, `scan`, `cond`)."""
+    # Imported here, because `jax.extend` takes 30 ms, which a run from an artefact can do without.
+    from jax.extend.core import ClosedJaxpr, Jaxpr
+
+    if isinstance(jaxpr, ClosedJaxpr):
+        yield from jaxpr.consts
+        jaxpr = jaxpr.jaxpr
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(list(equation.params.values())):
+            if isinstance(value, (ClosedJaxpr, Jaxpr)):
+                yield from _constants(value)
+
+
+def _reference(
+    call: Callable[[Sequence[jax.Array], jax.Array], jax.Array], params: Sequence[np.ndarray], device: jax.Device
+) -> Callable[[np.ndarray], np.ndarray]:
+    jitted = jax.jit(call)
+
+    def reference(inputs: np.ndarray) -> np.ndarray:
+        arguments = jax.device_put(([_widened(param) for param in params], _widened(inputs)), device)
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(jitted(*arguments))
+
+    return reference
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return array.astype(np.float32) if narrow else array

@@ -1,0 +1,71 @@
+"""Sharding rules: ordered (pattern, partition spec) pairs that say how each parameter of a model lies on the mesh."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from jax.sharding import Mesh, PartitionSpec as P
+
+from sharding.errors import UsageError
+
+Rules = Sequence[tuple[str, P]]
+
+
+def match_rules(rules: Rules, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> tuple[dict[str, P], list[str]]:
+    """Gives each parameter the partition spec of the first rule whose pattern is found in its name.
+
+    Scalars need a rule, too. `(".*", P())` as the last rule replicates all parameters that the others leave.
+
+    Args:
+      rules: patterns are regular expressions, found anywhere in a name (`re.search`).
+      shapes: parameter name, such as `Dense_0/kernel` → its global shape.
+
+    Returns:
+      Parameter name → its spec, and a note for each rule that decides no parameter.
+
+    Raises:
+      UsageError: naming parameter, shape and axis, if no rule matches a parameter or `mesh` can't cut it as its rule
+        says; or if a pattern is no regular expression.
+    """
+    patterns = [_compile(pattern) for pattern, _ in rules]
+    specs, deciding = {}, set()
+    for name, shape in shapes.items():
+        first = next((index for index, pattern in enumerate(patterns) if pattern.search(name)), None)
+        if first is None:
+            raise UsageError(f"each parameter needs a sharding rule, got none that matches {name!r} of shape {shape}")
+        specs[name] = rules[first][1]
+        check_partition_spec(f"parameter {name!r}", shape, specs[name], mesh)
+        deciding.add(first)
+    idle = [pattern for index, (pattern, _) in enumerate(rules) if index not in deciding]
+    return specs, [f"the sharding rule {pattern!r} decides no parameter" for pattern in idle]
+
+
+def check_partition_spec(what: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:
+    """Raises UsageError, naming `what`, shape and axis, if `mesh` can't cut an array of this shape as `spec` says."""
+    subject = f"{what} of shape {shape}"
+    if not isinstance(spec, P):
+        raise UsageError(f"{subject} needs a PartitionSpec, got {spec!r}")
+    if len(spec) > len(shape):
+        raise UsageError(f"{subject} needs a spec of at most {len(shape)} dimensions, got {spec}")
+    cuts = [() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in spec]
+    for axis, count in Counter(axis for axes in cuts for axis in axes).items():
+        if axis not in mesh.shape:
+            raise UsageError(f"{subject} needs mesh axes among {', '.join(mesh.axis_names)}, got {axis!r} in {spec}")
+        if count > 1:
+            raise UsageError(f"{subject} needs each mesh axis at most once, got {axis!r} {count} times in {spec}")
+    for dimension, axes in enumerate(cuts):
+        parts = 1
+        for axis in axes:
+            parts *= mesh.shape[axis]
+            if shape[dimension] % parts:
+                raise UsageError(
+                    f"{subject} needs dimension {dimension} divisible by {parts} for mesh axis {axis!r} of "
+                    f"{mesh.shape[axis]}, got {shape[dimension]}"
+                )
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"a sharding rule's pattern must be a regular expression, got {pattern!r}: {error}") from None

@@ -1,0 +1,155 @@
+"""Runs main.py as a user does: in a process of its own, with cache, configuration and data folders of its own."""
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
+
+from models.architecture import Architecture
+from models.naming import torchvision_name
+from models.variables import random_variables
+
+ROOT = Path(__file__).parents[1]
+LABELS = ("ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay")
+TINY = Architecture.resnet(18, "cifar", len(LABELS))
+TINY_CONFIG = f"""
+from engine.configuration import ModelConfig, Preset
+
+CONFIG = Preset(
+    ModelConfig(
+        depth=18, stem="cifar", num_classes=10, image_size=8, crop_fraction=1.0,
+        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), labels={LABELS},
+    )
+)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How the command ended, and what it said."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def notes(self) -> list[str]:
+        return [line.removeprefix("note: ") for line in self.stderr.splitlines() if line.startswith("note: ")]
+
+    @property
+    def error(self) -> str:
+        """The one line with which the command says what was wrong."""
+        assert "Traceback" not in self.stderr, self.stderr
+        *others, last = self.stderr.splitlines()
+        assert last.startswith("error: ") and all(line.startswith("note: ") for line in others), self.stderr
+        return last.removeprefix("error: ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that ended well: what it said and what it wrote."""
+
+    outcome: Outcome
+    output_dir: Path
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return read_report(self.output_dir)
+
+    @property
+    def predictions(self) -> list[dict[str, str]]:
+        return read_predictions(self.output_dir)
+
+
+class Command:
+    """main.py with `home` for everything it keeps between runs, and the tiny model in `config`."""
+
+    def __init__(self, home: Path):
+        self.home = home
+        self.config = home / "tiny.py"
+        self.config.write_text(TINY_CONFIG)
+        self.environment = os.environ | {
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "TFDS_DATA_DIR": str(home / "data"),
+        }
+        self._num_runs = 0
+
+    @property
+    def artifacts(self) -> list[Path]:
+        """The artefacts of the default cache."""
+        return sorted((self.home / "cache" / "cambrian" / "artifacts").iterdir())
+
+    def start(self, *flags: object, script: Sequence[Path] = (ROOT / "main.py",), **options: Any) -> subprocess.Popen:
+        """Starts the command in `home`; its output goes to pipes unless `options` of Popen say otherwise."""
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", *script, *map(str, flags)],
+            **{
+                "cwd": self.home,
+                "env": self.environment,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "text": True,
+            }
+            | options,
+        )
+
+    def __call__(self, *flags: object, **options: Any) -> Outcome:
+        with self.start(*flags, **options) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=120)
+            finally:
+                process.kill()
+        return Outcome(process.returncode, stdout, stderr)
+
+    def run(self, *flags: object, **options: Any) -> Run:
+        """Runs it with these flags and a new output folder, to a good end."""
+        self._num_runs += 1
+        output_dir = self.home / f"output-{self._num_runs}"
+        outcome = self(*flags, "--output_dir", output_dir, **options)
+        assert outcome.exit_code == 0, outcome.stderr
+        assert all(line.startswith("note: ") for line in outcome.stderr.splitlines()), outcome.stderr
+        return Run(outcome, output_dir)
+
+    def run_tiny(self, *flags: object, **options: Any) -> Run:
+        """Runs the tiny model with random weights on a 1x2 mesh."""
+        return self.run("--config", self.config, "--mesh", "1x2", *flags, **options)
+
+
+def read_report(output_dir: Path) -> dict[str, Any]:
+    return json.loads((output_dir / "report.json").read_text())
+
+
+def read_predictions(output_dir: Path) -> list[dict[str, str]]:
+    with (output_dir / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_checkpoint(path: Path, architecture: Architecture, seed: int = 0) -> Path:
+    """Writes random weights as torchvision names and lays them out."""
+    to_torch = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    variables = random_variables(architecture, seed)
+    tensors = {
+        torchvision_name(name): np.ascontiguousarray(value.transpose(to_torch[value.ndim]))
+        for name, value in variables.items()
+    }
+    save_file(tensors, path)
+    return path
+
+
+def write_images(folder: Path, names: list[str], seed: int = 0) -> np.ndarray:
+    """Writes 8×8 PNG files of noise and returns their pixels (N, 8, 8, 3) uint8."""
+    pixels = np.random.default_rng(seed).integers(256, size=(len(names), 8, 8, 3), dtype=np.uint8)
+    for name, image in zip(names, pixels, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+    return pixels

@@ -1,0 +1,116 @@
+"""Flags and input that make no sense: exit code 2, and one line with what is needed and what was got."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from command import Command, Outcome, read_report, write_checkpoint, write_images
+
+from models.architecture import Architecture
+
+TINY = "--config tiny.py"
+# Flags → what the message says; {home} is the folder in which the command runs.
+CASES = {
+    "--mesh 4by8": "a mesh is written MODELxDATA, such as 4x8, got '4by8'",
+    "--mesh 0x32": "a mesh needs at least 1 device on each axis, got 0x32",
+    "--mesh 64x1": "at most 32 virtual CPU devices are made unless "
+    "XLA_FLAGS=--xla_force_host_platform_device_count=N asks for more, got 64",
+    "--mesh 2x4 --batch_size 6": "batch_size must be a multiple of the data axis of 4 in mesh 2x4, got 6",
+    "--threads 0": "threads must be at least 1, got 0",
+    "--num_images -1": "num_images must be at least 0, got -1",
+    "--config nothing": "config must be a .py or report.json file, "
+    "or one of resnet101_cifar10, resnet101_imagenet; got 'nothing'",
+    "--nonsense 3": "flags must be among those that --help lists, got --nonsense",
+    "--precision int8": "precision must be one of auto, float32, bfloat16, got 'int8'",
+    "--partition columns": "partition must be one of auto, samples, rows, channels, intra_sample, got 'columns'",
+    "--platform npu": "platform must be one of auto, cpu, gpu, tpu, got 'npu'",
+    "--mode fly": "mode must be one of run, compile, got 'fly'",
+    "--execution later": "execution must be one of offline, online, got 'later'",
+    "--device_memory_limit 5": "a size is a number with a unit of B, KiB, MiB, GiB, TiB, such as 512MiB, got '5'",
+    "photos": "arguments are flags that begin with --, got 'photos'",
+    "--data absent": "data must be auto, cifar10, synthetic or a folder of images, got 'absent': "
+    "No such file or directory",
+    "--data empty": "a folder with JPEG or PNG images is needed, got empty without any",
+    "--data images --num_images 4": "num_images must be at most the 3 images of folder images, got 4",
+    "--weights absent.safetensors": "weights must be auto, random or a readable file, got absent.safetensors: "
+    "No such file or directory",
+    f"{TINY} --mesh 1x2 --weights depth.safetensors": "weights of Architecture(stem='cifar', blocks=(2, 2, 2, 2), "
+    "bottleneck=False, num_classes=10, width=64) are needed by --config, got Architecture(stem='cifar', blocks=(1,), "
+    "bottleneck=False, num_classes=10, width=64) in depth.safetensors",
+    f"{TINY} --mesh 1x2 --weights classes.safetensors": "weights of Architecture(stem='cifar', blocks=(2, 2, 2, 2), "
+    "bottleneck=False, num_classes=10, width=64) are needed by --config, got Architecture(stem='cifar', "
+    "blocks=(2, 2, 2, 2), bottleneck=False, num_classes=4, width=64) in classes.safetensors",
+    "--artifact_dir file/cache": "the artefact directory must be writable and have space, got file/cache: "
+    "Not a directory",
+    "--output_dir file/output": "output_dir must be a folder that can be written to, got file/output: Not a directory",
+    f"{TINY} --mesh 1x4 --partition intra_sample": "partition intra_sample needs a model axis that divides the rows or "
+    "channels of some convolution, got mesh 1x4",
+    f"{TINY} --mesh 4x1 --partition rows": "mesh 4x1: layer3.0.conv1: rows needs its output rows divisible by the "
+    "model axis of 4, got 2",
+    "--artifact empty --mesh 1x2": "an artifact decides its own mesh: leave --mesh out, got '1x2'",
+    "--artifact absent": "an artefact is a directory with a manifest.json, got absent",
+    "--artifact empty --execution online": "execution must be offline to run an artifact, got online",
+    "--config list.json": "config must be a report.json with flags, got list.json: ",
+    "--config other.json": "other.json must set flags of main.py, got 'depth'",
+    "--config threads.json": "flag threads of threads.json: ",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> dict[str, Outcome]:
+    home = tmp_path_factory.mktemp("home")
+    command = Command(home)
+    (home / "empty").mkdir()
+    (home / "file").touch()
+    write_images(home / "images", ["a.png", "b.png", "c.png"])
+    small = Architecture("cifar", (1,), False, 10)
+    write_checkpoint(home / "depth.safetensors", small)
+    write_checkpoint(home / "classes.safetensors", dataclasses.replace(small, blocks=(2, 2, 2, 2), num_classes=4))
+    (home / "list.json").write_text('{"flags": ["threads"]}')
+    (home / "other.json").write_text('{"flags": {"depth": "18"}}')
+    (home / "threads.json").write_text('{"flags": {"threads": null}}')
+    with ThreadPoolExecutor(2) as pool:  # each is a process that takes a second to start
+        return dict(zip(CASES, pool.map(lambda flags: command(*flags.split()), CASES), strict=True))
+
+
+@pytest.mark.parametrize("flags", CASES)
+def test_nonsense_is_refused_in_one_line(outcomes, flags):
+    outcome = outcomes[flags]
+    assert outcome.exit_code == 2, outcome.stderr
+    expected = CASES[flags]
+    assert outcome.error.startswith(expected) if expected.endswith(": ") else outcome.error == expected
+    assert outcome.stdout == ""
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    outcome = Command(tmp_path)("--mesh", "4by8", "--debug")
+    assert outcome.exit_code == 2
+    assert "Traceback" in outcome.stderr
+    assert outcome.stderr.splitlines()[-1] == "error: a mesh is written MODELxDATA, such as 4x8, got '4by8'"
+
+
+def test_a_refused_run_leaves_a_report_and_no_older_predictions(tmp_path):
+    output_dir = tmp_path / "output"
+    output_dir.mkdir()
+    (output_dir / "predictions.csv").write_text("of an earlier run")
+    outcome = Command(tmp_path)(
+        "--config", "tiny.py", "--mesh", "4x1", "--partition", "rows", "--output_dir", output_dir
+    )
+    assert outcome.exit_code == 2
+    report = read_report(output_dir)
+    assert report["status"] == "failed"
+    assert report["failure_reason"] == f"UsageError: {outcome.error}"
+    assert [path.name for path in output_dir.iterdir()] == ["report.json"]
+
+
+def test_too_little_device_memory(tmp_path):
+    command = Command(tmp_path)
+    outcome = command(
+        "--config", "tiny.py", "--mesh", "1x2", "--device_memory_limit", "1MiB", "--output_dir", tmp_path / "output"
+    )
+    assert outcome.exit_code == 1
+    assert outcome.error.startswith("OutOfMemory: a device must hold ")
+    assert outcome.error.endswith("got a limit of 1 MiB")
+    report = read_report(tmp_path / "output")
+    assert (report["status"], report["failure_reason"]) == ("out_of_memory", outcome.error)
+    assert report["num_images"] is None

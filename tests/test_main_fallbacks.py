@@ -1,0 +1,116 @@
+"""Artefacts that are damaged, foreign or not of this command: what it falls back to, and what it says."""
+
+import dataclasses
+import shutil
+
+import pytest
+from command import Command
+from toy_program import toy_program
+
+from engine.artifact import save
+from engine.compile import compile_program
+from engine.manifest import MANIFEST, read_manifest
+from engine.signing import default_key_path, load_key
+
+FLAGS = ("--num_images", 10, "--precision", "float32")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A home in which the artefact was built, and the predictions of that run."""
+    command = Command(tmp_path_factory.mktemp("home"))
+    return command, command.run_tiny(*FLAGS).predictions
+
+
+@pytest.fixture
+def command(built, tmp_path):
+    """The command in a copy of that home."""
+    home = tmp_path / "home"
+    shutil.copytree(built[0].home, home)
+    return Command(home)
+
+
+@pytest.fixture
+def artifact(command):
+    (path,) = command.artifacts
+    return path
+
+
+@pytest.fixture
+def key(command, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", command.environment["XDG_CONFIG_HOME"])
+    return default_key_path()
+
+
+def truncate(artifact):
+    (path,) = artifact.glob("native-*.bin")
+    path.write_bytes(path.read_bytes()[:-1000])
+    return path, " must have "
+
+
+def flip_a_byte(artifact):
+    path = artifact / "parameters.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path, " must have the SHA-256 that the manifest states, "
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte])
+def test_a_damaged_artifact_is_rebuilt_in_the_cache_and_refused_as_a_flag(built, command, artifact, damage):
+    path, reason = damage(artifact)
+    refused = command("--artifact", artifact)
+    assert refused.exit_code == 2
+    assert refused.error.startswith(f"{path}{reason}")
+
+    rebuilt = command.run_tiny(*FLAGS)
+    report = rebuilt.report
+    assert report["build_ms"] > 0 and report["executable"] == "native"
+    assert report["notes"][0].startswith(f"artefact rebuilt: {path}{reason}")
+    assert report["notes"] == rebuilt.outcome.notes
+    assert rebuilt.predictions == built[1]
+    again = command.run_tiny(*FLAGS)
+    assert (again.report["build_ms"], again.report["executable"]) == (None, "native")
+    assert not any("rebuilt" in note for note in again.report["notes"])
+
+
+def assert_portable(run, reason, built):
+    report = run.report
+    (note,) = [note for note in report["notes"] if note.startswith("portable program compiled: ")]
+    assert reason in note
+    assert run.outcome.notes == report["notes"]
+    assert (report["executable"], report["build_ms"]) == ("portable", None)
+    assert [row["predicted"] for row in run.predictions] == [row["predicted"] for row in built[1]]
+
+
+def test_an_artifact_signed_by_another_key(built, command, artifact):
+    manifest = (artifact / MANIFEST).read_bytes()
+    foreign_key = command.home / "foreign" / "key"
+    load_key(foreign_key)
+    received = command.run("--artifact", artifact, "--signing_key", foreign_key, "--num_images", 10)
+    assert_portable(received, "the artefact is not signed with this user's key", built)
+    assert (artifact / MANIFEST).read_bytes() == manifest
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("jax", "0.9.0"), ("CPU model", "Pentium"), ("CPU features", ["quantum"])]
+)
+def test_another_version_or_cpu_is_refreshed(built, command, artifact, key, entry, value):
+    manifest, is_signed = read_manifest(artifact, load_key(key))
+    assert is_signed
+    foreign = dataclasses.replace(manifest, fingerprint=manifest.fingerprint | {entry: value})
+    (artifact / MANIFEST).write_bytes(foreign.signed(load_key(key)))
+    words = value if isinstance(value, str) else ", ".join(value)
+    assert_portable(command.run_tiny(*FLAGS), f"artefact built with {entry} {words}, here ", built)
+    assert command.run_tiny(*FLAGS).report["executable"] == "native"
+
+
+def test_an_artifact_of_another_function_is_refused(tmp_path):
+    command = Command(tmp_path)
+    save(compile_program(toy_program()), tmp_path / "artifact", tmp_path / "key")
+    outcome = command("--artifact", tmp_path / "artifact", "--signing_key", tmp_path / "key")
+    assert outcome.exit_code == 2
+    assert outcome.error == (
+        "an image classifier with crop_fraction, labels and trained in its metadata is needed, "
+        "got toy without crop_fraction, trained"
+    )

@@ -1,0 +1,94 @@
+"""Images and weights that the user brings to the command."""
+
+import json
+
+import pytest
+from command import LABELS, Command, write_checkpoint, write_images
+
+from models.architecture import Architecture
+
+SMALL = Architecture("cifar", (1, 1), False, len(LABELS), width=8)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    return Command(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def small(command):
+    """Flags of a run with given weights of a small architecture that no configuration names."""
+    weights = write_checkpoint(command.home / "small.safetensors", SMALL)
+    return "--weights", weights, "--image_size", 8, "--mesh", "2x2", "--precision", "float32"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Unlabelled images, one of which is a text file."""
+    folder = tmp_path / "photos"
+    write_images(folder, [f"{index}.png" for index in range(9)])
+    (folder / "5b.jpg").write_text("not an image at all")
+    return folder
+
+
+def test_a_text_file_named_jpg_ends_the_run(command, small, photos, tmp_path):
+    outcome = command(*small, "--data", photos, "--output_dir", tmp_path / "output")
+    assert outcome.exit_code == 2
+    reason = f"a readable JPEG or PNG image is needed, got {photos / '5b.jpg'}: not a JPEG or PNG file"
+    assert outcome.error == reason
+    report = json.loads((tmp_path / "output" / "report.json").read_text())
+    assert (report["status"], report["failure_reason"]) == ("failed", f"UnreadableImage: {reason}")
+
+
+def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, photos):
+    run = command.run(*small, "--data", photos, "--skip_bad_images")
+    assert run.report["num_images"] == 9
+    assert run.report["skipped_images"] == [f"{photos / '5b.jpg'}: not a JPEG or PNG file"]
+    assert run.outcome.notes == ["1 unreadable images skipped, listed as skipped_images in the report"]
+    assert run.report["notes"] == run.outcome.notes
+    assert "1 unreadable images" in run.outcome.stdout
+    assert [row["image"] for row in run.predictions] == [f"{index}.png" for index in range(9)]
+    assert {row["label"] for row in run.predictions} == {""}
+    assert run.report["top1"] is None
+    assert {row["predicted"] for row in run.predictions} <= set(map(str, range(10)))
+
+
+def test_only_bad_images(command, small, tmp_path):
+    (tmp_path / "a.jpg").write_text("not an image at all")
+    run = command.run(*small, "--data", tmp_path, "--skip_bad_images")
+    assert (run.report["num_images"], run.predictions) == (0, [])
+    assert run.report["first_inference_ms"] is None and run.report["latency_ms_p50"] is None
+
+
+def test_a_split_and_a_number_of_labelled_images(command, small, tmp_path):
+    names = [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in "ab" for index in range(4)]
+    write_images(tmp_path, names)
+    run = command.run(*small, "--data", tmp_path, "--split", "train", "--num_images", 4)
+    assert [row["image"] for row in run.predictions] == ["a/0.png", "a/2.png", "b/0.png", "b/2.png"]
+    assert [row["label"] for row in run.predictions] == ["a", "a", "b", "b"]
+    assert run.report["data"] == f"4 of 8 images of folder {tmp_path / 'train'}"
+    hits = sum(row["label"] == row["predicted"] for row in run.predictions)
+    assert run.report["top1"] == hits / 4 <= run.report["top5"] <= 1
+
+
+def test_images_are_resized_as_the_weights_stem_asks(command, tmp_path):
+    weights = write_checkpoint(tmp_path / "weights.safetensors", Architecture("imagenet", (1,), False, 3, width=4))
+    write_images(tmp_path / "photos", ["a.png"])
+    run = command.run("--weights", weights, "--mesh", "1x1", "--batch_size", 1, "--data", tmp_path / "photos")
+    (path,) = [path for path in command.artifacts if '"crop_fraction": 0.875' in (path / "manifest.json").read_text()]
+    assert json.loads((path / "manifest.json").read_text())["input_spec"]["shape"] == [1, 224, 224, 3]
+    assert run.report["num_images"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mesh", "partition", "partitions", "fraction"),
+    [("2x2", "rows", {"rows"}, 1.0), ("4x1", "channels", {"channels", "input_channels"}, 1.0)],
+)
+def test_a_partition_asked_for_is_the_one_that_runs(command, small, photos, mesh, partition, partitions, fraction):
+    (photos / "5b.jpg").unlink()
+    run = command.run(*small, "--mesh", mesh, "--partition", partition, "--data", photos)
+    plan = run.report["plan"]
+    used = {entry["partition"] for name, entry in plan.items() if "conv" in name or "downsample" in name}
+    assert used <= partitions and partition in used
+    assert run.report["intra_sample_flops_fraction"] == pytest.approx(fraction, abs=1e-3)
+    assert run.report["parity_max_relative_error"] < 1e-4

@@ -1,0 +1,286 @@
+"""Runs of the command that end well: report, predictions, the ways to execute, and how a run is cut short."""
+
+import csv
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import jax
+import numpy as np
+import pytest
+from command import LABELS, ROOT, TINY, Command, read_predictions, read_report, write_checkpoint, write_images
+
+from models.resnet import inference_function
+from models.variables import random_variables
+
+REPORT_KEYS = """
+    flags notes status failure_reason model mesh model_parallel data_parallel device_count platform threads batch_size
+    precision partition execution executable data weights num_images skipped_images build_ms load_ms first_inference_ms
+    wall_ms images_per_second device_images_per_second latency_ms_p50 latency_ms_p90 latency_ms_p99 decode_ms
+    host_to_device_ms execute_ms device_to_host_ms postprocess_ms top1 top5 parity_max_relative_error
+    parity_top1_agreement intra_sample_flops_fraction predicted_memory_bytes_per_device predicted_host_memory_bytes
+    peak_host_memory_bytes plan versions
+""".split()
+BATCH_SIZE = 8  # that the tiny model's configuration chooses on 1x2
+# Runs main.py, then writes what was traced, compiled and imported to the file named first.
+WATCH = """
+import json, runpy, sys
+from jax import monitoring
+
+watched, main = sys.argv[1:3]
+sys.argv[1:3] = []
+sys.path.insert(0, main.rpartition("/")[0])
+events = []
+monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: events.append(event))
+monitoring.register_event_listener(lambda event, **_: events.append(event))
+try:
+    runpy.run_path(main, run_name="__main__")
+finally:
+    packages = {name.partition(".")[0] for name in sys.modules}
+    kinds = ("jaxpr_trace", "jaxpr_to_mlir", "backend_compile", "compile_requests")
+    counts = {kind: sum(kind in event for event in events) for kind in kinds}
+    with open(watched, "w") as file:
+        json.dump(counts | {"flax": "flax" in packages, "models": "models" in packages}, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    return Command(tmp_path_factory.mktemp("home"))
+
+
+def watched(command, *flags):
+    script, counts = command.home / "watch.py", command.home / "counts.json"
+    script.write_text(WATCH)
+    run = command.run_tiny(*flags, script=(script, counts, ROOT / "main.py"))
+    return run, json.loads(counts.read_text())
+
+
+@pytest.fixture(scope="module")
+def first(command):
+    """The first run, which builds, and what it traced, compiled and imported."""
+    return watched(command, "--num_images", 20, "--precision", "float32")
+
+
+@pytest.fixture(scope="module")
+def command_with_artifact(command, first):
+    return command
+
+
+def test_the_report_of_a_run(first):
+    run, _ = first
+    report = run.report
+    assert list(report) == REPORT_KEYS
+    stated = {
+        "status": "ok",
+        "failure_reason": None,
+        "model": "resnet18",
+        "mesh": "1x2",
+        "model_parallel": 1,
+        "data_parallel": 2,
+        "device_count": 2,
+        "platform": "cpu",
+        "threads": 2,
+        "batch_size": BATCH_SIZE,
+        "precision": "float32",
+        "partition": "auto",
+        "execution": "offline",
+        "executable": "native",
+        "data": "synthetic images, seed 0",
+        "weights": "random, seed 0",
+        "num_images": 20,
+        "skipped_images": [],
+        "top1": None,
+        "top5": None,
+        "parity_top1_agreement": 1.0,
+        "intra_sample_flops_fraction": 0.0,
+    }
+    assert {name: report[name] for name in stated} == stated
+    assert report["notes"] == run.outcome.notes
+    assert ["random" in note or "synthetic" in note for note in report["notes"]] == [True, True]
+    flags = {"mode": "run", "mesh": "1x2", "threads": 2, "num_images": 20, "data": "auto", "weights": "auto", "seed": 0}
+    assert (flags | {"output_dir": str(run.output_dir)}).items() <= report["flags"].items()
+    assert {entry["partition"] for entry in report["plan"].values()} == {"whole"}
+    assert len(report["plan"]) == 22  # 20 convolutions, mean pooling, the last layer
+    assert report["versions"]["jax"] == jax.__version__
+
+
+def test_the_measurements_of_a_run(first):
+    run, _ = first
+    report = run.report
+    times = [name for name in REPORT_KEYS if name.endswith("_ms") or "_ms_" in name]
+    assert len(times) == 12 and all(isinstance(report[name], float) and report[name] > 0 for name in times)
+    assert report["latency_ms_p50"] <= report["latency_ms_p90"] <= report["latency_ms_p99"] <= report["wall_ms"]
+    assert report["images_per_second"] == pytest.approx(20 / report["wall_ms"] * 1e3)
+    assert report["device_images_per_second"] >= report["images_per_second"]
+    phases = ("decode", "host_to_device", "execute", "device_to_host", "postprocess")
+    total = sum(report[f"{phase}_ms"] for phase in phases)
+    assert total <= 2 * report["wall_ms"] * 1.001  # of two threads
+    assert report["build_ms"] + report["load_ms"] < report["first_inference_ms"]
+    assert 0 < report["parity_max_relative_error"] < 1e-4
+    parameter_bytes = 11_164_362 * 4  # of ResNet18 with this stem and 10 classes, batch norm folded
+    assert parameter_bytes < report["predicted_memory_bytes_per_device"] < 2 * parameter_bytes
+    assert parameter_bytes < report["predicted_host_memory_bytes"]
+    assert parameter_bytes < report["peak_host_memory_bytes"] < 8 * 2**30
+
+
+def test_the_table_and_predictions_of_a_run(first):
+    run, _ = first
+    lines = run.outcome.stdout.splitlines()
+    assert lines[0].startswith("resnet18, mesh 1x2 (model × data) on cpu, batch 8, float32, 2 threads, native")
+    assert lines[-1] == f"report and predictions in {run.output_dir}"
+    assert "accuracy" not in run.outcome.stdout
+    assert [row["image"] for row in run.predictions] == [f"synthetic_{index:06d}" for index in range(20)]
+    for row in run.predictions:
+        assert row["label"] == "" and row["predicted"] in LABELS and 0.1 <= float(row["probability"]) <= 1
+
+
+def test_the_second_run_imports_no_model_and_compiles_nothing(command_with_artifact, first):
+    built, counts = first
+    assert counts["flax"] and counts["models"] and all(counts.values())
+    again, counts = watched(command_with_artifact, "--num_images", 20, "--precision", "float32")
+    assert not any(counts.values()), counts
+    assert (again.report["build_ms"], again.report["executable"]) == (None, "native")
+    assert again.predictions == built.predictions
+    assert "artefact was there" in again.outcome.stdout
+
+
+def test_online_gives_the_same_predictions_and_saves_nothing(command_with_artifact, first):
+    artifacts = command_with_artifact.artifacts
+    online = command_with_artifact.run_tiny("--num_images", 20, "--precision", "float32", "--execution", "online")
+    assert (online.report["executable"], online.report["execution"]) == ("online", "online")
+    assert 0 < online.report["parity_max_relative_error"] < 1e-4
+    assert online.predictions == first[0].predictions
+    assert command_with_artifact.artifacts == artifacts
+
+
+@pytest.mark.parametrize("num_images", [1, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1])
+def test_any_number_of_images(command_with_artifact, first, num_images):
+    run = command_with_artifact.run_tiny("--num_images", num_images, "--precision", "float32", "--threads", 3)
+    assert run.report["num_images"] == num_images
+    assert run.predictions == first[0].predictions[:num_images]
+
+
+def test_a_report_as_config_runs_the_same_again(command_with_artifact, first):
+    report = first[0].output_dir / "report.json"
+    before = report.read_bytes()
+    outcome = command_with_artifact("--config", report, "--threads", 1, "--num_images", 9)
+    assert outcome.exit_code == 0, outcome.stderr
+    output_dir = command_with_artifact.home / outcome.stdout.splitlines()[-1].removeprefix("report and predictions in ")
+    assert output_dir.parent == command_with_artifact.home / "runs"
+    again = read_report(output_dir)
+    assert (again["threads"], again["num_images"], again["mesh"], again["build_ms"]) == (1, 9, "1x2", None)
+    assert again["flags"]["config"] == str(command_with_artifact.config)
+    assert read_predictions(output_dir) == first[0].predictions[:9]
+    assert report.read_bytes() == before
+
+
+def test_a_compiled_artifact_runs_without_models_and_weights(command_with_artifact, first, tmp_path):
+    compiled = command_with_artifact("--mode", "compile", "--config", "tiny.py", "--mesh", "1x2")
+    assert compiled.exit_code == 0 and compiled.stderr == ""
+    path = compiled.stdout.removesuffix("\n")
+    shutil.copy(ROOT / "main.py", tmp_path)
+    for package in ("engine", "sharding", "configs"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    importing = subprocess.run([sys.executable, "-c", "import models"], cwd=tmp_path, capture_output=True, text=True)
+    assert "No module named 'models'" in importing.stderr
+    received = command_with_artifact.run(
+        "--artifact", path, "--num_images", 20, cwd=tmp_path, script=(tmp_path / "main.py",)
+    )
+    assert (received.report["executable"], received.report["mesh"]) == ("native", "1x2")
+    assert received.predictions == first[0].predictions
+
+
+def test_accuracy_of_given_weights_on_labelled_images(command, tmp_path):
+    weights = write_checkpoint(tmp_path / "weights.safetensors", TINY, seed=3)
+    pixels = write_images(tmp_path / "drawn", [f"{index:02d}.png" for index in range(27)])
+    infer = inference_function(TINY, random_variables(TINY, seed=3))
+    logits = np.asarray(infer((pixels.astype(np.float32) / 255 - np.float32(0.5)) / np.float32(0.25)))
+    ranked = np.argsort(-logits, axis=1)
+    # Of three images, one is labelled as the network sees it, one as its third choice, one as its last.
+    labels = [int(ranked[index, (0, 2, 9)[index % 3]]) for index in range(27)]
+    names = [f"{LABELS[label]}/{index:02d}.png" for index, label in enumerate(labels)]
+    for index, name in enumerate(names):
+        (tmp_path / "labelled" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "drawn" / f"{index:02d}.png").rename(tmp_path / "labelled" / name)
+
+    run = command.run_tiny("--weights", weights, "--data", tmp_path / "labelled", "--precision", "float32")
+    assert run.report["weights"] == str(weights) and run.outcome.notes == []
+    assert (run.report["top1"], run.report["top5"]) == (pytest.approx(9 / 27), pytest.approx(18 / 27))
+    assert "top-1 33.33%, top-5 66.67%" in run.outcome.stdout
+    rows = run.predictions
+    assert [row["image"] for row in rows] == sorted(names)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for row in rows:
+        label, file = row["image"].split("/")
+        index = int(file.removesuffix(".png"))
+        assert (row["label"], row["predicted"]) == (label, LABELS[ranked[index, 0]])
+        assert float(row["probability"]) == pytest.approx(probabilities[index].max(), rel=1e-3)
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_finished(command_with_artifact, tmp_path, signal_number):
+    flags = ("--config", "tiny.py", "--mesh", "1x2", "--num_images", 10**7, "--output_dir", tmp_path / "output")
+    predictions = tmp_path / "output" / "predictions.csv"
+    with command_with_artifact.start(*flags, "--precision", "float32") as process:
+        wait_until(lambda: predictions.exists() and predictions.stat().st_size, process)
+        process.send_signal(signal_number)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "error: interrupted; what is finished stands in the report"
+    assert errors.count("error:") == 1 and "Traceback" not in errors
+    report = read_report(tmp_path / "output")
+    assert report["status"] == "interrupted" and report["images_per_second"] > 0
+    with predictions.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image", "label", "predicted", "probability"]
+    assert [row[0] for row in rows] == [f"synthetic_{index:06d}" for index in range(report["num_images"])]
+    assert len(rows) % BATCH_SIZE == 0 and len(rows) > 0
+
+
+def test_an_interrupted_build_leaves_no_artifact(tmp_path):
+    command = Command(tmp_path)
+    flags = ("--config", "tiny.py", "--mesh", "1x2", "--num_images", 10**7, "--output_dir", tmp_path / "output")
+    cache = tmp_path / "cache" / "cambrian" / "artifacts"
+    with command.start(*flags) as process:
+        wait_until(cache.exists, process)
+        time.sleep(1.5)  # into the compilation, which takes longer
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "error: interrupted; what is finished stands in the report\n"
+    report = read_report(tmp_path / "output")
+    assert (report["status"], report["num_images"], report["executable"]) == ("interrupted", None, None)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_progress_bar_on_a_terminal_only(command_with_artifact, first):
+    assert "image/s]" not in first[0].outcome.stderr and "\r" not in first[0].outcome.stderr
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    flags = ("--config", "tiny.py", "--mesh", "1x2", "--num_images", 20, "--precision", "float32")
+    with command_with_artifact.start(*flags, stderr=end) as process:
+        os.close(end)
+        shown = b""
+        try:
+            while chunk := os.read(terminal, 4096):
+                shown += chunk
+        except OSError:  # how Linux ends the reading of a terminal that its writers have closed
+            pass
+        process.communicate(timeout=60)
+    os.close(terminal)
+    assert process.returncode == 0
+    assert b"0/20 [00:00<" in shown and b"\r" in shown
