@@ -21,6 +21,7 @@ from models.variables import random_variables
 ROOT = Path(__file__).parents[1]
 LABELS = ("ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay")
 TINY = Architecture.resnet(18, "cifar", len(LABELS))
+SMALL = Architecture("cifar", (1, 1), False, len(LABELS), width=8)  # builds faster, but no configuration names it
 TINY_CONFIG = f"""
 from engine.configuration import ModelConfig, Preset
 
@@ -71,7 +72,7 @@ class Run:
 
 
 class Command:
-    """main.py with `home` for everything it keeps between runs, and the tiny model in `config`."""
+    """main.py with `home` for everything it keeps between runs, where `config` names the model TINY."""
 
     def __init__(self, home: Path):
         self.home = home
@@ -121,8 +122,13 @@ class Command:
         return Run(outcome, output_dir)
 
     def run_tiny(self, *flags: object, **options: Any) -> Run:
-        """Runs the tiny model with random weights on a 1x2 mesh."""
+        """Runs TINY with random weights on a 1x2 mesh."""
         return self.run("--config", self.config, "--mesh", "1x2", *flags, **options)
+
+    def small_flags(self) -> list[str]:
+        """Flags of a run of SMALL with given weights, which are written to `home`."""
+        weights = write_checkpoint(self.home / "small.safetensors", SMALL)
+        return ["--weights", str(weights), "--image_size", "8", "--precision", "float32"]
 
 
 def read_report(output_dir: Path) -> dict[str, Any]:

@@ -9,3 +9,5 @@ import jax
 jax.config.update("jax_num_cpu_devices", 32)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+jax.devices()  # starts the backend now: later, acquire_devices would make just as many as one test asks for

@@ -105,12 +105,11 @@ def test_a_refused_run_leaves_a_report_and_no_older_predictions(tmp_path):
 
 def test_too_little_device_memory(tmp_path):
     command = Command(tmp_path)
-    outcome = command(
-        "--config", "tiny.py", "--mesh", "1x2", "--device_memory_limit", "1MiB", "--output_dir", tmp_path / "output"
-    )
+    limit = ("--device_memory_limit", "100KiB")
+    outcome = command(*command.small_flags(), "--mesh", "1x2", *limit, "--output_dir", tmp_path / "output")
     assert outcome.exit_code == 1
     assert outcome.error.startswith("OutOfMemory: a device must hold ")
-    assert outcome.error.endswith("got a limit of 1 MiB")
+    assert outcome.error.endswith("got a limit of 0 MiB")
     report = read_report(tmp_path / "output")
     assert (report["status"], report["failure_reason"]) == ("out_of_memory", outcome.error)
     assert report["num_images"] is None

@@ -19,14 +19,15 @@ from command import LABELS, ROOT, TINY, Command, read_predictions, read_report, 
 from models.resnet import inference_function
 from models.variables import random_variables
 
-REPORT_KEYS = """
+_KEYS = """
     flags notes status failure_reason model mesh model_parallel data_parallel device_count platform threads batch_size
     precision partition execution executable data weights num_images skipped_images build_ms load_ms first_inference_ms
     wall_ms images_per_second device_images_per_second latency_ms_p50 latency_ms_p90 latency_ms_p99 decode_ms
     host_to_device_ms execute_ms device_to_host_ms postprocess_ms top1 top5 parity_max_relative_error
     parity_top1_agreement intra_sample_flops_fraction predicted_memory_bytes_per_device predicted_host_memory_bytes
     peak_host_memory_bytes plan versions
-""".split()
+"""
+REPORT_KEYS = _KEYS.split()
 BATCH_SIZE = 8  # that the tiny model's configuration chooses on 1x2
 # Runs main.py, then writes what was traced, compiled and imported to the file named first.
 WATCH = """
