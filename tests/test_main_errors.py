@@ -17,7 +17,6 @@ CASES = {
     "XLA_FLAGS=--xla_force_host_platform_device_count=N asks for more, got 64",
     "--mesh 2x4 --batch_size 6": "batch_size must be a multiple of the data axis of 4 in mesh 2x4, got 6",
     "--threads 0": "threads must be at least 1, got 0",
-    "--num_images -1": "num_images must be at least 0, got -1",
     "--config nothing": "config must be a .py or report.json file, "
     "or one of resnet101_cifar10, resnet101_imagenet; got 'nothing'",
     "--nonsense 3": "flags must be among those that --help lists, got --nonsense",
@@ -49,7 +48,6 @@ CASES = {
     "model axis of 4, got 2",
     "--artifact empty --mesh 1x2": "an artifact decides its own mesh: leave --mesh out, got '1x2'",
     "--artifact absent": "an artefact is a directory with a manifest.json, got absent",
-    "--artifact empty --execution online": "execution must be offline to run an artifact, got online",
     "--config list.json": "config must be a report.json with flags, got list.json: ",
     "--config other.json": "other.json must set flags of main.py, got 'depth'",
     "--config threads.json": "flag threads of threads.json: ",
