@@ -1,7 +1,5 @@
 """The built-in rule that chooses each layer's partition from shapes alone."""
 
-from collections.abc import Sequence
-
 from sharding.errors import UsageError
 from sharding.layer import Kind, LayerSpec, Network
 from sharding.mesh import MeshShape
@@ -17,9 +15,9 @@ def choose_partitions(
 
     Args:
       batch_size: global number of samples of a launch, a multiple of the data axis.
-      partition: `samples`, `rows` or `channels` cut every convolution that way; `intra_sample` takes rows where they
-        divide, else channels, and leaves a layer whole where neither does; `auto` takes samples where the batch
-        divides, else chooses as `intra_sample`.
+      partition: `samples`, `rows` or `channels` cut every convolution that way. `intra_sample` cuts the larger of the
+        two, rows of the activations or channels of the weights, the other where that doesn't divide, and leaves a layer
+        whole where neither does. `auto` takes samples where the batch divides, else chooses as `intra_sample`.
 
     Returns:
       The partition of each layer, and notes on convolutions that stay whole.
@@ -36,38 +34,51 @@ def choose_partitions(
         )
     if mesh.model == 1 and partition == "auto":
         return {layer.name: Partition.WHOLE for layer in network}, []
-    preferences = _preferences(network, mesh, batch_size, partition)
+    if partition == "auto":
+        samples_divide = refusal(network[0], Partition.SAMPLES, mesh, batch_size) is None
+        partition = "samples" if samples_divide else "auto"
+    sizes_cut_by_rows = _sizes_cut_by_rows(network, batch_size // mesh.data)
     chosen: dict[str, Partition] = {}
     layout_of: dict[str | None, Layout] = {None: Layout.WHOLE}
     left_whole = []
     for layer in network:
-        refusals = []
-        for candidate in preferences:
-            if candidate == Partition.CHANNELS:
-                candidate = _channel_partition(layer, layout_of[layer.input])
-            reason = refusal(layer, candidate, mesh, batch_size)
-            if reason is None:
-                break
-            refusals.append(reason)
+        by_channels = _channel_partition(layer, layout_of[layer.input])
+        if partition == "samples":
+            candidates = [Partition.SAMPLES]
+        elif partition == "rows":
+            candidates = [Partition.ROWS]
+        elif partition == "channels":
+            candidates = [by_channels]
         else:
-            if layer.kind == Kind.CONV:
-                if partition not in ("auto", "intra_sample"):
-                    raise UsageError(f"mesh {mesh}: {refusals[0]}")
-                left_whole.append(layer.name)
-            candidate = Partition.WHOLE
-        chosen[layer.name] = candidate
-        layout_of[layer.name] = layouts(layer, candidate)[1]
+            by_rows_first = (
+                layer.out_shape[:2] in sizes_cut_by_rows if layer.has_weights else layout_of[layer.input] == Layout.ROWS
+            )
+            candidates = [Partition.ROWS, by_channels] if by_rows_first else [by_channels, Partition.ROWS]
+        refusals = [refusal(layer, candidate, mesh, batch_size) for candidate in candidates]
+        legal = [candidate for candidate, reason in zip(candidates, refusals, strict=True) if reason is None]
+        if not legal and layer.kind == Kind.CONV:
+            if len(candidates) == 1:
+                raise UsageError(f"mesh {mesh}: {refusals[0]}")
+            left_whole.append(layer.name)
+        chosen[layer.name] = legal[0] if legal else Partition.WHOLE
+        layout_of[layer.name] = layouts(layer, chosen[layer.name])[1]
     return chosen, _check_cuts(network, mesh, partition, left_whole)
 
 
-def _preferences(network: Network, mesh: MeshShape, batch_size: int, partition: str) -> Sequence[Partition]:
-    intra_sample = (Partition.ROWS, Partition.CHANNELS)
-    if partition == "intra_sample":
-        return intra_sample
-    if partition == "auto":
-        divides = refusal(network[0], Partition.SAMPLES, mesh, batch_size) is None
-        return (Partition.SAMPLES,) if divides else intra_sample
-    return (Partition(partition),)
+def _sizes_cut_by_rows(network: Network, samples: int) -> set[tuple[int, int]]:
+    """The output sizes (H, W) at which a group's `samples` have more activations to move than the layers have weights.
+
+    Cut by rows, every device reads all weights; cut by channels, every device handles most of the activations. Layers
+    of one size are decided together, because each change between the two is an all-to-all.
+    """
+    moved: dict[tuple[int, int], int] = {}
+    for layer in network:
+        if layer.kind == Kind.CONV:
+            size = layer.out_shape[:2]
+            activations = samples * (_elements(layer.in_shape) + _elements(layer.out_shape))
+            weights = layer.kernel**2 * layer.in_shape[2] * layer.out_shape[2]
+            moved[size] = moved.get(size, 0) + activations - weights
+    return {size for size, excess in moved.items() if excess >= 0}
 
 
 def _channel_partition(layer: LayerSpec, input_layout: Layout) -> Partition:

@@ -89,6 +89,13 @@ def test_built_in_rule(mesh, batch_size, partition, expected):
     assert chosen(mesh, batch_size, partition) == expected
 
 
+def test_intra_sample_cuts_the_larger_of_activations_and_weights():
+    # 4×4 positions with 64 + 64 channels are 2048 activations a sample; the weights are 9 · 64 · 64 = 36864.
+    layer = LayerSpec("conv", Kind.CONV, None, (4, 4, 64), (4, 4, 64), kernel=3, padding=1)
+    for samples, expected in ((17, Partition.CHANNELS), (18, Partition.ROWS)):
+        assert choose_partitions((layer,), MeshShape(4, 2), 2 * samples, "intra_sample")[0] == {"conv": expected}
+
+
 def test_auto_says_which_convolutions_stay_whole():
     partitions, notes = choose_partitions((CONV, POOL, HEAD), MeshShape(5, 1), 4, "auto")
     assert (partitions["conv"], partitions["pool"]) == (Partition.WHOLE, Partition.WHOLE)
