@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from jax.sharding import Mesh
@@ -18,10 +19,10 @@ from engine.cache import source_digest
 from engine.configuration import Configuration
 from engine.obtain import obtain
 from engine.run import run_configuration
-from engine.table import print_table
 from sharding import Program, UsageError, mesh_shape
 
 FLAGS = flags.FLAGS
+PRESET_OF_STEM = {"cifar": "resnet101_cifar10", "imagenet": "resnet101_imagenet"}
 engine.flags.define_flags()
 flags.adopt_module_key_flags(engine.flags)
 
@@ -39,11 +40,10 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
         found, variables = models.read_weights(Path(weights))
         if found != architecture:
             if configuration.explicit_config:
-                raise UsageError(f"weights of {architecture} are needed by --config, got {found} in {weights}")
-            model = dataclasses.replace(
-                engine.flags.load_preset(f"resnet101_{'cifar10' if found.stem == 'cifar' else found.stem}").model,
-                labels=(),
-            )
+                raise UsageError(
+                    f"--config needs weights of {_describe(architecture)}, got {_describe(found)} in {weights}"
+                )
+            model = dataclasses.replace(engine.flags.load_preset(PRESET_OF_STEM[found.stem]).model, labels=())
             architecture = found
     else:
         weights = f"random, seed {configuration.seed}"
@@ -68,6 +68,7 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
         metadata={
             "labels": list(model.labels),
             "crop_fraction": model.crop_fraction,
+            "partition": configuration.partition,
             "weights": weights,
             "trained": trained,
             "intra_sample_flops_fraction": plan.intra_sample_flops_fraction(network, mesh_shape(mesh)),
@@ -76,30 +77,43 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
     return dataclasses.replace(program, notes=(*notes, *program.notes))
 
 
+def code_digest() -> str:
+    """A digest of the code that `build_program` runs."""
+    return source_digest(Path(__file__), *(Path(__file__).parent / part for part in ("models", "sharding", "configs")))
+
+
 def main(argv: list[str]) -> int:
-    folder = Path(__file__).parent
     try:
         if len(argv) > 1:
             raise UsageError(f"arguments are flags that begin with --, got {argv[1]!r}")
         configuration = engine.flags.read_configuration(FLAGS)
-        source = source_digest(folder / "models", folder / "sharding")
+        source = code_digest()
         if FLAGS.mode == "compile":
-            print(obtain(dataclasses.replace(configuration, execution="offline"), build_program, source).path)
+            obtained = obtain(configuration, build_program, source)
+            for note in obtained.executable.notes:
+                print(f"note: {note}", file=sys.stderr)
+            print(obtained.path)
             return 0
         report, output_dir = run_configuration(
             configuration, engine.flags.effective_flags(FLAGS), build_program, source
         )
+        from engine.table import print_table  # rich takes a tenth of a second, which the first result needn't wait for
+
+        print_table(report)
+        print(f"report and predictions in {output_dir}")
+        return 0
     except UsageError as error:
         return _complain(error, 2)
     except KeyboardInterrupt:
-        exit_code = _complain("interrupted; what is finished stands in the report", 130)
+        exit_code = _complain("interrupted", 130)
         sys.stdout.flush()
         os._exit(exit_code)  # XLA crashes the interpreter's own exit where a compilation was interrupted
     except Exception as error:
         return _complain(f"{type(error).__name__}: {error}", 1)
-    print_table(report)
-    print(f"report and predictions in {output_dir}")
-    return 0
+
+
+def _describe(architecture: Any) -> str:
+    return f"{architecture.name} with the {architecture.stem} stem and {architecture.num_classes} classes"
 
 
 def _complain(message: object, exit_code: int) -> int:

@@ -3,10 +3,11 @@
     python benchmarks/engine_overhead.py
 
 The engine draws synthetic images, transfers them, launches from two host threads, fetches logits, finds the top five
-and writes predictions.csv; the bare loop launches on one prepared device array and waits for each result.
+and writes predictions.csv; the bare loop launches on one prepared device array, two launches in flight.
 """
 
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,10 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 import main
-from engine.cache import source_digest
 from engine.classify import Tally, classify
 from engine.configuration import Configuration
 from engine.executable import Executable
@@ -28,9 +28,9 @@ from engine.metrics import Timeline
 from engine.obtain import obtain
 from sharding import MeshShape
 
-_MESH = flags.DEFINE_string("only_mesh", "4x8", "Mesh to measure.")
+_MESH = flags.DEFINE_string("bench_mesh", "", "Mesh to measure; empty: 1x2 and 4x8.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Interleaved rounds.")
-_LAUNCHES = flags.DEFINE_integer("launches", 6, "Launches in each round and of each side.")
+_IMAGES = flags.DEFINE_integer("images", 320, "Images in each round and of each side.")
 
 
 def engine_images_per_second(executable: Executable, num_images: int, directory: Path) -> float:
@@ -58,25 +58,36 @@ def bare_images_per_second(executable: Executable, launches: int) -> float:
     images = np.random.default_rng(0).integers(0, 256, executable.input_spec.shape, np.uint8)
     inputs = executable.put(images).block_until_ready()
     start = time.perf_counter()
-    for _ in range(launches):
-        executable.compiled(executable.params, inputs).block_until_ready()
+    before = executable.compiled(executable.params, inputs)
+    for _ in range(launches - 1):  # one is enqueued while the one before executes
+        after = executable.compiled(executable.params, inputs)
+        before.block_until_ready()
+        before = after
+    before.block_until_ready()
     return launches * executable.batch_size / (time.perf_counter() - start)
 
 
 def measure(_: list[str]) -> None:
-    folder = Path(main.__file__).parent
+    if not _MESH.value:  # a process has one number of virtual devices
+        for mesh in ("1x2", "4x8"):
+            subprocess.run([sys.executable, __file__, f"--bench_mesh={mesh}", *sys.argv[1:]], check=True)
+        return
     configuration = Configuration(model=load_preset(DEFAULT_CONFIG).model, mesh=MeshShape.parse(_MESH.value))
-    digest = source_digest(folder / "models", folder / "sharding")
-    executable = obtain(configuration, main.build_program, digest).executable
+    executable = obtain(configuration, main.build_program, main.code_digest()).executable
     ratios = []
     with tempfile.TemporaryDirectory() as directory:
+        sides = {
+            "bare loop": lambda: bare_images_per_second(executable, _IMAGES.value // executable.batch_size),
+            "engine": lambda: engine_images_per_second(executable, _IMAGES.value, Path(directory)),
+        }
         for number in range(_ROUNDS.value):
-            bare = bare_images_per_second(executable, _LAUNCHES.value)
-            engine = engine_images_per_second(executable, _LAUNCHES.value * executable.batch_size, Path(directory))
-            ratios.append(engine / bare)
-            print(f"round {number}: engine {engine:.1f}, bare loop {bare:.1f} images/s, ratio {ratios[-1]:.3f}")
+            order = list(sides) if number % 2 else list(reversed(sides))
+            measured = {side: sides[side]() for side in order}
+            ratios.append(measured["engine"] / measured["bare loop"])
+            print(", ".join(f"{side} {measured[side]:.1f} images/s" for side in sides), f"ratio {ratios[-1]:.3f}")
     print(f"mesh {_MESH.value}, batch {executable.batch_size}: median ratio {statistics.median(ratios):.3f}")
 
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
     app.run(measure)

@@ -3,13 +3,12 @@
 import dataclasses
 import datetime
 import os
-import platform
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import jaxlib.version
 import numpy as np
 
 from engine.artifact_files import (
@@ -25,19 +24,31 @@ from engine.artifact_files import (
     rebuild_mesh,
 )
 from engine.compile import compile_exported
-from engine.errors import ArtifactExists
+from engine.errors import ArtifactExists, DamagedArtifact
 from engine.executable import Analysis, Executable
 from engine.files import replace_file, sync_directory, temporary_sibling, write_file
 from engine.fingerprint import difference, fingerprint
 from engine.manifest import MANIFEST, FileRecord, Manifest
 from engine.parity import probe_inputs, run_probe
-from engine.serialization import NotSerializable, from_native, from_portable, to_native, to_portable
+from engine.serialization import (
+    NotSerializable,
+    from_native,
+    from_portable,
+    from_untrusted_portable,
+    to_native,
+    to_portable,
+)
 from engine.signing import load_key, read_key
 from engine.tensor_file import map_tensors, write_tensors
+from engine.versions import versions
 from sharding import UsageError, mesh_shape
 
+_NO_NATIVE = "the artefact holds no native executable"
 
-def save(executable: Executable, path: str | Path, signing_key: str | Path | None = None) -> None:
+
+def save(
+    executable: Executable, path: str | Path, signing_key: str | Path | None = None, *, cache_key: str = ""
+) -> None:
     """Saves an executable and all it needs as a new directory, which appears complete or not at all.
 
     Runs the program's reference once, for the probe. Where XLA can't serialize the machine code, the artefact holds the
@@ -45,6 +56,7 @@ def save(executable: Executable, path: str | Path, signing_key: str | Path | Non
 
     Args:
       signing_key: the user's key file; None for the default one.
+      cache_key: the key under which a cache keeps the artefact.
 
     Raises:
       UsageError: if the executable was itself loaded from an artefact, or the key can't be used.
@@ -64,6 +76,7 @@ def save(executable: Executable, path: str | Path, signing_key: str | Path | Non
         files, notes = _write_parts(executable, directory)
         manifest = Manifest(
             name=executable.name,
+            cache_key=cache_key,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             mesh=mesh_shape(executable.mesh),
             platform=mesh_devices(executable.mesh)[0].platform,
@@ -73,7 +86,7 @@ def save(executable: Executable, path: str | Path, signing_key: str | Path | Non
             rules=program.rules,
             metadata=executable.metadata,
             notes=(*executable.notes, *notes),
-            versions=_versions(),
+            versions=versions(),
             fingerprint=fingerprint(mesh_devices(executable.mesh)),
             analysis=executable.analysis,
             tolerance=program.tolerance,
@@ -110,7 +123,7 @@ def _write_parts(executable: Executable, directory: Path) -> tuple[dict[str, Fil
         native = to_native(executable.compiled)
         parts[native_name(native)] = native
     except NotSerializable as error:
-        notes.append(f"the artefact holds no native executable, XLA could not serialize it: {error}")
+        notes.append(f"{_NO_NATIVE}, XLA could not serialize it: {error}")
     for name, data in parts.items():
         write_file(directory / name, data)
         files[name] = FileRecord.of(data)
@@ -123,48 +136,62 @@ def load(
     devices: Sequence[jax.Device] | None = None,
     signing_key: str | Path | None = None,
     refresh: bool = False,
+    cache_key: str | None = None,
 ) -> Executable:
     """Loads an artefact, runs its probe and compares.
 
     The machine code is used if the manifest is signed with this user's key and was built where the fingerprint is
-    equal: nothing is traced or compiled then. Otherwise the portable program is compiled, and a note says why.
+    equal: nothing is traced or compiled then. Otherwise, and where XLA refuses the machine code, the portable program
+    is compiled, and a note says why; one that is not signed with this user's key may hold no custom calls.
 
     Args:
       devices: where to run, in mesh order; None for those of the artefact's platform.
       signing_key: the user's key file; None for the default one. None is made.
-      refresh: where only the fingerprint differs, replace the artefact's machine code by that compiled now.
+      refresh: where this user's machine code can't be used, replace it by that compiled now.
+      cache_key: what the artefact must have been saved under; None for anything.
 
     Raises:
-      DamagedArtifact: naming the file that is missing, cut short or altered.
+      DamagedArtifact: naming the file that is missing, cut short, altered, of another key, or not to be trusted.
       UsageError: if there is no such directory or the devices don't suffice.
       ParityError: if the probe's outputs are too far from the reference.
     """
     path, key = Path(path), read_key(signing_key)
     manifest, is_signed = read_artifact(path, key)
+    if cache_key not in (None, manifest.cache_key):
+        raise DamagedArtifact(f"{path / MANIFEST} must be of the cache key {cache_key}, got {manifest.cache_key!r}")
     mesh, notes = rebuild_mesh(manifest, devices)
     notes = [*manifest.notes, *notes]
     native_file = find_native(manifest)
     native = read_verified(path, native_file, manifest) if native_file else None
     portable = read_verified(path, PORTABLE, manifest)
     probe = map_tensors(path / PROBE, manifest.files[PROBE].sha256)
-    params = load_params(path, manifest, mesh)
 
     here = fingerprint(mesh_devices(mesh))
     differs = difference(manifest.fingerprint, here)
     if native is None:
-        obstacle = "the artefact holds no native executable"
+        obstacle = _NO_NATIVE
     elif not is_signed:
         obstacle = "the artefact is not signed with this user's key"
     else:
         obstacle = f"artefact {differs}" if differs else None
-    if obstacle is None:
-        assert native is not None
-        kind, compiled, analysis = "native", from_native(native, mesh_devices(mesh)), manifest.analysis
-    else:
-        notes.append(f"portable program compiled: {obstacle}")
-        compiled = compile_exported(
-            from_portable(portable), manifest.param_specs, manifest.input_spec, manifest.output_spec, mesh
-        )
+    compiled, kind, analysis = None, "native", manifest.analysis
+    # Hashing the parameters and linking the machine code take a good part of a second each, on one core each.
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load_params, path, manifest, mesh)
+        if obstacle is None:
+            assert native is not None
+            try:
+                compiled = from_native(native, mesh_devices(mesh))
+            except Exception as error:  # whatever XLA makes of it, the portable program does the same
+                reason = f"{type(error).__name__} {error}".splitlines()[0].strip()
+                obstacle = f"XLA could not load its native executable: {reason}"
+        params = loading.result()
+    if compiled is None:
+        assert obstacle is not None
+        if not any(note.startswith(obstacle) for note in manifest.notes):
+            notes.append(f"portable program compiled: {obstacle}")
+        exported = from_portable(portable) if is_signed else from_untrusted_portable(portable, path / PORTABLE)
+        compiled = compile_exported(exported, manifest.param_specs, manifest.input_spec, manifest.output_spec, mesh)
         kind, analysis = "portable", Analysis.of(compiled)
     executable = Executable(
         name=manifest.name,
@@ -180,8 +207,8 @@ def load(
         metadata=manifest.metadata,
     )
     parity = run_probe(executable, probe["inputs"], probe["outputs"], manifest.tolerance)
-    if refresh and native is not None and key is not None and is_signed and differs:
-        refreshed = dataclasses.replace(manifest, fingerprint=here, analysis=analysis, versions=_versions())
+    if refresh and native is not None and key is not None and is_signed and kind == "portable":
+        refreshed = dataclasses.replace(manifest, fingerprint=here, analysis=analysis, versions=versions())
         notes += _refresh(path, refreshed, compiled, key)
     return dataclasses.replace(executable, parity=parity, notes=tuple(notes))
 
@@ -203,12 +230,3 @@ def _refresh(path: Path, manifest: Manifest, compiled: jax.stages.Compiled, key:
     except (OSError, NotSerializable) as error:
         return [f"the artefact's native executable was not refreshed: {error}"]
     return []
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.version.__version__,
-        "numpy": np.__version__,
-    }

@@ -35,12 +35,12 @@ def artifact_key(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(facts)).hexdigest()
 
 
-def source_digest(*folders: Path) -> str:
-    """A digest of the Python files below `folders`: their contents and their names relative to each folder."""
+def source_digest(*parts: Path) -> str:
+    """A digest of Python files, and of those below folders: their contents and their names relative to each folder."""
     files = {
-        f"{folder.name}/{path.relative_to(folder).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in folders
-        for path in folder.rglob("*.py")
+        f"{part.name}/{path.relative_to(part).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for part in parts
+        for path in ([part] if part.is_file() else part.rglob("*.py"))
     }
     return hashlib.sha256(canonical_json(files)).hexdigest()
 
@@ -56,7 +56,7 @@ def load_or_build(
     """Loads the artefact of `key`; builds and saves it first where it is absent or damaged.
 
     What is returned was always loaded from the artefact. Any number of processes may do this at once: each succeeds,
-    and the first to finish building leaves its artefact.
+    and the first to finish building leaves its artefact. An artefact saved under another key counts as damaged.
 
     Returns:
       The executable, with a note if the artefact was damaged; and the milliseconds that building and saving took, None
@@ -67,37 +67,54 @@ def load_or_build(
       ParityError: as `load`.
     """
     path = artifact_dir / key
-    notes = []
-    if path.exists():
+    notes: list[str] = []
+    build_ms = None
+    while True:
+        inode, damaged = _inode(path), False
         try:
-            return _load_twice(path, devices, signing_key), None
-        except DamagedArtifact as damage:
-            notes.append(f"artefact rebuilt: {damage}")
+            loaded = _load_twice(path, key, devices, signing_key)
+            return dataclasses.replace(loaded, notes=(*notes, *loaded.notes)), build_ms
+        except UsageError as error:
+            # Where there is no artefact (yet, or another process has taken a damaged one out of the way), one is built.
+            if inode is not None and path.exists():
+                if not isinstance(error, DamagedArtifact) or build_ms is not None:
+                    raise
+                damaged = True
+                notes.append(f"artefact rebuilt: {error}")
+        build_ms = (build_ms or 0.0) + _build(path, key, build, signing_key, inode if damaged else None)
+
+
+def _build(
+    path: Path, key: str, build: Callable[[], Program], signing_key: Path | None, damaged_inode: int | None
+) -> float:
+    """Builds the artefact, unless another process does so first; returns the milliseconds that it took."""
     start = time.perf_counter()
     load_key(signing_key)
-    with _writing_to(artifact_dir):
-        _check_writable(artifact_dir)
+    with _writing_to(path.parent):
+        _check_writable(path.parent)
     compiled = compile_program(build())
-    with _writing_to(artifact_dir):
-        if notes:
-            _discard(path)
+    with _writing_to(path.parent), _set_aside(path, damaged_inode):
         try:
-            save(compiled, path, signing_key)
+            save(compiled, path, signing_key, cache_key=key)
             _share_parameters(path)
         except ArtifactExists:  # another process was first
             pass
-    build_ms = 1e3 * (time.perf_counter() - start)
-    del compiled
-    loaded = _load_twice(path, devices, signing_key)
-    return dataclasses.replace(loaded, notes=(*notes, *loaded.notes)), build_ms
+    return 1e3 * (time.perf_counter() - start)
 
 
-def _load_twice(path: Path, devices: Sequence[jax.Device] | None, signing_key: Path | None) -> Executable:
+def _load_twice(path: Path, key: str, devices: Sequence[jax.Device] | None, signing_key: Path | None) -> Executable:
     try:
-        return load(path, devices=devices, signing_key=signing_key, refresh=True)
+        return load(path, devices=devices, signing_key=signing_key, refresh=True, cache_key=key)
     except DamagedArtifact:
         # Another process may have replaced files between the manifest's reading and theirs.
-        return load(path, devices=devices, signing_key=signing_key, refresh=True)
+        return load(path, devices=devices, signing_key=signing_key, refresh=True, cache_key=key)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager
@@ -117,14 +134,20 @@ def _check_writable(artifact_dir: Path) -> None:
         pass
 
 
-def _discard(path: Path) -> None:
-    """Takes a damaged artefact out of the way by one rename, then removes it."""
+@contextlib.contextmanager
+def _set_aside(path: Path, damaged_inode: int | None) -> Iterator[None]:
+    """Takes a damaged artefact out of the way by one rename, unless another process has replaced it meanwhile.
+
+    It is removed last, so that no directory made meanwhile gets its inode number.
+    """
     aside = temporary_sibling(path)
+    if damaged_inode is not None and _inode(path) == damaged_inode:
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            path.rename(aside)
     try:
-        path.rename(aside)
-    except FileNotFoundError:  # another process was first
-        return
-    shutil.rmtree(aside)
+        yield
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _share_parameters(path: Path) -> None:

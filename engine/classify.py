@@ -65,8 +65,10 @@ def classify(
     Raises:
       UnreadableImage: for an image that can't be read, unless `skip_bad_images`.
     """
-    class_names = source.class_names or tuple(executable.metadata.get("labels", ()))
-    predicted_names = tuple(executable.metadata.get("labels", ())) or class_names
+    labels = tuple(executable.metadata.get("labels", ()))
+    class_names = source.class_names or labels
+    # Logits and labels are numbered alike if they are as many; then one set of names serves both.
+    predicted_names = class_names if numbered_alike(executable, source) else labels
 
     def decode(batch: _Batch) -> np.ndarray:
         pixels = []
@@ -87,7 +89,7 @@ def classify(
         return batch, *top_k(logits, _TOP)
 
     with (
-        predictions.open("w", newline="") as file,
+        predictions.open("w", newline="", encoding="utf-8") as file,
         tqdm(total=len(source), unit="image", disable=None, leave=False) as progress,
     ):
         rows = csv.writer(file)
@@ -122,6 +124,11 @@ def classify(
                 progress.update(len(batch.indices))
         finally:
             results.close()
+
+
+def numbered_alike(executable: Executable, source: ImageSource) -> bool:
+    """Whether the source's labels number the executable's logits."""
+    return source.class_names is not None and len(source.class_names) == executable.output_spec.shape[1]
 
 
 def _batches(num_images: int, batch_size: int) -> Iterator[Any]:

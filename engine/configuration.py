@@ -92,11 +92,8 @@ class Configuration:
         for name in ("batch_size", "image_size", "num_images", "seed"):
             if (value := getattr(self, name)) < 0:
                 raise UsageError(f"{name} must be at least 0, got {value}")
-        if self.batch_size % self.mesh.data:
-            raise UsageError(
-                f"batch_size must be a multiple of the data axis of {self.mesh.data} in mesh {self.mesh}, "
-                f"got {self.batch_size}"
-            )
+        if self.batch_size:
+            self.mesh.check_batch_size(self.batch_size)
         if self.artifact and self.execution == "online":
             raise UsageError("execution must be offline to run an artifact, got online")
         if self.device_memory_limit:

@@ -1,6 +1,11 @@
 """Errors that a caller tells apart: to rebuild an artefact, to report why a run ended."""
 
+from typing import TYPE_CHECKING
+
 from sharding import UsageError
+
+if TYPE_CHECKING:
+    from engine.parity import Parity
 
 
 class DamagedArtifact(UsageError):
@@ -12,7 +17,15 @@ class ArtifactExists(UsageError):
 
 
 class ParityError(RuntimeError):
-    """Outputs are further from the unsharded float32 reference than the program tolerates."""
+    """Outputs are further from the unsharded float32 reference than the program tolerates.
+
+    Attributes:
+      parity: what was measured.
+    """
+
+    def __init__(self, message: str, parity: "Parity"):
+        super().__init__(message)
+        self.parity = parity
 
 
 class OutOfMemory(RuntimeError):

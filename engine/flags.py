@@ -56,6 +56,10 @@ def read_configuration(values: flags.FlagValues) -> Configuration:
         for name in _DECIDED_BY_ARTIFACT:
             if values[name].present:
                 raise UsageError(f"an artifact decides its own {name}: leave --{name} out, got {values[name].value!r}")
+        if values["mode"].value == "compile":
+            raise UsageError(f"mode compile builds an artifact: leave --artifact out, got {values['artifact'].value!r}")
+    if values["mode"].value == "compile" and values["execution"].value == "online":
+        raise UsageError("mode compile saves an artifact: --execution must be offline, got online")
     fields = Configuration.__dataclass_fields__
     given: dict[str, Any] = {name: values[name].value for name in fields if name in values}
     explicit_config = bool(values["config"].value)

@@ -7,21 +7,23 @@ of the file changes both. The manifest states the digest of every other file; th
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from engine.errors import DamagedArtifact
 from engine.executable import Analysis
 from engine.fingerprint import Fingerprint
 from engine.signing import sign, verify
-from sharding import MeshShape, TensorSpec
+from sharding import DATA_AXIS, MODEL_AXIS, MeshShape, TensorSpec
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _HMAC = "hmac_sha256"
 
 
@@ -43,6 +45,7 @@ class Manifest:
 
     Attributes:
       name: of the model.
+      cache_key: the key under which a cache keeps the artefact; empty outside of one.
       created: time in UTC, ISO 8601.
       mesh, platform: what it runs on.
       plan: layer name → partition and lowering; empty for a user's function.
@@ -57,6 +60,7 @@ class Manifest:
     """
 
     name: str
+    cache_key: str
     created: str
     mesh: MeshShape
     platform: str
@@ -103,12 +107,13 @@ class Manifest:
             )
         fields = {name: value for name, value in values.items() if name != "format_version"}
         try:
+            mesh = MeshShape.parse(values["mesh"])
             return cls(
                 **fields
                 | {
-                    "mesh": MeshShape.parse(values["mesh"]),
-                    "input_spec": _spec_from_json(values["input_spec"]),
-                    "output_spec": _spec_from_json(values["output_spec"]),
+                    "mesh": mesh,
+                    "input_spec": _spec_from_json(values["input_spec"], mesh),
+                    "output_spec": _spec_from_json(values["output_spec"], mesh),
                     "rules": tuple((pattern, spec) for pattern, spec in values["rules"]),
                     "metadata": dict(values["metadata"]),
                     "notes": tuple(values["notes"]),
@@ -116,7 +121,7 @@ class Manifest:
                     "analysis": Analysis(**values["analysis"]),
                     "tolerance": float(values["tolerance"]),
                     "files": {name: FileRecord(**record) for name, record in values["files"].items()},
-                    "param_specs": tuple(map(_spec_from_json, values["param_specs"])),
+                    "param_specs": tuple(_spec_from_json(spec, mesh) for spec in values["param_specs"]),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -144,10 +149,11 @@ def read_manifest(artifact: Path, key: bytes | None) -> tuple[Manifest, bool]:
         if not isinstance(values, dict):
             raise ValueError(f"a JSON object is needed, got {type(values).__name__}")
         signature = values.pop(_HMAC, None)
+        signed = canonical_json(values)  # refuses numbers that aren't finite
+        is_signed = key is not None and isinstance(signature, str) and verify(signed, key, signature)
         manifest = Manifest.from_json(values)
     except (OSError, ValueError) as error:
         raise DamagedArtifact(f"{path} must be a readable manifest: {error}") from None
-    is_signed = key is not None and isinstance(signature, str) and verify(canonical_json(values), key, signature)
     return manifest, is_signed
 
 
@@ -174,6 +180,30 @@ def _spec_to_json(spec: TensorSpec) -> dict[str, Any]:
     }
 
 
-def _spec_from_json(values: Mapping[str, Any]) -> TensorSpec:
+def _spec_from_json(values: Mapping[str, Any], mesh: MeshShape) -> TensorSpec:
+    name, shape, dtype = values["name"], tuple(values["shape"]), values["dtype"]
+    if not isinstance(name, str):
+        raise ValueError(f"a tensor's name must be text, got {name!r}")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{name} needs a shape of whole numbers, got {values['shape']}")
+    if not isinstance(dtype, str) or not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+        raise ValueError(f"{name} needs a dtype of numbers or bool, got {dtype!r}")
     partition_spec = P(*(tuple(entry) if isinstance(entry, list) else entry for entry in values["partition_spec"]))
-    return TensorSpec(values["name"], tuple(values["shape"]), values["dtype"], partition_spec)
+    if not _fits(partition_spec, shape, mesh):
+        raise ValueError(
+            f"{name} of shape {shape} needs a partition spec that fits it and {mesh}, got {partition_spec}"
+        )
+    return TensorSpec(name, shape, dtype, partition_spec)
+
+
+def _fits(partition_spec: P, shape: tuple[int, ...], mesh: MeshShape) -> bool:
+    """Whether the spec cuts dimensions that there are, by known axes, each at most once, into equal parts."""
+    sizes = {MODEL_AXIS: mesh.model, DATA_AXIS: mesh.data}
+    cuts = [() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in partition_spec]
+    axes = [axis for cut in cuts for axis in cut]
+    return (
+        len(cuts) <= len(shape)
+        and len(axes) == len(set(axes))
+        and sizes.keys() >= set(axes)
+        and all(size % math.prod(sizes[axis] for axis in cut) == 0 for size, cut in zip(shape, cuts, strict=False))
+    )

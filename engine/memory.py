@@ -26,7 +26,7 @@ def predicted_memory_bytes_per_device(executable: Executable, threads: int) -> i
     """Bytes a device needs: the parameters, and inputs, outputs and temporaries of every launch in flight."""
     analysis = executable.analysis
     parameters = analysis.argument_bytes - _input_bytes_per_device(executable)
-    return parameters + _launches_in_flight(threads) * _bytes_per_launch(executable)
+    return parameters + _launches_in_flight(threads) * bytes_per_launch(executable)
 
 
 def predicted_host_memory_bytes(executable: Executable, threads: int, base_bytes: int) -> int:
@@ -38,7 +38,7 @@ def predicted_host_memory_bytes(executable: Executable, threads: int, base_bytes
     if executable.mesh.devices.flat[0].platform != "cpu":
         return base_bytes
     distinct = sum(param.nbytes for param in executable.params)
-    launches = _launches_in_flight(threads) * executable.mesh.size * _bytes_per_launch(executable)
+    launches = _launches_in_flight(threads) * executable.mesh.size * bytes_per_launch(executable)
     return base_bytes + distinct + launches
 
 
@@ -82,6 +82,7 @@ def _input_bytes_per_device(executable: Executable) -> int:
     return math.prod(shard) * np.dtype(spec.dtype).itemsize
 
 
-def _bytes_per_launch(executable: Executable) -> int:
+def bytes_per_launch(executable: Executable) -> int:
+    """Bytes of inputs, outputs and temporaries that one launch takes on each device."""
     analysis = executable.analysis
     return _input_bytes_per_device(executable) + analysis.output_bytes + analysis.temporary_bytes

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,10 +64,15 @@ def obtain(configuration: Configuration, build_program: BuildProgram, source: st
         directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
         key = artifact_key(_facts(configuration, source))
         path = directory / key
+
+        def build() -> Program:
+            print("building the executable; later runs load it", file=sys.stderr, flush=True)
+            return build_program(configuration, mesh)
+
         executable, build_ms = load_or_build(
             directory,
             key,
-            lambda: build_program(configuration, mesh),
+            build,
             devices=list(mesh.devices.flat),
             signing_key=_key_path(configuration),
         )
@@ -104,15 +110,17 @@ def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configur
 
 def _facts(configuration: Configuration, source: str) -> dict[str, object]:
     """All that the program depends on: not threads, execution, data or number of images."""
+    # Weights from a file may turn to another model than the default one, with an image size of its own.
+    own_model = configuration.weights in ("auto", "random") or configuration.explicit_config
     return {
+        "own_model": own_model,
         "model": dataclasses.asdict(configuration.model),
-        "explicit_config": configuration.explicit_config,
         "weights": _weights_identity(configuration),
         "mesh": str(configuration.mesh),
         "partition": configuration.partition,
         "precision": configuration.precision,
         "batch_size": configuration.batch_size,
-        "image_size": configuration.image_size,
+        "image_size": configuration.image_size or (configuration.model.image_size if own_model else 0),
         "platform": configuration.platform,
         "source": source,
     }

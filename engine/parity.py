@@ -70,6 +70,7 @@ def run_probe(executable: "Executable", inputs: np.ndarray, reference: np.ndarra
     if not parity.max_relative_error <= tolerance:
         raise ParityError(
             f"{executable.name} ({executable.kind}) must agree with the unsharded float32 reference to a relative "
-            f"error of {tolerance:g}, got {parity.max_relative_error:g}"
+            f"error of {tolerance:g}, got {parity.max_relative_error:g}",
+            parity,
         )
     return parity

@@ -9,7 +9,7 @@ from jax.export import Exported
 from jax.sharding import Mesh
 
 from engine.artifact_files import PORTABLE, load_params, read_artifact, read_verified, rebuild_mesh
-from engine.serialization import from_portable
+from engine.serialization import from_untrusted_portable
 from sharding import TensorSpec
 
 
@@ -40,11 +40,11 @@ def load_portable(path: str | Path, *, devices: Sequence[jax.Device] | None = No
     """Loads an artefact's portable program and parameters, without compiling or running it.
 
     Raises:
-      DamagedArtifact, UsageError: as `load`.
+      DamagedArtifact, UsageError: as `load` of an artefact that is not signed with this user's key.
     """
     path = Path(path)
     manifest, _ = read_artifact(path, None)
     mesh, _ = rebuild_mesh(manifest, devices)
-    exported = from_portable(read_verified(path, PORTABLE, manifest))
+    exported = from_untrusted_portable(read_verified(path, PORTABLE, manifest), path / PORTABLE)
     params = load_params(path, manifest, mesh)
     return Portable(exported, params, manifest.input_spec, manifest.output_spec, mesh, manifest.metadata)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.classify import Tally
+from engine.configuration import Configuration
 from engine.executable import Executable
 from engine.files import replace_file
 from engine.metrics import Summary
+from engine.parity import Parity
 
 REPORT = "report.json"
 
@@ -67,6 +69,13 @@ class Report:
     plan: dict[str, dict[str, str]] | None = None
     versions: dict[str, str] | None = None
 
+    def request(self, configuration: Configuration) -> None:
+        """Takes over what was asked for, which a run that fails early doesn't come to replace."""
+        self.model_parallel, self.data_parallel = configuration.mesh.model, configuration.mesh.data
+        self.mesh, self.device_count = str(configuration.mesh), configuration.mesh.num_devices
+        self.platform, self.precision = configuration.platform, configuration.precision
+        self.batch_size, self.weights = configuration.batch_size, configuration.weights
+
     def describe(self, executable: Executable) -> None:
         """Takes over what the executable says of itself."""
         mesh = executable.mesh
@@ -81,9 +90,14 @@ class Report:
         self.intra_sample_flops_fraction = executable.metadata.get("intra_sample_flops_fraction")
         self.executable = executable.kind
         self.plan = executable.plan
+        self.partition = executable.metadata.get("partition", self.partition)
         if executable.parity is not None:
-            self.parity_max_relative_error = executable.parity.max_relative_error
-            self.parity_top1_agreement = executable.parity.top1_agreement
+            self.compare(executable.parity)
+
+    def compare(self, parity: Parity) -> None:
+        """Takes over the comparison with the reference."""
+        self.parity_max_relative_error = parity.max_relative_error
+        self.parity_top1_agreement = parity.top1_agreement
 
     def measure(self, summary: Summary, tally: Tally, has_accuracy: bool) -> None:
         """Takes over the times and the results of the finished part of the run."""

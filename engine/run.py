@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import psutil
 
-from engine.classify import Tally, classify
+from engine.classify import Tally, classify, numbered_alike
+from engine.clock import milliseconds_since_process_start
 from engine.configuration import Configuration
-from engine.errors import OutOfMemory
+from engine.errors import OutOfMemory, ParityError
 from engine.inputs import ImageSource, open_source
 from engine.memory import check_device_memory, peak_host_memory_bytes, predicted_host_memory_bytes, resident_bytes
 from engine.metrics import Timeline
@@ -45,15 +45,23 @@ def run_configuration(
         execution=configuration.execution,
         versions=versions(),
     )
+    if not configuration.artifact:
+        report.request(configuration)
     # What is wrong with the images is said before minutes of building.
-    _open_source(configuration, configuration.model.image_size, configuration.model.crop_fraction, ())
+    model = configuration.model
+    _, notes = _open_source(configuration, model.image_size, model.crop_fraction, ())
     output_dir = _make_output_dir(configuration)
     flags["output_dir"] = str(output_dir)
     try:
+        for note in notes:
+            say(note, report)
         _run(configuration, build_program, source_digest, output_dir, report)
         report.status = "ok"
     except BaseException as error:
         report.status, report.failure_reason = _failure(error)
+        if isinstance(error, ParityError):
+            report.compare(error.parity)
+        print(f"what is finished stands in {output_dir}", file=sys.stderr)
         raise
     finally:
         report.peak_host_memory_bytes = peak_host_memory_bytes()
@@ -85,10 +93,11 @@ def _run(
     )
     report.data = source.description
     for note in (*executable.notes, *notes):
-        say(note, report)
+        if note not in report.notes:
+            say(note, report)
 
     def on_first_result() -> None:
-        report.first_inference_ms = 1e3 * (time.time() - psutil.Process().create_time())
+        report.first_inference_ms = milliseconds_since_process_start()
 
     tally, timeline = Tally(), Timeline()
     try:
@@ -103,7 +112,8 @@ def _run(
             on_first_result=on_first_result,
         )
     finally:
-        report.measure(timeline.summary(), tally, has_accuracy=source.has_labels and metadata["trained"])
+        has_accuracy = metadata["trained"] and numbered_alike(executable, source)
+        report.measure(timeline.summary(), tally, has_accuracy)
     if tally.skipped:
         say(f"{len(tally.skipped)} unreadable images skipped, listed as skipped_images in the report", report)
     if executable.parity is None:

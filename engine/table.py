@@ -16,7 +16,7 @@ def print_table(report: Report) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=_title(report), title_justify="left")
     for name, value in _rows(report):
         table.add_row(name, value)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # paths may look like markup
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     console.print(table)

@@ -42,7 +42,9 @@ def apply_planned(
     def read(name: str | None, layout: Layout) -> jax.Array:
         # Kept, so that two readers of one tensor in one layout share the transition.
         if (name, layout) not in values:
-            values[name, layout] = transition(values[name, made_in[name]], made_in[name], layout)
+            # From a copy that another reader has gathered, a slice needs no communication.
+            source = Layout.WHOLE if (name, Layout.WHOLE) in values else made_in[name]
+            values[name, layout] = transition(values[name, source], source, layout)
         return values[name, layout]
 
     for layer in network:

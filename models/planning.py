@@ -34,8 +34,8 @@ def make_plan(network: Network, mesh: MeshShape, batch_size: int, platform: str,
 def default_lowering(layer: LayerSpec, platform: str) -> str:
     """The lowering of a layer where nothing was measured.
 
-    GPUs and TPUs have fast native convolutions. On CPU a 1×1 convolution is a matrix product, and a kernel as large as
-    its input falls off XLA's fast path.
+    GPUs and TPUs have fast native convolutions. XLA:CPU's are no faster than its matrix products, and far slower where
+    a kernel is as large as its input.
     """
     if layer.kind == Kind.DENSE:
         return "matmul"

@@ -17,7 +17,8 @@ def choose_partitions(
       batch_size: global number of samples of a launch, a multiple of the data axis.
       partition: `samples`, `rows` or `channels` cut every convolution that way. `intra_sample` cuts the larger of the
         two, rows of the activations or channels of the weights, the other where that doesn't divide, and leaves a layer
-        whole where neither does. `auto` takes samples where the batch divides, else chooses as `intra_sample`.
+        whole where neither does. `auto` takes samples where the batch divides, because they need no communication, else
+        chooses as `intra_sample`.
 
     Returns:
       The partition of each layer, and notes on convolutions that stay whole.
@@ -28,36 +29,32 @@ def choose_partitions(
     """
     if partition not in PARTITIONS:
         raise UsageError(f"partition must be one of {', '.join(PARTITIONS)}, got {partition!r}")
-    if batch_size < 1 or batch_size % mesh.data:
-        raise UsageError(
-            f"the batch size must be a multiple of the data axis of {mesh.data} in mesh {mesh}, got {batch_size}"
-        )
-    if mesh.model == 1 and partition == "auto":
+    mesh.check_batch_size(batch_size)
+    if mesh.model == 1 and partition != "intra_sample":  # nothing to cut
         return {layer.name: Partition.WHOLE for layer in network}, []
-    if partition == "auto":
-        samples_divide = refusal(network[0], Partition.SAMPLES, mesh, batch_size) is None
-        partition = "samples" if samples_divide else "auto"
+    if partition == "auto" and refusal(network[0], Partition.SAMPLES, mesh, batch_size) is None:
+        partition = "samples"
     sizes_cut_by_rows = _sizes_cut_by_rows(network, batch_size // mesh.data)
     chosen: dict[str, Partition] = {}
     layout_of: dict[str | None, Layout] = {None: Layout.WHOLE}
     left_whole = []
     for layer in network:
-        by_channels = _channel_partition(layer, layout_of[layer.input])
+        by_channels = _channel_partitions(layer, layout_of[layer.input])
         if partition == "samples":
             candidates = [Partition.SAMPLES]
         elif partition == "rows":
             candidates = [Partition.ROWS]
         elif partition == "channels":
-            candidates = [by_channels]
+            candidates = by_channels
         else:
             by_rows_first = (
                 layer.out_shape[:2] in sizes_cut_by_rows if layer.has_weights else layout_of[layer.input] == Layout.ROWS
             )
-            candidates = [Partition.ROWS, by_channels] if by_rows_first else [by_channels, Partition.ROWS]
+            candidates = [Partition.ROWS, *by_channels] if by_rows_first else [*by_channels, Partition.ROWS]
         refusals = [refusal(layer, candidate, mesh, batch_size) for candidate in candidates]
         legal = [candidate for candidate, reason in zip(candidates, refusals, strict=True) if reason is None]
         if not legal and layer.kind == Kind.CONV:
-            if len(candidates) == 1:
+            if partition in ("samples", "rows", "channels"):
                 raise UsageError(f"mesh {mesh}: {refusals[0]}")
             left_whole.append(layer.name)
         chosen[layer.name] = legal[0] if legal else Partition.WHOLE
@@ -81,15 +78,16 @@ def _sizes_cut_by_rows(network: Network, samples: int) -> set[tuple[int, int]]:
     return {size for size, excess in moved.items() if excess >= 0}
 
 
-def _channel_partition(layer: LayerSpec, input_layout: Layout) -> Partition:
-    """Output channels, unless summing the output costs less than gathering the input.
+def _channel_partitions(layer: LayerSpec, input_layout: Layout) -> list[Partition]:
+    """Output channels, then input channels; the other way round where that communicates less.
 
     A sum moves every output element twice (reduce-scatter, then all-gather), a gather every input element once.
     """
-    sums = layer.has_weights and input_layout == Layout.CHANNELS
-    if sums and 2 * _elements(layer.out_shape) < _elements(layer.in_shape):
-        return Partition.INPUT_CHANNELS
-    return Partition.CHANNELS
+    if not layer.has_weights:
+        return [Partition.CHANNELS]
+    if input_layout == Layout.CHANNELS and 2 * _elements(layer.out_shape) < _elements(layer.in_shape):
+        return [Partition.INPUT_CHANNELS, Partition.CHANNELS]
+    return [Partition.CHANNELS, Partition.INPUT_CHANNELS]
 
 
 def _elements(shape: tuple[int, int, int]) -> int:
@@ -106,7 +104,7 @@ def _check_cuts(network: Network, mesh: MeshShape, partition: str, left_whole: l
     if not left_whole:
         return []
     return [
-        f"the model axis of {mesh.model} divides neither samples, rows nor channels of "
+        f"the model axis of {mesh.model} divides neither rows nor channels of "
         f"{len(left_whole)} of {num_convolutions} convolutions: left whole ({', '.join(left_whole[:3])}"
         f"{', …' if len(left_whole) > 3 else ''})"
     ]

@@ -45,6 +45,13 @@ class MeshShape:
     def num_devices(self) -> int:
         return self.model * self.data
 
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raises UsageError unless the data axis cuts `batch_size` samples evenly."""
+        if batch_size < 1 or batch_size % self.data:
+            raise UsageError(
+                f"batch_size must be a multiple of the data axis of {self.data} in mesh {self}, got {batch_size}"
+            )
+
     def __str__(self) -> str:
         return f"{self.model}x{self.data}"
 

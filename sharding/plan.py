@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from sharding.errors import UsageError
-from sharding.layer import Kind, Network
+from sharding.layer import Network
 from sharding.mesh import MeshShape
 from sharding.partition import Partition, refusal
 
@@ -37,10 +37,7 @@ class Plan:
         names, planned = [layer.name for layer in network], [name for name, _ in self.layers]
         if planned != names:
             raise UsageError(f"the plan needs the layers {names}, got {planned}")
-        if batch_size < 1 or batch_size % mesh.data:
-            raise UsageError(
-                f"the batch size must be a multiple of the data axis of {mesh.data} in mesh {mesh}, got {batch_size}"
-            )
+        mesh.check_batch_size(batch_size)
         for layer in network:
             if reason := refusal(layer, self[layer.name].partition, mesh, batch_size):
                 raise UsageError(f"mesh {mesh}: {reason}")
@@ -51,11 +48,6 @@ class Plan:
             return 0.0
         cut = sum(layer.flops for layer in network if self[layer.name].partition.intra_sample)
         return cut / sum(layer.flops for layer in network)
-
-    def cuts_a_convolution(self, network: Network, mesh: MeshShape) -> bool:
-        """Whether the model axis cuts any convolution within a sample."""
-        convolutions = (layer for layer in network if layer.kind == Kind.CONV)
-        return mesh.model > 1 and any(self[layer.name].partition.intra_sample for layer in convolutions)
 
     def to_json(self) -> dict[str, dict[str, str]]:
         """Layer name → partition and lowering, in the network's order."""

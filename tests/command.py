@@ -32,6 +32,7 @@ CONFIG = Preset(
     )
 )
 """
+REMARKS = ("note: ", "building the executable", "what is finished stands in ")  # what stderr may hold besides an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Outcome:
         """The one line with which the command says what was wrong."""
         assert "Traceback" not in self.stderr, self.stderr
         *others, last = self.stderr.splitlines()
-        assert last.startswith("error: ") and all(line.startswith("note: ") for line in others), self.stderr
+        assert last.startswith("error: ") and all(line.startswith(REMARKS) for line in others), self.stderr
         return last.removeprefix("error: ")
 
 
@@ -118,7 +119,7 @@ class Command:
         output_dir = self.home / f"output-{self._num_runs}"
         outcome = self(*flags, "--output_dir", output_dir, **options)
         assert outcome.exit_code == 0, outcome.stderr
-        assert all(line.startswith("note: ") for line in outcome.stderr.splitlines()), outcome.stderr
+        assert all(line.startswith(REMARKS) for line in outcome.stderr.splitlines()), outcome.stderr
         return Run(outcome, output_dir)
 
     def run_tiny(self, *flags: object, **options: Any) -> Run:

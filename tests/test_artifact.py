@@ -5,22 +5,26 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
+from jax import export
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from toy_program import BATCH_SIZE, toy_program
 
 import engine.artifact
 from engine.artifact import load, save
+from engine.artifact_files import PORTABLE
 from engine.compile import compile_program, jit_program
-from engine.errors import ArtifactExists, ParityError
-from engine.manifest import MANIFEST, read_manifest
+from engine.errors import ArtifactExists, DamagedArtifact, ParityError
+from engine.manifest import MANIFEST, FileRecord, read_manifest
 from engine.parity import probe_inputs
 from engine.portable import load_portable
 from engine.serialization import NotSerializable
 from engine.signing import load_key
+from engine.versions import versions
 from sharding import UsageError
 
 
@@ -71,7 +75,8 @@ def test_round_trip(online, artifact, key):
     inputs = np.random.default_rng(1).integers(0, 256, (BATCH_SIZE + 3, 8, 8, 3), np.uint8)
     np.testing.assert_array_equal(loaded(inputs), online(inputs), strict=True)
     np.testing.assert_allclose(loaded(inputs), online.program.reference(inputs), rtol=1e-4, atol=1e-4)
-    assert read_manifest(artifact, None)[0].rules == online.program.rules
+    manifest, _ = read_manifest(artifact, None)
+    assert manifest.rules == online.program.rules and manifest.versions == versions() and manifest.cache_key == ""
 
 
 FRESH_PROCESS = """
@@ -235,14 +240,88 @@ def test_without_native_serialization_the_portable_part_remains(online, key, tmp
     save(online, tmp_path / "artifact", key)
     assert not list((tmp_path / "artifact").glob("native*"))
     loaded = load(tmp_path / "artifact", signing_key=key, refresh=True)
-    assert_portable(loaded, online, "the artefact holds no native executable")
-    assert any("could not serialize it: MemoryError std::bad_alloc" in note for note in loaded.notes)
+    assert loaded.kind == "portable"
+    reason = "the artefact holds no native executable, XLA could not serialize it: MemoryError std::bad_alloc"
+    assert loaded.notes == (*online.notes, reason)
+
+
+def test_parameters_are_loaded_while_the_machine_code_is_linked(online, artifact, key, monkeypatch):
+    met = threading.Barrier(2, timeout=20)
+
+    def meeting(function):
+        def wrapped(*arguments):
+            met.wait()
+            return function(*arguments)
+
+        return wrapped
+
+    for name in ("load_params", "from_native"):
+        monkeypatch.setattr(engine.artifact, name, meeting(getattr(engine.artifact, name)))
+    assert load(artifact, signing_key=key).kind == "native"
+
+
+def test_machine_code_that_xla_refuses_is_replaced(online, artifact, key):
+    native_file(artifact).write_bytes(data := b"no pickle")
+    manifest, _ = read_manifest(artifact, None)
+    edit(artifact, key, files=manifest.files | {native_file(artifact).name: FileRecord.of(data)})
+    assert_portable(load(artifact, signing_key=key, refresh=True), online, "XLA could not load its native executable: ")
+    assert load(artifact, signing_key=key).kind == "native"
+
+
+CALLBACK = "xla_ffi_python_cpu_callback"  # what jax.pure_callback calls
+
+
+def put_callback(artifact, key, executable):
+    """Makes the portable program one that calls into Python, which `jax.export` refuses to write unless it is told."""
+
+    def apply(params, images):
+        return jax.ffi.ffi_call(CALLBACK, jax.ShapeDtypeStruct(executable.output_spec.shape, np.float32))(images)
+
+    checks = [export.DisabledSafetyCheck.custom_call(CALLBACK)]
+    arguments = executable.program.abstract_arguments()
+    exported = export.export(jax.jit(apply), disabled_checks=checks)(*arguments)
+    (artifact / PORTABLE).write_bytes(data := bytes(exported.serialize()))
+    manifest, _ = read_manifest(artifact, None)
+    edit(artifact, key, files=manifest.files | {PORTABLE: FileRecord.of(data)})
+
+
+def test_what_others_made_may_not_call_into_this_process(online, artifact, key, tmp_path):
+    put_callback(artifact, key, online)
+    refused = pytest.raises(DamagedArtifact, match=f"{artifact / PORTABLE} must .* calls '{CALLBACK}'")
+    with refused:
+        load(artifact, signing_key=tmp_path / "absent")
+    with refused:
+        load_portable(artifact)
+    assert load(artifact, signing_key=key).kind == "native"
+
+
+@pytest.mark.parametrize("shardy", [True, False])
+def test_marks_of_shardings_are_no_harm(key, tmp_path, shardy):
+    before = getattr(jax.config, "jax_use_shardy_partitioner")  # noqa: B009 (unknown to pyright)
+    jax.config.update("jax_use_shardy_partitioner", shardy)
+    try:
+        save(compile_program(toy_program()), tmp_path / "artifact", key)
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", before)
+    text = load_portable(tmp_path / "artifact").exported.mlir_module()
+    assert ("custom_call @SPMDFullToShardShape" in text) != shardy
+
+
+def test_an_artifact_of_another_cache_key_is_refused(online, key, tmp_path):
+    save(online, tmp_path / "artifact", key, cache_key="a")
+    with pytest.raises(
+        DamagedArtifact, match=f"{tmp_path / 'artifact' / MANIFEST} must be of the cache key b, got 'a'"
+    ):
+        load(tmp_path / "artifact", signing_key=key, cache_key="b")
+    for cache_key in ("a", None):
+        assert load(tmp_path / "artifact", signing_key=key, cache_key=cache_key).kind == "native"
 
 
 def test_outputs_too_far_from_the_reference_are_an_error_and_not_kept(artifact, key):
     edit(artifact, key, tolerance=1e-12)
-    with pytest.raises(ParityError, match="toy .native. .* 1e-12, got"):
+    with pytest.raises(ParityError, match="toy .native. .* 1e-12, got") as caught:
         load(artifact, signing_key=key)
+    assert 1e-12 < caught.value.parity.max_relative_error < 1e-5 and caught.value.parity.top1_agreement == 1
     edit_fingerprint(artifact, key, jax="0.9.0")
     before = (artifact / MANIFEST).read_bytes()
     with pytest.raises(ParityError, match="toy .portable. .* 1e-12, got"):

@@ -59,21 +59,39 @@ def test_damage_is_named(artifact, key, name, harm):
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        (b'"format_version": 1', b'"format_version": 2', "format version 1 is needed, got 2"),
+        (b'"format_version": 2', b'"format_version": 1', "format version 2 is needed, got 1"),
         (b'"mesh": "2x4"', b'"mesh": "2y4"', "MODELxDATA"),
         (b'"mesh": "2x4"', b'"mash": "2x4"', "mesh"),
         (b'"analysis": {', b'"analysis": {"more": 1,', "wrong form"),
         (b'"files": {', b'"files": {"../other": {"sha256": "", "num_bytes": 0},', "unknown .*other"),
         (b'"portable.bin"', b'"native-0123456789ab.bin"', "missing .*portable.bin"),
         (b"{", b"[{", "Expecting"),
+        (b'"labels"', b'"more": NaN, "labels"', "not JSON compliant"),
+        (b'"labels"', b'"more": 1e999, "labels"', "not JSON compliant"),
+        (b'"name": "images"', b'"name": ["images"]', "name must be text, got .'images'."),
+        (b'"shape": [8, 8, 8, 3]', b'"shape": [8, 8.5, 8, 3]', "images needs a shape of whole numbers"),
+        (b'"shape": [8, 8, 8, 3]', b'"shape": [8, true, 8, 3]', "images needs a shape of whole numbers"),
+        (b'"shape": [8, 8, 8, 3]', b'"shape": [6, 8, 8, 3]', "images of shape .* needs a partition spec"),
+        (b'"shape": [8, 8, 8, 3]', b'"shape": []', "images of shape .* needs a partition spec"),
+        (b'"dtype": "uint8"', b'"dtype": "uint9"', "uint9"),
+        (b'"dtype": "uint8"', b'"dtype": "object"', "images needs a dtype of numbers or bool, got 'object'"),
+        (b'"dtype": "uint8"', b'"dtype": null', "images needs a dtype of numbers or bool, got None"),
+        (b'"partition_spec": ["data"]', b'"partition_spec": ["date"]', "images of shape .* needs a partition spec"),
+        (
+            b'"partition_spec": ["data"]',
+            b'"partition_spec": ["data", "data"]',
+            "images of shape .* needs a partition spec",
+        ),
+        (b'"partition_spec": ["data"]', b'"partition_spec": [1]', "images of shape .* needs a partition spec"),
     ],
 )
-def test_a_manifest_of_another_form_is_refused(artifact, old, new, reason):
+def test_a_manifest_of_another_form_is_refused(artifact, key, old, new, reason):
     path = artifact / MANIFEST
     assert old in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(old, new, 1))
-    with pytest.raises(DamagedArtifact, match=f"{path} must .*{reason}"):
-        load(artifact)
+    with pytest.raises(DamagedArtifact, match=f"{path} must .*{reason}") as caught:
+        load(artifact, signing_key=key)
+    assert "\n" not in str(caught.value)
 
 
 def test_parameters_other_than_the_manifests_are_refused(artifact, key):

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from toy_program import toy_program
 
 import engine.artifact
+import engine.cache
 from engine.artifact import load
 from engine.artifact_files import PARAMETERS, PORTABLE
 from engine.cache import artifact_key, default_artifact_dir, load_or_build, source_digest
@@ -85,6 +87,51 @@ def test_a_damaged_artifact_is_named_and_rebuilt(cache, signing_key, name):
     loaded, build_ms = load_or_build(cache, "key", no_build, signing_key=signing_key)
     assert build_ms is None and not any("rebuilt" in note for note in loaded.notes)
     assert [path.name for path in cache.iterdir()] == ["key"]
+
+
+def test_what_another_process_has_rebuilt_meanwhile_stays(cache, signing_key):
+    def load_or_rebuild(build):
+        return load_or_build(cache, "key", build, signing_key=signing_key)
+
+    load_or_rebuild(toy_program)
+    (cache / "key" / MANIFEST).write_text("damaged")
+    left_by_the_other = []
+
+    def build_after_the_other():
+        load_or_rebuild(toy_program)
+        left_by_the_other.append((cache / "key").stat().st_ino)
+        return toy_program()
+
+    loaded, build_ms = load_or_rebuild(build_after_the_other)
+    assert loaded.kind == "native" and build_ms is not None and loaded.notes[0].startswith("artefact rebuilt")
+    assert [(cache / "key").stat().st_ino] == left_by_the_other
+    assert [path.name for path in cache.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("num_loads_before", [0, 1])
+def test_an_artifact_that_is_gone_before_it_is_loaded_is_built_again(cache, signing_key, monkeypatch, num_loads_before):
+    calls = []
+
+    def vanish(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1 + num_loads_before:
+            shutil.rmtree(cache / "key")
+        return load(*arguments, **options)
+
+    if num_loads_before == 0:
+        load_or_build(cache, "key", toy_program, signing_key=signing_key)
+    monkeypatch.setattr(engine.cache, "load", vanish)
+    loaded, build_ms = load_or_build(cache, "key", toy_program, signing_key=signing_key)
+    assert loaded.kind == "native" and build_ms is not None and len(calls) == 2 + num_loads_before
+
+
+def test_an_artifact_of_another_key_is_rebuilt(cache, signing_key):
+    load_or_build(cache, "a", toy_program, signing_key=signing_key)
+    shutil.copytree(cache / "a", cache / "b")
+    rebuilt, build_ms = load_or_build(cache, "b", lambda: toy_program(1), signing_key=signing_key)
+    assert build_ms is not None
+    assert rebuilt.notes[0] == f"artefact rebuilt: {cache / 'b' / MANIFEST} must be of the cache key b, got 'a'"
+    assert read_manifest(cache / "b", None)[0].cache_key == "b"
 
 
 def test_where_only_the_fingerprint_differs_the_native_part_is_refreshed(cache, signing_key):

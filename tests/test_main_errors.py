@@ -33,12 +33,12 @@ CASES = {
     "--data images --num_images 4": "num_images must be at most the 3 images of folder images, got 4",
     "--weights absent.safetensors": "weights must be auto, random or a readable file, got absent.safetensors: "
     "No such file or directory",
-    f"{TINY} --mesh 1x2 --weights depth.safetensors": "weights of Architecture(stem='cifar', blocks=(2, 2, 2, 2), "
-    "bottleneck=False, num_classes=10, width=64) are needed by --config, got Architecture(stem='cifar', blocks=(1,), "
-    "bottleneck=False, num_classes=10, width=64) in depth.safetensors",
-    f"{TINY} --mesh 1x2 --weights classes.safetensors": "weights of Architecture(stem='cifar', blocks=(2, 2, 2, 2), "
-    "bottleneck=False, num_classes=10, width=64) are needed by --config, got Architecture(stem='cifar', "
-    "blocks=(2, 2, 2, 2), bottleneck=False, num_classes=4, width=64) in classes.safetensors",
+    f"{TINY} --mesh 1x2 --weights depth.safetensors": "--config needs weights of resnet18 with the cifar stem and "
+    "10 classes, got resnet4 with the cifar stem and 10 classes in depth.safetensors",
+    f"{TINY} --mesh 1x2 --weights classes.safetensors": "--config needs weights of resnet18 with the cifar stem and "
+    "10 classes, got resnet18 with the cifar stem and 4 classes in classes.safetensors",
+    "--mode compile --execution online": "mode compile saves an artifact: --execution must be offline, got online",
+    "--mode compile --artifact empty": "mode compile builds an artifact: leave --artifact out, got 'empty'",
     "--artifact_dir file/cache": "the artefact directory must be writable and have space, got file/cache: "
     "Not a directory",
     "--output_dir file/output": "output_dir must be a folder that can be written to, got file/output: Not a directory",

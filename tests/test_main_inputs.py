@@ -63,8 +63,15 @@ def test_a_split_and_a_number_of_labelled_images(command, small, tmp_path):
     assert [row["image"] for row in run.predictions] == ["a/0.png", "a/2.png", "b/0.png", "b/2.png"]
     assert [row["label"] for row in run.predictions] == ["a", "a", "b", "b"]
     assert run.report["data"] == f"4 of 8 images of folder {tmp_path / 'train'}"
+    assert run.report["top1"] is None  # which of the ten logits are a and b is unknown
+
+
+def test_accuracy_where_the_classes_are_as_many_as_the_logits(command, small, tmp_path):
+    write_images(tmp_path, [f"{label}/{index}.png" for label in "abcdefghij" for index in range(2)])
+    run = command.run(*small, "--data", tmp_path)
     hits = sum(row["label"] == row["predicted"] for row in run.predictions)
-    assert run.report["top1"] == hits / 4 <= run.report["top5"] <= 1
+    assert {row["predicted"] for row in run.predictions} <= set("abcdefghij")
+    assert run.report["top1"] == hits / 20 <= run.report["top5"] <= 1
 
 
 def test_images_are_resized_as_the_weights_stem_asks(command, tmp_path):

@@ -184,7 +184,8 @@ def test_a_report_as_config_runs_the_same_again(command_with_artifact, first):
 
 def test_a_compiled_artifact_runs_without_models_and_weights(command_with_artifact, first, tmp_path):
     compiled = command_with_artifact("--mode", "compile", "--config", "tiny.py", "--mesh", "1x2")
-    assert compiled.exit_code == 0 and compiled.stderr == ""
+    assert compiled.exit_code == 0
+    assert compiled.stderr == "note: no trained weights: running on random ones; --weights PATH takes a checkpoint\n"
     path = compiled.stdout.removesuffix("\n")
     shutil.copy(ROOT / "main.py", tmp_path)
     for package in ("engine", "sharding", "configs"):
@@ -241,7 +242,8 @@ def test_an_interrupted_run_keeps_what_is_finished(command_with_artifact, tmp_pa
         process.send_signal(signal_number)
         _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "error: interrupted; what is finished stands in the report"
+    finished = f"what is finished stands in {tmp_path / 'output'}"
+    assert errors.splitlines()[-2:] == [finished, "error: interrupted"]
     assert errors.count("error:") == 1 and "Traceback" not in errors
     report = read_report(tmp_path / "output")
     assert report["status"] == "interrupted" and report["images_per_second"] > 0
@@ -262,7 +264,7 @@ def test_an_interrupted_build_leaves_no_artifact(tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == "error: interrupted; what is finished stands in the report\n"
+    assert errors.splitlines()[-1] == "error: interrupted" and "Traceback" not in errors
     report = read_report(tmp_path / "output")
     assert (report["status"], report["num_images"], report["executable"]) == ("interrupted", None, None)
     assert list(cache.iterdir()) == []

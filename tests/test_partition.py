@@ -77,8 +77,8 @@ def chosen(mesh: str, batch_size: int, partition: str) -> list[str]:
     [
         ("1x4", 4, "auto", ["whole", "whole", "whole"]),
         ("4x1", 4, "auto", ["samples", "samples", "samples"]),
-        ("4x1", 3, "auto", ["rows", "rows", "whole"]),
-        ("4x1", 4, "intra_sample", ["rows", "rows", "whole"]),
+        ("4x1", 3, "auto", ["rows", "rows", "input_channels"]),
+        ("4x1", 4, "intra_sample", ["rows", "rows", "input_channels"]),
         ("3x1", 4, "intra_sample", ["channels", "channels", "input_channels"]),
         ("2x1", 4, "channels", ["channels", "channels", "input_channels"]),
         ("4x1", 4, "rows", ["rows", "rows", "whole"]),
@@ -99,9 +99,7 @@ def test_intra_sample_cuts_the_larger_of_activations_and_weights():
 def test_auto_says_which_convolutions_stay_whole():
     partitions, notes = choose_partitions((CONV, POOL, HEAD), MeshShape(5, 1), 4, "auto")
     assert (partitions["conv"], partitions["pool"]) == (Partition.WHOLE, Partition.WHOLE)
-    assert notes == [
-        "the model axis of 5 divides neither samples, rows nor channels of 1 of 1 convolutions: left whole (conv)"
-    ]
+    assert notes == ["the model axis of 5 divides neither rows nor channels of 1 of 1 convolutions: left whole (conv)"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +110,7 @@ def test_auto_says_which_convolutions_stay_whole():
         ("5x1", 4, "samples", "mesh 5x1: conv: samples needs the 4 samples"),
         ("5x1", 4, "intra_sample", "needs a model axis that divides the rows or channels of some convolution"),
         ("1x4", 4, "intra_sample", "needs a model axis that divides"),
-        ("1x4", 6, "auto", "batch size must be a multiple of the data axis of 4 in mesh 1x4, got 6"),
+        ("1x4", 6, "auto", "batch_size must be a multiple of the data axis of 4 in mesh 1x4, got 6"),
         ("4x1", 4, "columns", "partition must be one of auto, samples, rows, channels, intra_sample, got 'columns'"),
     ],
 )

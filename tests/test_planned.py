@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from models.architecture import Architecture, network
+from models.lowerings import LOWERINGS
 from models.planning import default_lowering, make_plan
 from models.program import build_program
 from models.variables import random_variables
@@ -66,8 +67,9 @@ def random_plan(net, mesh: MeshShape, batch_size: int, seed: int) -> Plan:
     rng = random.Random(seed)
     layers = []
     for layer in net:
-        legal = [p for p in Partition if refusal(layer, p, mesh, batch_size) is None]
-        layers.append((layer.name, LayerPlan(rng.choice(legal), default_lowering(layer, "cpu"))))
+        partitions = [p for p in Partition if refusal(layer, p, mesh, batch_size) is None]
+        lowerings = [name for name, one in LOWERINGS.items() if one.supports(layer.kernel, layer.stride)]
+        layers.append((layer.name, LayerPlan(rng.choice(partitions), rng.choice(lowerings))))
     return Plan(tuple(layers))
 
 
@@ -94,9 +96,9 @@ CASES = [
 @pytest.mark.parametrize("mesh, width, image_size, batch_size", CASES)
 def test_any_legal_mix_of_partitions_gives_the_unsharded_logits(mesh, width, image_size, batch_size, stem):
     shape = MeshShape.parse(mesh)
-    architecture = Architecture(stem, blocks=(1, 1), bottleneck=True, num_classes=10, width=width)
-    net = network(architecture, image_size)
     seed = CASES.index((mesh, width, image_size, batch_size))
+    architecture = Architecture(stem, blocks=(1, 1), bottleneck=seed % 2 == 0, num_classes=10, width=width)
+    net = network(architecture, image_size)
     program = build(architecture, shape, random_plan(net, shape, batch_size, seed), image_size, batch_size)
     assert_unsharded_logits(program, architecture)
 
@@ -129,13 +131,33 @@ def test_a_halo_wider_than_a_device_s_rows_reaches_over_several_neighbours():
     assert_unsharded_logits(program, architecture)
 
 
-def test_odd_image_sizes_are_computed_whole_where_rows_do_not_divide():
+def test_odd_image_sizes_are_computed_whole_where_nothing_divides():
     architecture = Architecture("cifar", blocks=(1, 1), bottleneck=True, num_classes=10, width=8)
     net = network(architecture, 15)
     plan = make_plan(net, MeshShape(3, 1), 1, "cpu", "auto")
-    assert "left whole (layer2.0.conv1" not in str(plan.notes)
+    assert plan["conv1"].partition == Partition.ROWS
+    assert plan["layer2.0.conv2"].partition == Partition.WHOLE
+    assert plan.notes == (
+        "the model axis of 3 divides neither rows nor channels of 3 of 9 convolutions: "
+        "left whole (layer2.0.conv2, layer2.0.downsample, layer2.0.conv3)",
+    )
     program = build(architecture, MeshShape(3, 1), plan, 15, 1)
     assert_unsharded_logits(program, architecture)
+
+
+def test_apply_stands_inside_other_jitted_computation():
+    architecture = Architecture("cifar", blocks=(1,), bottleneck=True, num_classes=10, width=8)
+    plan = make_plan(network(architecture, 8), MeshShape(2, 2), 2, "cpu", "intra_sample")
+    program = build(architecture, MeshShape(2, 2), plan, 8, 2)
+    images = images_of(2, 8)
+
+    @jax.jit
+    def probabilities(params, images):
+        return jax.nn.softmax(program.apply(params, images[:, :, ::-1]))
+
+    logits = program.reference(images[:, :, ::-1])
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities(list(program.params), images), expected, atol=1e-5)
 
 
 def test_bfloat16_stays_within_its_tolerance_of_float32():
