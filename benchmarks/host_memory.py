@@ -3,7 +3,7 @@
     python benchmarks/host_memory.py
 
 The artefact of mesh 1x32 is loaded and launched in a process that has imported JAX and started its backend before. What
-the process grows by at its peak, less the temporaries, inputs and outputs that XLA states for one launch on all devices,
+the process grows by at its peak, less the temporaries, inputs and outputs that XLA states for a launch on all devices,
 is divided by one copy of the parameters; machine code and library scratch count against it. The allocator is told to
 give freed memory back (MALLOC_MMAP_THRESHOLD_); left alone it keeps several times the temporaries (second line).
 """
