@@ -188,9 +188,8 @@ def test_a_compiled_artifact_runs_without_models_and_weights(command_with_artifa
     shutil.copy(ROOT / "main.py", tmp_path)
     for package in ("engine", "sharding", "configs"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "models.py").write_text(
-        "raise ImportError('models must not be imported')"
-    )  # found before an installed one
+    # Found before an installed one.
+    (tmp_path / "models.py").write_text("raise ImportError('models must not be imported')")
     received = command_with_artifact.run(
         "--artifact", path, "--num_images", 20, cwd=tmp_path, script=(tmp_path / "main.py",)
     )
