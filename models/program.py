@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from models.architecture import Architecture, network as network_of
 from models.folding import fold
-from models.placement import place_params
+from models.placement import params_by_layer, place_params
 from models.planned import apply_planned
 from models.planning import check_lowerings
 from sharding import DATA_AXIS, MODEL_AXIS, Layout, Plan, Program, TensorSpec, UsageError, layouts, mesh_shape
@@ -69,10 +69,11 @@ def build_program(
     names = [spec.name for spec in param_specs]
     cut = [spec.partition_spec != P() for spec in param_specs]
     preprocess = normaliser(mean, std)
+    isolate = mesh.devices.flat[0].platform == "cpu"
 
     def local_apply(params: Sequence[jax.Array], images: jax.Array) -> jax.Array:
-        local = {name: param[0] if is_cut else param for name, param, is_cut in zip(names, params, cut, strict=True)}
-        logits = apply_planned(network, plan, local, preprocess(images).astype(precision), images_layout)
+        local = params_by_layer(names, [param[0] if is_cut else param for param, is_cut in zip(params, cut, strict=True)])
+        logits = apply_planned(network, plan, local, preprocess(images).astype(precision), images_layout, isolate)
         return logits.reshape(logits.shape[0], logits.shape[-1])
 
     apply = jax.shard_map(

@@ -11,10 +11,16 @@ from sharding.partition import Partition, refusal
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One layer's part of a plan; `lowering` names a function of the models package."""
+    """One layer's part of a plan.
+
+    Attributes:
+      lowering: names a function of the models package.
+      micro_batch: number of samples a device computes at a time; 0 for all that it has.
+    """
 
     partition: Partition
     lowering: str
+    micro_batch: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
