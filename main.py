@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 import engine.flags
 from engine.cache import source_digest
 from engine.configuration import Configuration
+from engine.memory import memory_limit_bytes
 from engine.obtain import obtain
 from engine.run import run_configuration
 from sharding import Program, UsageError, mesh_shape
@@ -52,9 +53,17 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
             notes = ("no trained weights: running on random ones; --weights PATH takes a checkpoint",)
     image_size = configuration.image_size or model.image_size
     network = models.network(architecture, image_size)
+    mesh_and_batch = network, configuration.mesh, configuration.batch_size
+    table = models.cost_table(configuration.platform)
     plan = models.make_plan(
-        network, configuration.mesh, configuration.batch_size, configuration.platform, configuration.partition
+        *mesh_and_batch,
+        configuration.platform,
+        configuration.precision,
+        configuration.partition,
+        memory_limit_bytes=memory_limit_bytes(configuration.device_memory_limit, list(mesh.devices.flat)),
+        table=table,
     )
+    costs = models.layer_costs(plan, *mesh_and_batch, configuration.precision, table)
     program = models.build_program(
         architecture,
         variables,
@@ -71,15 +80,50 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
             "partition": configuration.partition,
             "weights": weights,
             "trained": trained,
+            "layer_costs": [dataclasses.asdict(cost) for cost in costs],
             "intra_sample_flops_fraction": plan.intra_sample_flops_fraction(network, mesh_shape(mesh)),
         },
     )
     return dataclasses.replace(program, notes=(*notes, *program.notes))
 
 
-def code_digest() -> str:
-    """A digest of the code that `build_program` runs."""
-    return source_digest(Path(__file__), *(Path(__file__).parent / part for part in ("models", "sharding", "configs")))
+def code_digest(platform: str) -> str:
+    """A digest of the code that `build_program` runs, and of the cost table by which it plans."""
+    import models
+
+    parts = (Path(__file__).parent / part for part in ("models", "sharding", "configs"))
+    return source_digest(Path(__file__), *parts, models.table_path(platform))
+
+
+def plan(configuration: Configuration) -> Path:
+    """Shows the configuration's plan; measures this machine's cost table first if --tune asks for it."""
+    from engine.plan_mode import show_plan  # rich and matplotlib take their time
+
+    if FLAGS.tune:
+        tune(configuration)
+    return show_plan(configuration, build_program, code_digest)
+
+
+def tune(configuration: Configuration) -> None:
+    """Measures what this machine's cost table lacks to plan the configuration."""
+    import tqdm
+
+    import models
+
+    devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)
+    configuration = resolve(configuration, devices)
+    architecture, _ = read_model(configuration)
+    path = models.own_table_path(configuration.platform)
+    print(f"measuring this machine's cost table {path}; interrupted, it goes on where it stopped", file=sys.stderr)
+    models.tune(
+        models.cost_table_at(path, configuration.platform),
+        path,
+        models.network(architecture, configuration.image_size or configuration.model.image_size),
+        make_mesh(configuration.mesh, devices),
+        configuration.batch_size,
+        configuration.precision,
+        progress=lambda parts: tqdm.tqdm(parts, desc="layers and transitions", unit=""),
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -87,15 +131,17 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1:
             raise UsageError(f"arguments are flags that begin with --, got {argv[1]!r}")
         configuration = engine.flags.read_configuration(FLAGS)
-        source = code_digest()
+        if FLAGS.mode == "plan":
+            print(f"picture of the plan in {plan(configuration)}")
+            return 0
         if FLAGS.mode == "compile":
-            obtained = obtain(configuration, build_program, source)
+            obtained = obtain(configuration, build_program, code_digest)
             for note in obtained.executable.notes:
                 print(f"note: {note}", file=sys.stderr)
             print(obtained.path)
             return 0
         report, output_dir = run_configuration(
-            configuration, engine.flags.effective_flags(FLAGS), build_program, source
+            configuration, engine.flags.effective_flags(FLAGS), build_program, code_digest
         )
         from engine.table import print_table  # rich takes a tenth of a second, which the first result needn't wait for
 

@@ -10,14 +10,14 @@ from absl import flags
 from engine.configuration import EXECUTIONS, PRECISIONS, Configuration, ModelConfig, Preset
 from sharding import PARTITIONS, PLATFORMS, MeshShape, UsageError
 
-MODES = ("run", "compile")
+MODES = ("run", "compile", "plan")
 DEFAULT_CONFIG = "resnet101_cifar10"
 _DECIDED_BY_ARTIFACT = ("mesh", "batch_size", "precision", "partition", "image_size", "weights", "platform")
 
 
 def define_flags() -> None:
     """Registers every flag with absl."""
-    flags.DEFINE_string("mode", "run", "run: classify images. compile: build and save the artefact, print its path.")
+    flags.DEFINE_string("mode", "run", "run: classify images. compile: build and save the artefact, print its path. plan: show the executable's plan and how long a launch takes.")
     flags.DEFINE_string("config", "", "A file of configs/ or its name, or a report.json whose flags are taken.")
     flags.DEFINE_string("mesh", "4x8", "MODELxDATA: devices that cut each layer × devices that cut the batch.")
     flags.DEFINE_integer("threads", 2, "Host threads that decode, transfer and launch.")
@@ -38,6 +38,7 @@ def define_flags() -> None:
     flags.DEFINE_string("signing_key", "", "File of the user's key; default: in the user's configuration folder.")
     flags.DEFINE_string("output_dir", "", "Where report and predictions go; default: a new folder under runs/.")
     flags.DEFINE_string("device_memory_limit", "", "Such as 512MiB; default: the device's memory.")
+    flags.DEFINE_bool("tune", False, "In mode plan: measure this machine's cost table first, as far as it is lacking.")
     flags.DEFINE_bool("skip_bad_images", False, "Count and list images that can't be read instead of stopping.")
     flags.DEFINE_integer("seed", 0, "Of random weights and synthetic images.")
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -60,6 +61,8 @@ def read_configuration(values: flags.FlagValues) -> Configuration:
             raise UsageError(f"mode compile builds an artifact: leave --artifact out, got {values['artifact'].value!r}")
     if values["mode"].value == "compile" and values["execution"].value == "online":
         raise UsageError("mode compile saves an artifact: --execution must be offline, got online")
+    if values["tune"].value and values["mode"].value != "plan":
+        raise UsageError(f"--tune belongs to mode plan, got mode {values['mode'].value}")
     fields = Configuration.__dataclass_fields__
     given: dict[str, Any] = {name: values[name].value for name in fields if name in values}
     explicit_config = bool(values["config"].value)

@@ -22,6 +22,11 @@ def device_memory_bytes(devices: list[jax.Device]) -> int:
     return psutil.virtual_memory().total // len(devices)
 
 
+def memory_limit_bytes(limit: str, devices: list[jax.Device]) -> int:
+    """What a device may hold: `limit`, such as 512MiB, or where it is empty the device's memory."""
+    return parse_bytes(limit) if limit else device_memory_bytes(devices)
+
+
 def predicted_memory_bytes_per_device(executable: Executable, threads: int) -> int:
     """Bytes a device needs: the parameters, and inputs, outputs and temporaries of every launch in flight."""
     analysis = executable.analysis
@@ -52,7 +57,7 @@ def check_device_memory(executable: Executable, threads: int, limit: str) -> int
       OutOfMemory: if the prediction is above the limit.
     """
     predicted = predicted_memory_bytes_per_device(executable, threads)
-    allowed = parse_bytes(limit) if limit else device_memory_bytes(list(executable.mesh.devices.flat))
+    allowed = memory_limit_bytes(limit, list(executable.mesh.devices.flat))
     if predicted > allowed:
         raise OutOfMemory(
             f"a device must hold {predicted / 2**20:.0f} MiB (parameters and {_launches_in_flight(threads)} launches "

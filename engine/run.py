@@ -15,7 +15,7 @@ from engine.errors import OutOfMemory, ParityError
 from engine.inputs import ImageSource, open_source
 from engine.memory import check_device_memory, peak_host_memory_bytes, predicted_host_memory_bytes, resident_bytes
 from engine.metrics import Timeline
-from engine.obtain import BuildProgram, check_parity, obtain
+from engine.obtain import BuildProgram, SourceDigest, check_parity, obtain
 from engine.report import Report
 from engine.versions import versions
 from sharding import UsageError
@@ -24,7 +24,7 @@ PREDICTIONS = "predictions.csv"
 
 
 def run_configuration(
-    configuration: Configuration, flags: dict[str, Any], build_program: BuildProgram, source_digest: str
+    configuration: Configuration, flags: dict[str, Any], build_program: BuildProgram, source_digest: SourceDigest
 ) -> tuple[Report, Path]:
     """Classifies the configuration's images and writes report.json and predictions.csv.
 
@@ -50,7 +50,7 @@ def run_configuration(
     # What is wrong with the images is said before minutes of building.
     model = configuration.model
     _, notes = _open_source(configuration, model.image_size, model.crop_fraction, ())
-    output_dir = _make_output_dir(configuration)
+    output_dir = make_output_dir(configuration)
     flags["output_dir"] = str(output_dir)
     try:
         for note in notes:
@@ -70,7 +70,7 @@ def run_configuration(
 
 
 def _run(
-    configuration: Configuration, build_program: BuildProgram, source_digest: str, output_dir: Path, report: Report
+    configuration: Configuration, build_program: BuildProgram, source_digest: SourceDigest, output_dir: Path, report: Report
 ) -> None:
     base_bytes = resident_bytes()
     obtained = obtain(configuration, build_program, source_digest)
@@ -140,7 +140,12 @@ def _open_source(
     )
 
 
-def _make_output_dir(configuration: Configuration) -> Path:
+def make_output_dir(configuration: Configuration) -> Path:
+    """Makes the folder for what a configuration's run writes; a new one unless the user named it.
+
+    Raises:
+      UsageError: if it can't be written to.
+    """
     path = Path(configuration.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{configuration.mesh}")
     try:
         if configuration.output_dir:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from models.lowerings import LOWERINGS, Finish, Window, contract_channels
 from models.lowerings.lowering import Padding
+from models.pooling import max_pool, mean_pool
 from sharding import (
     Kind,
     LayerPlan,
@@ -21,7 +21,6 @@ from sharding import (
     Plan,
     halo_exchange,
     layouts,
-    sum_over_model_axis,
     transition,
 )
 
@@ -104,8 +103,8 @@ def _run_part(
         for layer in part:
             layer_plan = plan[layer.name]
             operands = [local.read(name, layout) for name, layout in _reads(layer, layer_plan)]
-            run = _layer_function(layer, layer_plan, dtype)
-            run = _isolated(run) if isolate else run
+            run = layer_function(layer, layer_plan, dtype)
+            run = isolated(run) if isolate else run
             local.values[layer.name, made_in[layer.name]] = run(params.get(layer.name, ()), *operands)
         return {key: value for key, value in local.values.items() if key[0] in inside & later}
 
@@ -139,7 +138,7 @@ def _reads(layer: LayerSpec, plan: LayerPlan) -> list[tuple[str | None, Layout]]
     return [(layer.input, reads)] + ([] if layer.residual is None else [(layer.residual, makes)])
 
 
-def _isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     jitted = jax.jit(function)
 
     def call(*operands) -> jax.Array:
@@ -149,15 +148,15 @@ def _isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return call
 
 
-def _layer_function(layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype) -> Callable[..., jax.Array]:
+def layer_function(layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype) -> Callable[..., jax.Array]:
     """(params, input, residual if there is one) → output, of one layer on one device."""
 
     def compute(params: Sequence[jax.Array], x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         if layer.kind == Kind.MEAN_POOL:
-            return _mean_pool(layer, plan.partition, x).astype(dtype)
+            return mean_pool(x, layer.in_shape[:2], plan.partition == Partition.ROWS).astype(dtype)
         if layer.kind == Kind.MAX_POOL:
             x, padding = _pad_window(layer, plan.partition, x, fill=-jnp.inf)
-            return _max_pool(layer, x, padding)
+            return max_pool(x, Window(layer.kernel, layer.stride, padding))
         *kernel, bias = params
         summed = plan.partition == Partition.INPUT_CHANNELS
         if layer.kind == Kind.DENSE:  # the logits stay float32
@@ -175,17 +174,3 @@ def _pad_window(layer: LayerSpec, partition: Partition, x: jax.Array, fill: floa
         return x, (sides, sides)
     below = max(0, layer.kernel - layer.padding - layer.stride)
     return halo_exchange(x, layer.padding, below, fill), ((0, 0), sides)
-
-
-def _mean_pool(layer: LayerSpec, partition: Partition, x: jax.Array) -> jax.Array:
-    rows, columns, _ = layer.in_shape
-    total = x.astype(jnp.float32).sum(axis=(1, 2), keepdims=True)
-    if partition == Partition.ROWS:
-        total = sum_over_model_axis(total)
-    return total / (rows * columns)
-
-
-def _max_pool(layer: LayerSpec, x: jax.Array, padding: Padding) -> jax.Array:
-    window, strides = (1, layer.kernel, layer.kernel, 1), (1, layer.stride, layer.stride, 1)
-    lowest = np.array(-np.inf, x.dtype)
-    return lax.reduce_window(x, lowest, lax.max, window, strides, ((0, 0), *padding, (0, 0)))

@@ -11,6 +11,7 @@ from sharding.devices import (
     acquire_devices as acquire_devices,
     computes_bfloat16 as computes_bfloat16,
     cpu_features as cpu_features,
+    cpu_model as cpu_model,
     max_virtual_devices as max_virtual_devices,
 )
 from sharding.errors import UsageError as UsageError

@@ -1,6 +1,7 @@
 """Where a mesh runs: the accelerators of this host, or virtual CPU devices."""
 
 import os
+import platform as host
 import re
 
 import jax
@@ -88,6 +89,18 @@ def computes_bfloat16(devices: list[jax.Device]) -> bool:
     if devices[0].platform != "cpu":
         return True
     return bool({"avx512_bf16", "amx_bf16"} & cpu_features())
+
+
+def cpu_model() -> str:
+    """The CPU's name as the kernel lists it, else as Python does."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return host.processor()
 
 
 def cpu_features() -> frozenset[str]:

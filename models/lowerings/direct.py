@@ -77,4 +77,4 @@ NATIVE = Lowering(transform=lambda kernel: [kernel], apply=_native, supports=lam
 MATMUL = Lowering(
     transform=lambda kernel: [kernel[0, 0]], apply=_matmul, supports=lambda size, stride: size == 1
 )
-IM2COL = Lowering(transform=_taps, apply=_im2col, supports=lambda size, stride: True)
+IM2COL = Lowering(transform=_taps, apply=_im2col, supports=lambda size, stride: size > 1)
