@@ -48,7 +48,7 @@ class Manifest:
       cache_key: the key under which a cache keeps the artefact; empty outside of one.
       created: time in UTC, ISO 8601.
       mesh, platform: what it runs on.
-      plan: layer name → partition and lowering; empty for a user's function.
+      plan: layer name → partition, lowering and micro_batch; empty for a user's function.
       rules: (pattern, partition spec) pairs of a user's function, as text.
       metadata: facts of the program: preprocessing, labels, weights.
       notes: in words, where the program differs from what was asked, or the artefact lacks a part.
@@ -66,7 +66,7 @@ class Manifest:
     platform: str
     input_spec: TensorSpec
     output_spec: TensorSpec
-    plan: dict[str, dict[str, str]]
+    plan: dict[str, dict[str, str | int]]
     rules: tuple[tuple[str, str], ...]
     metadata: dict[str, Any]
     notes: tuple[str, ...]

@@ -9,7 +9,7 @@ import numpy as np
 from models.cases import Case, case_of, lowerings_of
 from models.cost_table import CostTable, Transition
 from models.lowerings import LOWERINGS
-from sharding import Kind, Layout, LayerSpec, MeshShape, Option, Partition
+from sharding import Kind, Layout, LayerSpec, MeshShape, Option, Partition, local_samples
 
 # Micro-batches between these numbers of pixels are considered, beside all samples at once: with fewer a matrix product
 # is too small, with more the activations leave the caches.
@@ -107,10 +107,6 @@ class TableCosts:
         return held * chunks * size + 4 * made + 4 * patches
 
 
-def local_samples(partition: Partition, mesh: MeshShape, batch_size: int) -> int:
-    """Samples that a device computes of a launch."""
-    samples = batch_size // mesh.data
-    return samples // mesh.model if partition == Partition.SAMPLES else samples
 
 
 def micro_batches(layer: LayerSpec, partition: Partition, samples: int, mesh: MeshShape) -> list[int]:

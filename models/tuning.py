@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from models.cases import Case, case_of, lowerings_of
 from models.cost_table import CostTable, Transition, line_of, machine_of
-from models.costs import local_samples, micro_batches
+from models.costs import micro_batches
 from models.measuring import measure_case, measure_transition
-from sharding import Layout, MeshShape, Network, Partition, make_mesh, mesh_shape, refusal
+from sharding import Layout, MeshShape, Network, Partition, local_samples, mesh_shape, refusal
 
 # A lowering that takes more than this multiple of the fastest one's time, on few and on a middling number of samples,
 # isn't tried on others.
