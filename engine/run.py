@@ -70,7 +70,11 @@ def run_configuration(
 
 
 def _run(
-    configuration: Configuration, build_program: BuildProgram, source_digest: SourceDigest, output_dir: Path, report: Report
+    configuration: Configuration,
+    build_program: BuildProgram,
+    source_digest: SourceDigest,
+    output_dir: Path,
+    report: Report,
 ) -> None:
     base_bytes = resident_bytes()
     obtained = obtain(configuration, build_program, source_digest)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.architecture import Architecture as Architecture, network as network
-    from models.folding import fold as fold
     from models.cost_table import CostTable as CostTable, own_table_path as own_table_path, table_path as table_path
+    from models.folding import fold as fold
     from models.planning import cost_table as cost_table, layer_costs as layer_costs, make_plan as make_plan
     from models.program import build_program as build_program
     from models.resnet import ResNet as ResNet, load_variables as load_variables, variables_of as variables_of

@@ -62,9 +62,7 @@ class Case:
         return 2 * samples * rows * columns * channels * self.kernel**2 * self.in_channels
 
 
-def case_of(
-    layer: LayerSpec, partition: Partition, lowering: str, samples: int, dtype: str, mesh: MeshShape
-) -> Case:
+def case_of(layer: LayerSpec, partition: Partition, lowering: str, samples: int, dtype: str, mesh: MeshShape) -> Case:
     """The case of a layer under a partition and lowering, `samples` at a time."""
     rows, columns, in_channels = layer.in_shape
     out_channels, pad_rows = layer.out_shape[2], layer.padding
@@ -102,5 +100,7 @@ def lowerings_of(layer: LayerSpec, platform: str, dtype: str) -> list[str]:
     return [
         name
         for name, lowering in LOWERINGS.items()
-        if lowering.supports(layer.kernel, layer.stride) and lowering.obstacle(platform) is None and dtype in lowering.dtypes
+        if lowering.supports(layer.kernel, layer.stride)
+        and lowering.obstacle(platform) is None
+        and dtype in lowering.dtypes
     ]

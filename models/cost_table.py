@@ -30,7 +30,7 @@ class Transition:
     """A change of layout, or a collective inside a layer, over the model axis of a mesh.
 
     Attributes:
-      operation: `SOURCE>TARGET` layouts, `halo` or `sum`.
+      operation: `SOURCE>TARGET` layouts, `halo`, `sum`, or `loop`: written out and read again in other chunks.
       mesh: as MODELxDATA.
       values: of the whole tensor of one group, or that are exchanged or summed by each device.
     """

@@ -9,7 +9,7 @@ import numpy as np
 from models.cases import Case, case_of, lowerings_of
 from models.cost_table import CostTable, Transition
 from models.lowerings import LOWERINGS
-from sharding import Kind, Layout, LayerSpec, MeshShape, Option, Partition, local_samples
+from sharding import Kind, LayerSpec, Layout, MeshShape, Option, Partition, local_samples
 
 # Micro-batches between these numbers of pixels are considered, beside all samples at once: with fewer a matrix product
 # is too small, with more the activations leave the caches.
@@ -50,17 +50,15 @@ class TableCosts:
         return self._transition(f"{source}>{target}", values)
 
     def rechunk_ms(self, shape: tuple[int, int, int], layout: Layout) -> float:
-        """Time of a copy of all samples."""
+        """Time of a loop that does nothing else, over all samples."""
         samples = self.batch_size // self.mesh.data
         values = math.prod(shape) * samples // (1 if layout == Layout.WHOLE else self.mesh.model)
-        return self._transition("copy", values)
+        return self._transition("loop", values)
 
     def case(self, layer: LayerSpec, partition: Partition, lowering: str, samples: int) -> Case:
         return case_of(layer, partition, lowering, samples, self.dtype, self.mesh)
 
-    def _option(
-        self, layer: LayerSpec, partition: Partition, lowering: str, micro_batch: int, samples: int
-    ) -> Option:
+    def _option(self, layer: LayerSpec, partition: Partition, lowering: str, micro_batch: int, samples: int) -> Option:
         at_once = micro_batch or samples
         case = self.case(layer, partition, lowering, at_once)
         chunks = samples // at_once
@@ -77,7 +75,7 @@ class TableCosts:
 
     def _within_ms(self, layer: LayerSpec, partition: Partition, samples: int) -> float:
         """Time of the collectives that a partition holds itself."""
-        rows, columns, channels = layer.in_shape
+        _, columns, channels = layer.in_shape
         if partition == Partition.INPUT_CHANNELS:
             return self._transition("sum", samples * math.prod(layer.out_shape))
         if partition == Partition.ROWS and layer.kind == Kind.MEAN_POOL:
@@ -107,15 +105,15 @@ class TableCosts:
         return held * chunks * size + 4 * made + 4 * patches
 
 
-
-
 def micro_batches(layer: LayerSpec, partition: Partition, samples: int, mesh: MeshShape) -> list[int]:
     """The micro-batches considered for a layer: powers of two that divide `samples`, and 0 for all at once."""
     rows, columns, _ = layer.in_shape
     pixels = rows * columns // (mesh.model if partition == Partition.ROWS else 1)
     powers = (2**power for power in range(samples.bit_length()))
     return [0] + [
-        size for size in powers if size < samples and samples % size == 0 and _LEAST_PIXELS <= size * pixels <= _MOST_PIXELS
+        size
+        for size in powers
+        if size < samples and samples % size == 0 and _LEAST_PIXELS <= size * pixels <= _MOST_PIXELS
     ]
 
 

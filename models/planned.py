@@ -94,9 +94,7 @@ def _run_part(
         for name, layout in _reads(layer, plan[layer.name]):
             if name not in inside:
                 outside[name, layout] = tensors.read(name, layout)
-    made_in: dict[str | None, Layout] = {
-        layer.name: layouts(layer, plan[layer.name].partition)[1] for layer in part
-    }
+    made_in: dict[str | None, Layout] = {layer.name: layouts(layer, plan[layer.name].partition)[1] for layer in part}
 
     def compute(values: _Values) -> _Values:
         local = _Tensors(dict(values), made_in | {name: layout for name, layout in values})

@@ -49,9 +49,7 @@ def make_plan(
 
     def best(without: frozenset[str]) -> tuple[float, Plan]:
         costs = TableCosts(table, mesh, batch_size, precision, without)
-        plan = choose_plan(
-            network, mesh, batch_size, costs, partition=partition, memory_limit_bytes=memory_limit_bytes
-        )
+        plan = choose_plan(network, mesh, batch_size, costs, partition=partition, memory_limit_bytes=memory_limit_bytes)
         return _total_ms(layer_costs(plan, network, mesh, batch_size, precision, table)), plan
 
     serializable_ms, plan = best(without=_NOT_SERIALIZABLE)

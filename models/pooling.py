@@ -12,9 +12,7 @@ from sharding import sum_over_model_axis
 def max_pool(x: jax.Array, window: Window) -> jax.Array:
     """The largest value in each window of images (N, H, W, C), which are padded with the lowest."""
     shape, strides = (1, window.size, window.size, 1), (1, window.stride, window.stride, 1)
-    return lax.reduce_window(
-        x, np.array(-np.inf, x.dtype), lax.max, shape, strides, ((0, 0), *window.padding, (0, 0))
-    )
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, shape, strides, ((0, 0), *window.padding, (0, 0)))
 
 
 def mean_pool(x: jax.Array, size: tuple[int, int], summed: bool) -> jax.Array:

@@ -72,7 +72,9 @@ def build_program(
     isolate = mesh.devices.flat[0].platform == "cpu"
 
     def local_apply(params: Sequence[jax.Array], images: jax.Array) -> jax.Array:
-        local = params_by_layer(names, [param[0] if is_cut else param for param, is_cut in zip(params, cut, strict=True)])
+        local = params_by_layer(
+            names, [param[0] if is_cut else param for param, is_cut in zip(params, cut, strict=True)]
+        )
         logits = apply_planned(network, plan, local, preprocess(images).astype(precision), images_layout, isolate)
         return logits.reshape(logits.shape[0], logits.shape[-1])
 

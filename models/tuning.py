@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
 from models.cases import Case, case_of, lowerings_of
@@ -18,6 +17,7 @@ from sharding import Layout, MeshShape, Network, Partition, local_samples, mesh_
 # isn't tried on others.
 _HOPELESS = 1.6
 _TRANSITION_VALUES = (2**15, 2**18, 2**21)
+_LOOP_VALUES = (2**15, 2**24)  # beyond the caches, where the layers around a loop leave its tensors
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,8 +115,6 @@ def _groups(network: Network, mesh: MeshShape, batch_size: int, dtype: str, plat
 def _transitions(mesh: MeshShape, dtype: str) -> list[Transition]:
     changes = [f"{one}>{two}" for one in Layout for two in Layout if one != two]
     operations = [*changes, "halo", "sum"] if mesh.model > 1 else []
-    return [
-        Transition(operation, str(mesh), values, dtype)
-        for operation in ("copy", *operations)
-        for values in _TRANSITION_VALUES
-    ]
+    wanted = [("loop", values) for values in _LOOP_VALUES]
+    wanted += [(operation, values) for operation in operations for values in _TRANSITION_VALUES]
+    return [Transition(operation, str(mesh), values, dtype) for operation, values in wanted]

@@ -17,7 +17,10 @@ ONLY = {"matmul": lambda size, stride: size == 1, "im2col": lambda size, stride:
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
 WINDOWS = list(itertools.product((1, 3, 7), (1, 2)))
 CASES = [
-    (name, size, stride) for name in LOWERINGS for size, stride in WINDOWS if ONLY.get(name, lambda *_: True)(size, stride)
+    (name, size, stride)
+    for name in LOWERINGS
+    for size, stride in WINDOWS
+    if ONLY.get(name, lambda *_: True)(size, stride)
 ]
 
 
@@ -76,7 +79,9 @@ def test_the_finish_adds_bias_and_residual_before_the_relu(name, dtype):
     if dtype not in lowering.dtypes:
         assert name in ("winograd_4x4", "winograd_4x4_split")
         return
-    size = next(size for other, size, stride in CASES if other == name and stride == 1 and (size > 1 or name == "matmul"))
+    size = next(
+        size for other, size, stride in CASES if other == name and stride == 1 and (size > 1 or name == "matmul")
+    )
     pads = ((size // 2, size // 2),) * 2
     random = np.random.default_rng(1)
     images, residual = (random.standard_normal((3, 8, 8, 16), np.float32).astype(dtype) for _ in range(2))

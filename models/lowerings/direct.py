@@ -74,7 +74,5 @@ def _taps(kernel: np.ndarray) -> list[np.ndarray]:
 
 
 NATIVE = Lowering(transform=lambda kernel: [kernel], apply=_native, supports=lambda size, stride: True)
-MATMUL = Lowering(
-    transform=lambda kernel: [kernel[0, 0]], apply=_matmul, supports=lambda size, stride: size == 1
-)
+MATMUL = Lowering(transform=lambda kernel: [kernel[0, 0]], apply=_matmul, supports=lambda size, stride: size == 1)
 IM2COL = Lowering(transform=_taps, apply=_im2col, supports=lambda size, stride: size > 1)
