@@ -42,7 +42,7 @@ def fingerprint(devices: Sequence[jax.Device]) -> Fingerprint:
     if device.platform == "cpu":
         entries |= {
             "machine": platform.machine(),
-            "CPU model": _cpu_model(),
+            "CPU model": cpu_model(),
             "CPU features": sorted(cpu_features()),
             "CPU threads": _num_cpu_threads(),
         }
@@ -79,7 +79,8 @@ def _relevant_xla_flags() -> list[str]:
     return sorted(flag for name, flag in last.items() if name not in _IRRELEVANT_XLA_FLAGS)
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The CPU's name as the kernel or Python knows it."""
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:
