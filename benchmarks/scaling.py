@@ -93,7 +93,8 @@ def measure(_: list[str]) -> None:
     rates = {setting: [ran["images_per_second"] for ran in rounds] for setting, rounds in runs.items()}
     unsharded = {setting: rounds for setting, rounds in rates.items() if setting.mesh == UNSHARDED}
     best_unsharded = unsharded[best(unsharded)]
-    title = f"{_CONFIG.value}, {_ROUNDS.value} rounds, {report['cpu']}, {report['date']}"
+    precision = next(iter(runs.values()))[0]["precision"]
+    title = f"{_CONFIG.value}, {precision}, {_ROUNDS.value} rounds, {report['cpu']}, {report['date']}"
     print_table(ratio_table(title, runs, best_unsharded))
     draw(
         panels(rates, _BATCH.value),
@@ -131,17 +132,13 @@ def succeeds(mode: str, setting: Setting, folder: Path, failures: list[str]) -> 
 
 
 def ratio_table(title: str, runs: Runs, best_unsharded: Sequence[float]) -> Table:
-    words, numbers = (
-        ("mesh", "partition", "precision"),
-        ("batch", "images/s", "÷ best unsharded", "batch ms", "cut within samples"),
-    )
-    table = make_table(title, words, numbers)
+    numbers = ("batch", "images/s", "÷ best unsharded", "batch ms", "cut within samples")
+    table = make_table(title, ("mesh", "partition"), numbers)
     for setting, rounds in runs.items():
         rates = [ran["images_per_second"] for ran in rounds]
         table.add_row(
             str(setting.mesh),
             setting.partition,
-            rounds[0]["precision"],
             str(setting.batch_size),
             f"{statistics.median(rates):.1f}",
             str(Ratio.of(rates, best_unsharded)),
