@@ -106,10 +106,10 @@ class TableCosts:
 
 
 def micro_batches(layer: LayerSpec, partition: Partition, samples: int, mesh: MeshShape) -> list[int]:
-    """The micro-batches considered for a layer: powers of two that divide `samples`, and 0 for all at once."""
+    """The micro-batches considered for a layer: powers of four that divide `samples`, and 0 for all at once."""
     rows, columns, _ = layer.in_shape
     pixels = rows * columns // (mesh.model if partition == Partition.ROWS else 1)
-    powers = (2**power for power in range(samples.bit_length()))
+    powers = (4**power for power in range(samples.bit_length()))
     return [0] + [
         size
         for size in powers
