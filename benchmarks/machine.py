@@ -9,8 +9,8 @@ from typing import Any
 
 from absl import flags
 
-from sharding import cpu_model
 from engine.versions import versions
+from sharding import cpu_model
 
 
 def circumstances(packages: Iterable[str] = ()) -> dict[str, Any]:

@@ -15,13 +15,15 @@ DEFAULT_CONFIG = "resnet101_cifar10"
 _DECIDED_BY_ARTIFACT = ("mesh", "batch_size", "precision", "partition", "image_size", "weights", "platform")
 
 
+_MODE_HELP = (
+    "run: classify images. compile: build and save the artefact, print its path. "
+    "plan: show the executable's plan and how long a launch takes."
+)
+
+
 def define_flags() -> None:
     """Registers every flag with absl."""
-    flags.DEFINE_string(
-        "mode",
-        "run",
-        "run: classify images. compile: build and save the artefact, print its path. plan: show the executable's plan and how long a launch takes.",
-    )
+    flags.DEFINE_string("mode", "run", _MODE_HELP)
     flags.DEFINE_string("config", "", "A file of configs/ or its name, or a report.json whose flags are taken.")
     flags.DEFINE_string("mesh", "4x8", "MODELxDATA: devices that cut each layer × devices that cut the batch.")
     flags.DEFINE_integer("threads", 2, "Host threads that decode, transfer and launch.")

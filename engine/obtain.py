@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from engine.artifact import load
@@ -16,7 +15,7 @@ from engine.cache import artifact_key, default_artifact_dir, load_or_build
 from engine.compile import compile_program
 from engine.configuration import Configuration, default_batch_size, parse_bytes
 from engine.executable import Executable
-from engine.parity import probe_inputs, run_probe
+from engine.parity import probe_inputs, reference_outputs, run_probe
 from sharding import Program, UsageError, acquire_devices, computes_bfloat16, make_mesh
 
 BuildProgram = Callable[[Configuration, Mesh], Program]
@@ -91,7 +90,7 @@ def check_parity(executable: Executable) -> Executable:
     program = executable.program
     assert program is not None
     inputs = probe_inputs(executable.input_spec)
-    parity = run_probe(executable, inputs, np.asarray(program.reference(inputs)), program.tolerance)
+    parity = run_probe(executable, inputs, reference_outputs(program, inputs), program.tolerance)
     return dataclasses.replace(executable, parity=parity)
 
 

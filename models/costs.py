@@ -40,6 +40,8 @@ class TableCosts:
             for lowering in lowerings_of(layer, self.table.platform, self.dtype)
             if lowering not in self.without
             for micro_batch in micro_batches(layer, partition, samples, self.mesh)
+            # XLA:CPU computes its own convolutions many times slower inside a loop.
+            if not (micro_batch and lowering == "native" and layer.kind == Kind.CONV and self.table.platform == "cpu")
         ]
 
     def transition_ms(self, shape: tuple[int, int, int], source: Layout, target: Layout) -> float:
@@ -106,7 +108,13 @@ class TableCosts:
 
 
 def micro_batches(layer: LayerSpec, partition: Partition, samples: int, mesh: MeshShape) -> list[int]:
-    """The micro-batches considered for a layer: powers of four that divide `samples`, and 0 for all at once."""
+    """The micro-batches considered for a layer: powers of four that divide `samples`, and 0 for all at once.
+
+    A device's part of the channels is computed at once: it communicates for each chunk, and its matrix products are
+    small enough.
+    """
+    if mesh.model > 1 and partition not in (Partition.SAMPLES, Partition.ROWS):
+        return [0]
     rows, columns, _ = layer.in_shape
     pixels = rows * columns // (mesh.model if partition == Partition.ROWS else 1)
     powers = (4**power for power in range(samples.bit_length()))

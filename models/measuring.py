@@ -18,7 +18,9 @@ from models.planned import isolated
 from models.pooling import max_pool, mean_pool
 from sharding import MODEL_AXIS, Kind, Layout, halo_exchange, sum_over_model_axis, transition
 
-_LAYERS = 4  # each with weights of its own, as in a network, so that not all of them lie in the cache
+# Layers of one measurement, each with weights of its own, as in a network, so that not all of them lie in the cache;
+# fewer where many devices share the cores, and with them the caches.
+_LAYERS, _LAYERS_SHARED = 4, 2
 _SECONDS = 0.1
 _LEAST_RUNS = 3
 _CHUNKS = 4
@@ -34,7 +36,8 @@ def measure_case(case: Case, mesh: Mesh) -> float:
     def values(shape: Sequence[int], dtype: str = case.dtype, scale: float = 1.0) -> np.ndarray:
         return (random.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
 
-    kernels = [_kernel(case, values) for _ in range(_LAYERS if case.has_weights else 1)]
+    num_layers = _LAYERS if case.devices == 1 else _LAYERS_SHARED
+    kernels = [_kernel(case, values) for _ in range(num_layers if case.has_weights else 1)]
     bias = values((case.out_channels,), "float32")
     x, residual = values(case.in_shape), values(case.out_shape) if case.residual else None
     layer = _layer(case)

@@ -97,7 +97,7 @@ def _run_part(
     made_in: dict[str | None, Layout] = {layer.name: layouts(layer, plan[layer.name].partition)[1] for layer in part}
 
     def compute(values: _Values) -> _Values:
-        local = _Tensors(dict(values), made_in | {name: layout for name, layout in values})
+        local = _Tensors(dict(values), made_in | dict(values.keys()))
         for layer in part:
             layer_plan = plan[layer.name]
             operands = [local.read(name, layout) for name, layout in _reads(layer, layer_plan)]

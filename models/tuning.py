@@ -55,6 +55,7 @@ def tune(
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
+        file.truncate(_end_of_last_line(path))
 
         def write(line: str) -> None:
             file.write(line + "\n")
@@ -78,6 +79,11 @@ def tune(
                 measured(part)
             else:
                 _measure_group(part, measured)
+
+
+def _end_of_last_line(path: Path) -> int:
+    """The size of a file without a last line that was cut short."""
+    return path.read_bytes().rfind(b"\n") + 1
 
 
 def _measure_group(group: Group, measured: Callable[[Case], float]) -> None:

@@ -24,7 +24,7 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
     program = models.build_program(
         problem.architecture,
         problem.variables,
-        models.make_plan(problem.network, shape, batch, "cpu"),
+        models.make_plan(problem.network, shape, batch, "cpu", precision),
         make_mesh(shape, devices),
         image_size=problem.images.shape[1],
         batch_size=batch,

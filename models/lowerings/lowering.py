@@ -73,7 +73,8 @@ class Lowering:
       obstacle: why it can't be used on this platform (cpu, gpu, tpu) and this version of jaxlib; None where it can.
       dtypes: of the operands with which it is exact enough: a network's logits stay within 1e-5 of unsharded float32 in
         float32, 1e-2 in bfloat16.
-      serializable: whether XLA can serialize an executable that holds it.
+      custom_call: target of the custom call that it makes, which is internal to one version of jaxlib and which XLA
+        can't serialize; None for operations of StableHLO.
     """
 
     transform: Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -81,7 +82,7 @@ class Lowering:
     supports: Callable[[int, int], bool]
     obstacle: Callable[[str], str | None] = lambda platform: None
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    serializable: bool = True
+    custom_call: str | None = None
 
 
 def pad(images: jax.Array, padding: Padding) -> jax.Array:

@@ -84,5 +84,5 @@ ONEDNN = Lowering(
     apply=_apply,
     supports=lambda size, stride: True,
     obstacle=_obstacle,
-    serializable=False,
+    custom_call=_TARGET,
 )
