@@ -19,10 +19,10 @@ from engine.cache import source_digest
 from engine.configuration import Configuration
 from engine.obtain import obtain
 from engine.run import run_configuration
+from engine.weights_model import model_of_weights
 from sharding import Program, UsageError, mesh_shape
 
 FLAGS = flags.FLAGS
-PRESET_OF_STEM = {"cifar": "resnet101_cifar10", "imagenet": "resnet101_imagenet"}
 engine.flags.define_flags()
 flags.adopt_module_key_flags(engine.flags)
 
@@ -34,17 +34,16 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
     model = configuration.model
     architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
     trained = configuration.weights not in ("auto", "random")
-    notes = ()
+    notes: tuple[str, ...] = ()
     if trained:
         weights = configuration.weights
-        found, variables = models.read_weights(Path(weights))
-        if found != architecture:
-            if configuration.explicit_config:
-                raise UsageError(
-                    f"--config needs weights of {_describe(architecture)}, got {_describe(found)} in {weights}"
-                )
-            model = dataclasses.replace(engine.flags.load_preset(PRESET_OF_STEM[found.stem]).model, labels=())
-            architecture = found
+        given = models.read_weights(weights)
+        if configuration.explicit_config and given.architecture != architecture:
+            raise UsageError(
+                f"--config needs weights of {_describe(architecture)}, got {_describe(given.architecture)} in {weights}"
+            )
+        model = model_of_weights(configuration, given.told())
+        architecture, variables, notes = given.architecture, given.variables, given.notes
     else:
         weights = f"random, seed {configuration.seed}"
         variables = models.random_variables(architecture, configuration.seed)
@@ -68,6 +67,7 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
         metadata={
             "labels": list(model.labels),
             "crop_fraction": model.crop_fraction,
+            "interpolation": model.interpolation,
             "partition": configuration.partition,
             "weights": weights,
             "trained": trained,

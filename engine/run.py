@@ -49,7 +49,7 @@ def run_configuration(
         report.request(configuration)
     # What is wrong with the images is said before minutes of building.
     model = configuration.model
-    _, notes = _open_source(configuration, model.image_size, model.crop_fraction, ())
+    _, notes = _open_source(configuration, model.image_size, model.crop_fraction, (), model.interpolation)
     output_dir = _make_output_dir(configuration)
     flags["output_dir"] = str(output_dir)
     try:
@@ -89,7 +89,11 @@ def _run(
             f"got {executable.name} without {', '.join(missing)}"
         )
     source, notes = _open_source(
-        configuration, executable.input_spec.shape[1], metadata["crop_fraction"], tuple(metadata["labels"])
+        configuration,
+        executable.input_spec.shape[1],
+        metadata["crop_fraction"],
+        tuple(metadata["labels"]),
+        metadata.get("interpolation", "bilinear"),
     )
     report.data = source.description
     for note in (*executable.notes, *notes):
@@ -127,7 +131,7 @@ def say(note: str, report: Report) -> None:
 
 
 def _open_source(
-    configuration: Configuration, image_size: int, crop_fraction: float, labels: tuple[str, ...]
+    configuration: Configuration, image_size: int, crop_fraction: float, labels: tuple[str, ...], interpolation: str
 ) -> tuple[ImageSource, list[str]]:
     return open_source(
         configuration.data,
@@ -137,6 +141,7 @@ def _open_source(
         crop_fraction=crop_fraction,
         labels=labels,
         seed=configuration.seed,
+        interpolation=interpolation,
     )
 
 

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.architecture import Architecture as Architecture, network as network
+    from models.description import Description as Description
+    from models.export import export_hugging_face as export_hugging_face
     from models.folding import fold as fold
     from models.planning import make_plan as make_plan
     from models.program import build_program as build_program
     from models.resnet import ResNet as ResNet, load_variables as load_variables, variables_of as variables_of
     from models.variables import random_variables as random_variables
-    from models.weights import read_weights as read_weights
+    from models.weights import Weights as Weights, read_weights as read_weights
 
 _MODULES = {
     "Architecture": "architecture",
     "network": "architecture",
+    "Description": "description",
+    "export_hugging_face": "export",
     "fold": "folding",
     "make_plan": "planning",
     "build_program": "program",
@@ -25,6 +29,7 @@ _MODULES = {
     "load_variables": "resnet",
     "variables_of": "resnet",
     "random_variables": "variables",
+    "Weights": "weights",
     "read_weights": "weights",
 }
 
