@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 
-from engine.classify import Tally, classify, numbered_alike
+from engine.accuracy import Accuracy
+from engine.accuracy_files import CLASSES, CONFUSION, write_accuracy
+from engine.classify import Tally, classify
 from engine.clock import milliseconds_since_process_start
 from engine.configuration import Configuration
 from engine.errors import OutOfMemory, ParityError
@@ -116,8 +118,13 @@ def _run(
             on_first_result=on_first_result,
         )
     finally:
-        has_accuracy = metadata["trained"] and numbered_alike(executable, source)
-        report.measure(timeline.summary(), tally, has_accuracy)
+        accuracy = None
+        if metadata["trained"] and tally.confusion is not None and tally.num_images:
+            accuracy = Accuracy.of(tally.confusion, tally.top5_hits, source.class_names or ())
+        report.measure(timeline.summary(), tally, accuracy)
+    if accuracy is not None and tally.confusion is not None:
+        title = f"{executable.name}, {report.precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
+        write_accuracy(output_dir, accuracy, tally.confusion, title)
     if tally.skipped:
         say(f"{len(tally.skipped)} unreadable images skipped, listed as skipped_images in the report", report)
     if executable.parity is None:
@@ -150,8 +157,9 @@ def _make_output_dir(configuration: Configuration) -> Path:
     try:
         if configuration.output_dir:
             path.mkdir(parents=True, exist_ok=True)
-            # Predictions of an earlier run must not stand beside the report of one that fails before its own.
-            (path / PREDICTIONS).unlink(missing_ok=True)
+            # Results of an earlier run must not stand beside the report of one that fails before its own.
+            for result in (PREDICTIONS, CLASSES, CONFUSION):
+                (path / result).unlink(missing_ok=True)
             with tempfile.TemporaryFile(dir=path):  # fails now rather than after minutes of building
                 return path
         number = 1
