@@ -88,6 +88,11 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"arguments are flags that begin with --, got {argv[1]!r}")
         configuration = engine.flags.read_configuration(FLAGS)
         source = code_digest()
+        if FLAGS.mode == "train":
+            from main_train import train_configuration  # only here: it loads flax, optax and orbax
+
+            train_configuration(configuration, engine.flags.effective_flags(FLAGS))
+            return 0
         if FLAGS.mode == "compile":
             obtained = obtain(configuration, build_program, source)
             for note in obtained.executable.notes:

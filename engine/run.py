@@ -52,7 +52,7 @@ def run_configuration(
     # What is wrong with the images is said before minutes of building.
     model = configuration.model
     _, notes = _open_source(configuration, model.image_size, model.crop_fraction, (), model.interpolation)
-    output_dir = _make_output_dir(configuration)
+    output_dir = make_output_dir(configuration)
     flags["output_dir"] = str(output_dir)
     try:
         for note in notes:
@@ -60,7 +60,7 @@ def run_configuration(
         _run(configuration, build_program, source_digest, output_dir, report)
         report.status = "ok"
     except BaseException as error:
-        report.status, report.failure_reason = _failure(error)
+        report.status, report.failure_reason = failure(error)
         if isinstance(error, ParityError):
             report.compare(error.parity)
         print(f"what is finished stands in {output_dir}", file=sys.stderr)
@@ -152,7 +152,12 @@ def _open_source(
     )
 
 
-def _make_output_dir(configuration: Configuration) -> Path:
+def make_output_dir(configuration: Configuration) -> Path:
+    """The folder for the results of a run, the one asked for or a new one, without results of an earlier run.
+
+    Raises:
+      UsageError: if it can't be written to.
+    """
     path = Path(configuration.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{configuration.mesh}")
     try:
         if configuration.output_dir:
@@ -174,7 +179,8 @@ def _make_output_dir(configuration: Configuration) -> Path:
         raise UsageError(f"output_dir must be a folder that can be written to, got {path}: {error.strerror}") from None
 
 
-def _failure(error: BaseException) -> tuple[str, str]:
+def failure(error: BaseException) -> tuple[str, str]:
+    """The report's `status` and `failure_reason` of a run that an exception ended."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted by the user"
