@@ -31,7 +31,7 @@ from models.training.steps import (
     trained_variables,
 )
 from models.variables import Variables
-from sharding import UsageError, mesh_shape
+from sharding import DATA_AXIS, UsageError, mesh_shape
 
 _SECONDS_PER_CALL = 1.0  # so that progress is seen, while the host costs nothing
 _EVALUATION_BATCH = 256
@@ -140,6 +140,7 @@ def train(
             steps = steps_function(
                 architecture, recipe, mesh,
                 num_images=len(images), dtype=jnp.dtype(precision), mean=mean, std=std, seed=seed,
+                in_one_launch=mesh.devices.flat[0].platform != "cpu",
             )  # fmt: skip
             count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
             run = (
@@ -185,14 +186,21 @@ def evaluator(
     precision: str,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-) -> Callable[[Any], np.ndarray]:
+) -> Callable[[Variables], np.ndarray]:
     """The function from variables to the logits (N, classes) float32 of these images, which stay on the devices."""
     data = mesh_shape(mesh).data
     batch_size = -(-min(_EVALUATION_BATCH, len(images)) // data) * data
-    on_devices = on_every_device(padded(images, batch_size), mesh)
-    dtype = jnp.dtype(precision)
-    logits_of = jax.jit(logits_function(architecture, mesh, batch_size=batch_size, dtype=dtype, mean=mean, std=std))
-    return lambda variables: np.asarray(logits_of(on_every_device(variables, mesh), on_devices))[: len(images)]
+    by_data = NamedSharding(mesh, P(DATA_AXIS))
+    whole = padded(images, batch_size)
+    batches = [jax.device_put(whole[at : at + batch_size], by_data) for at in range(0, len(images), batch_size)]
+    logits_of = jax.jit(logits_function(architecture, dtype=jnp.dtype(precision), mean=mean, std=std))
+
+    def evaluate(variables: Variables) -> np.ndarray:
+        variables = on_every_device(dict(variables), mesh)
+        logits = [logits_of(variables, batch) for batch in batches]  # all are launched before the first is fetched
+        return np.concatenate(jax.device_get(logits))[: len(images)]
+
+    return evaluate
 
 
 def check_batch(recipe: Recipe, mesh: Mesh) -> None:

@@ -1,8 +1,8 @@
 """The steps of a training, run on the device: whole data set and augmentation there, no host between the steps.
 
-One executable runs any number of steps of an epoch. All that is random in a step follows from the seed and the step's
-number, and all that an epoch adds up is in the state; so a training may stop after any step and go on from there to the
-same numbers.
+Where the device loops by itself, one launch runs any number of steps of an epoch. All that is random in a step follows
+from the seed and the step's number, and all that an epoch adds up is in the state; so a training may stop after any
+step and go on from there to the same numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,6 +85,7 @@ def steps_function(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
+    in_one_launch: bool,
 ) -> RunSteps:
     """The function that runs steps, to be compiled with its state donated.
 
@@ -95,6 +96,8 @@ def steps_function(
       num_images: of the training set, images (num_images, H, W, 3) uint8 with labels (num_images,) int32.
       dtype: of convolutions and activations.
       mean, std: per channel, of pixels scaled to 0…1.
+      in_one_launch: whether the device goes from step to step by itself; else a launch is one step, whatever the number
+        asked for. XLA:CPU computes the convolutions in a loop twenty times slower than those outside of one.
     """
     steps_per_epoch = recipe.steps_per_epoch(num_images)
     optimizer = make_optimizer(recipe, steps_per_epoch)
@@ -128,23 +131,21 @@ def steps_function(
 
         def add_part(carry, part):
             total, statistics, loss_sum, hits_sum = carry
-            images, labels, key = part
-            (loss, (statistics, hits)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
-                params, statistics, images, labels, key
-            )
-            total = jax.tree.map(jnp.add, total, gradient)
-            return (total, statistics, loss_sum + loss, hits_sum + hits), None
+            (loss, (statistics, hits)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, statistics, *part)
+            return (jax.tree.map(jnp.add, total, gradient), statistics, loss_sum + loss, hits_sum + hits), None
 
+        parts = recipe.accumulation_steps
         zeros = jax.tree.map(jnp.zeros_like, params)
         start = (zeros, statistics, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
-        keys = jax.random.split(key, recipe.accumulation_steps)
-        (total, statistics, loss_sum, hits), _ = lax.scan(add_part, start, (images, labels, keys))
-        return (
-            jax.tree.map(lambda g: g / recipe.accumulation_steps, total),
-            statistics,
-            loss_sum / recipe.accumulation_steps,
-            hits,
-        )
+        xs = (images, labels, jax.random.split(key, parts))
+        if in_one_launch and parts > 1:
+            carry, _ = lax.scan(add_part, start, xs)
+        else:
+            carry = start
+            for part in range(parts):
+                carry, _ = add_part(carry, jax.tree.map(lambda x, part=part: x[part], xs))
+        total, statistics, loss_sum, hits = carry
+        return jax.tree.map(lambda gradient: gradient / parts, total), statistics, loss_sum / parts, hits
 
     def one_step(state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array, key: jax.Array):
         position = state.step % steps_per_epoch
@@ -180,6 +181,9 @@ def steps_function(
         epoch = state.step // steps_per_epoch
         order = jax.random.permutation(jax.random.fold_in(order_key, epoch), num_images)
 
+        if not in_one_launch:
+            return one_step(state, images, labels, order, step_key)
+
         def goes_on(carry):
             done, _, loss = carry
             return (done < num_steps) & jnp.isfinite(loss)
@@ -196,24 +200,12 @@ def steps_function(
 
 
 def logits_function(
-    architecture: Architecture, mesh: Mesh, *, batch_size: int, dtype: Any, mean: Sequence[float], std: Sequence[float]
+    architecture: Architecture, *, dtype: Any, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Arrays, jax.Array], jax.Array]:
-    """`(variables, images (N, H, W, 3) uint8) -> logits (N, classes) float32` of a network that isn't trained on.
-
-    N must be a multiple of `batch_size`, and that of the mesh's data axis.
-    """
+    """`(variables, images (N, H, W, 3) uint8) -> logits (N, classes) float32` of a network that isn't trained on."""
     apply = network_function(architecture, dtype, training=False)
     normalise = normaliser(mean, std)
-    by_data = NamedSharding(mesh, P(None, DATA_AXIS))
-
-    def logits_of(variables: Arrays, images: jax.Array) -> jax.Array:
-        params, statistics = split_variables(variables)
-        batches = images.reshape(-1, batch_size, *images.shape[1:])
-        batches = lax.with_sharding_constraint(batches, by_data)
-        logits = lax.map(lambda batch: apply(params, statistics, normalise(batch))[0], batches)
-        return logits.reshape(-1, architecture.num_classes)
-
-    return logits_of
+    return lambda variables, images: apply(*split_variables(variables), normalise(images))[0]
 
 
 def on_every_device(value: Any, mesh: Mesh) -> Any:
