@@ -3,150 +3,61 @@
 python main.py --mesh 4x8 --threads 2
 """
 
-import dataclasses
 import os
 import signal
 import sys
 import traceback
-from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
-from jax.sharding import Mesh
 
 import engine.flags
-from engine.cache import source_digest
+from commands.build import build_program, code_digest
 from engine.configuration import Configuration
-from engine.memory import memory_limit_bytes
 from engine.obtain import obtain
 from engine.run import run_configuration
-from sharding import Program, UsageError, mesh_shape
+from sharding import UsageError
 
 FLAGS = flags.FLAGS
-PRESET_OF_STEM = {"cifar": "resnet101_cifar10", "imagenet": "resnet101_imagenet"}
 engine.flags.define_flags()
 flags.adopt_module_key_flags(engine.flags)
 
 
-def build_program(configuration: Configuration, mesh: Mesh) -> Program:
-    """The program of a configuration whose platform, precision and batch size are chosen."""
-    import models  # only where something must be built: an offline run starts without flax
-
-    model = configuration.model
-    architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
-    trained = configuration.weights not in ("auto", "random")
-    notes = ()
-    if trained:
-        weights = configuration.weights
-        found, variables = models.read_weights(Path(weights))
-        if found != architecture:
-            if configuration.explicit_config:
-                raise UsageError(
-                    f"--config needs weights of {_describe(architecture)}, got {_describe(found)} in {weights}"
-                )
-            model = dataclasses.replace(engine.flags.load_preset(PRESET_OF_STEM[found.stem]).model, labels=())
-            architecture = found
-    else:
-        weights = f"random, seed {configuration.seed}"
-        variables = models.random_variables(architecture, configuration.seed)
-        if configuration.weights == "auto":
-            notes = ("no trained weights: running on random ones; --weights PATH takes a checkpoint",)
-    image_size = configuration.image_size or model.image_size
-    network = models.network(architecture, image_size)
-    mesh_and_batch = network, configuration.mesh, configuration.batch_size
-    table = models.cost_table(configuration.platform)
-    plan = models.make_plan(
-        *mesh_and_batch,
-        configuration.platform,
-        configuration.precision,
-        configuration.partition,
-        memory_limit_bytes=memory_limit_bytes(configuration.device_memory_limit, list(mesh.devices.flat)),
-        table=table,
+def run(configuration: Configuration) -> None:
+    report, output_dir = run_configuration(
+        configuration, engine.flags.effective_flags(FLAGS), build_program, code_digest
     )
-    costs = models.layer_costs(plan, *mesh_and_batch, configuration.precision, table)
-    program = models.build_program(
-        architecture,
-        variables,
-        plan,
-        mesh,
-        image_size=image_size,
-        batch_size=configuration.batch_size,
-        precision=configuration.precision,
-        mean=model.mean,
-        std=model.std,
-        metadata={
-            "labels": list(model.labels),
-            "crop_fraction": model.crop_fraction,
-            "partition": configuration.partition,
-            "weights": weights,
-            "trained": trained,
-            "layer_costs": [dataclasses.asdict(cost) for cost in costs],
-            "intra_sample_flops_fraction": plan.intra_sample_flops_fraction(network, mesh_shape(mesh)),
-        },
-    )
-    return dataclasses.replace(program, notes=(*notes, *program.notes))
+    from engine.table import print_table  # rich takes a tenth of a second, which the first result needn't wait for
+
+    print_table(report)
+    print(f"report and predictions in {output_dir}")
 
 
-def code_digest(platform: str) -> str:
-    """A digest of the code that `build_program` runs, and of the cost table by which it plans."""
-    import models
-
-    parts = (Path(__file__).parent / part for part in ("models", "sharding", "configs"))
-    return source_digest(Path(__file__), *parts, models.table_path(platform))
-
-
-def plan(configuration: Configuration) -> Path:
-    """Shows the configuration's plan; measures this machine's cost table first if --tune asks for it."""
-    from engine.plan_mode import show_plan  # rich and matplotlib take their time
-
-    if FLAGS.tune:
-        tune(configuration)
-    return show_plan(configuration, build_program, code_digest)
+def compile_artifact(configuration: Configuration) -> None:
+    obtained = obtain(configuration, build_program, code_digest)
+    for note in obtained.executable.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(obtained.path)
 
 
-def tune(configuration: Configuration) -> None:
-    """Measures what this machine's cost table lacks to plan the configuration."""
-    import tqdm
+def plan(configuration: Configuration) -> None:
+    from commands.plan import plan_command
 
-    import models
+    print(f"picture of the plan in {plan_command(configuration, FLAGS.tune)}")
 
-    devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)
-    configuration = resolve(configuration, devices)
-    architecture, _ = read_model(configuration)
-    path = models.own_table_path(configuration.platform)
-    print(f"measuring this machine's cost table {path}; interrupted, it goes on where it stopped", file=sys.stderr)
-    models.tune(
-        models.cost_table_at(path, configuration.platform),
-        path,
-        models.network(architecture, configuration.image_size or configuration.model.image_size),
-        make_mesh(configuration.mesh, devices),
-        configuration.batch_size,
-        configuration.precision,
-        progress=lambda parts: tqdm.tqdm(parts, desc="layers and transitions", unit=""),
-    )
+
+def train(configuration: Configuration) -> None:
+    from commands.train import train_configuration  # flax, optax and orbax, which nothing else loads
+
+    train_configuration(configuration, engine.flags.effective_flags(FLAGS))
 
 
 def main(argv: list[str]) -> int:
+    modes = {"run": run, "compile": compile_artifact, "plan": plan, "train": train}
     try:
         if len(argv) > 1:
             raise UsageError(f"arguments are flags that begin with --, got {argv[1]!r}")
         configuration = engine.flags.read_configuration(FLAGS)
-        if FLAGS.mode == "plan":
-            print(f"picture of the plan in {plan(configuration)}")
-            return 0
-        if FLAGS.mode == "compile":
-            obtained = obtain(configuration, build_program, code_digest)
-            for note in obtained.executable.notes:
-                print(f"note: {note}", file=sys.stderr)
-            print(obtained.path)
-            return 0
-        report, output_dir = run_configuration(
-            configuration, engine.flags.effective_flags(FLAGS), build_program, code_digest
-        )
-        from engine.table import print_table  # rich takes a tenth of a second, which the first result needn't wait for
-
-        print_table(report)
-        print(f"report and predictions in {output_dir}")
+        modes[FLAGS.mode](configuration)
         return 0
     except UsageError as error:
         return _complain(error, 2)
@@ -156,10 +67,6 @@ def main(argv: list[str]) -> int:
         os._exit(exit_code)  # XLA crashes the interpreter's own exit where a compilation was interrupted
     except Exception as error:
         return _complain(f"{type(error).__name__}: {error}", 1)
-
-
-def _describe(architecture: Any) -> str:
-    return f"{architecture.name} with the {architecture.stem} stem and {architecture.num_classes} classes"
 
 
 def _complain(message: object, exit_code: int) -> int:

@@ -26,12 +26,14 @@ class Tally:
       num_images: images classified.
       skipped: what was wrong with each image that could not be read.
       top1_hits, top5_hits: images whose label was the most probable class, or among the five most probable.
+      confusion: (classes, classes), images by label and prediction; None where labels don't number the logits.
     """
 
     num_images: int = 0
     skipped: list[str] = dataclasses.field(default_factory=list)
     top1_hits: int = 0
     top5_hits: int = 0
+    confusion: np.ndarray | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -69,6 +71,8 @@ def classify(
     class_names = source.class_names or labels
     # Logits and labels are numbered alike if they are as many; then one set of names serves both.
     predicted_names = class_names if numbered_alike(executable, source) else labels
+    if numbered_alike(executable, source) and source.has_labels:
+        tally.confusion = np.zeros((len(class_names), len(class_names)), np.int64)
 
     def decode(batch: _Batch) -> np.ndarray:
         pixels = []
@@ -119,6 +123,8 @@ def classify(
                     )
                     tally.top1_hits += int(label is not None and label == predicted[0])
                     tally.top5_hits += int(label is not None and label in predicted)
+                    if tally.confusion is not None:
+                        tally.confusion[label, predicted[0]] += 1
                 tally.num_images += len(batch.names)
                 tally.skipped += batch.skipped
                 progress.update(len(batch.indices))

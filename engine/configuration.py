@@ -7,6 +7,7 @@ from sharding import PARTITIONS, PLATFORMS, MeshShape, UsageError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 EXECUTIONS = ("offline", "online")
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's filters
 _UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
 
 
@@ -22,6 +23,7 @@ class ModelConfig:
       crop_fraction: the centre square kept of an image whose shorter side was resized to image_size / crop_fraction.
       mean, std: per channel, of pixels scaled to 0…1.
       labels: class names in the order of the logits; empty if unknown.
+      interpolation: how images are resized, one of INTERPOLATIONS.
     """
 
     depth: int
@@ -32,12 +34,15 @@ class ModelConfig:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     labels: tuple[str, ...] = ()
+    interpolation: str = "bilinear"
 
     def __post_init__(self):
         if self.labels and len(self.labels) != self.num_classes:
             raise UsageError(f"labels are needed for {self.num_classes} classes, got {len(self.labels)}")
         if not 0 < self.crop_fraction <= 1:
             raise UsageError(f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

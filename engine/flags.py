@@ -10,14 +10,14 @@ from absl import flags
 from engine.configuration import EXECUTIONS, PRECISIONS, Configuration, ModelConfig, Preset
 from sharding import PARTITIONS, PLATFORMS, MeshShape, UsageError
 
-MODES = ("run", "compile", "plan")
+MODES = ("run", "compile", "plan", "train")
 DEFAULT_CONFIG = "resnet101_cifar10"
 _DECIDED_BY_ARTIFACT = ("mesh", "batch_size", "precision", "partition", "image_size", "weights", "platform")
 
 
 _MODE_HELP = (
     "run: classify images. compile: build and save the artefact, print its path. "
-    "plan: show the executable's plan and how long a launch takes."
+    "plan: show the executable's plan and how long a launch takes. train: train weights."
 )
 
 
@@ -59,6 +59,8 @@ def read_configuration(values: flags.FlagValues) -> Configuration:
     model = _apply_config(values, values["config"].value or "")
     if values["mode"].value not in MODES:
         raise UsageError(f"mode must be one of {', '.join(MODES)}, got {values['mode'].value!r}")
+    if values["mode"].value == "train":
+        _check_training(values)
     if values["artifact"].value:
         for name in _DECIDED_BY_ARTIFACT:
             if values[name].present:
@@ -75,6 +77,15 @@ def read_configuration(values: flags.FlagValues) -> Configuration:
     return Configuration(
         **given | {"model": model, "mesh": MeshShape.parse(given["mesh"]), "explicit_config": explicit_config}
     )
+
+
+def _check_training(values: flags.FlagValues) -> None:
+    """Refuses what a training has no use for; its mesh is one device unless asked for otherwise."""
+    for name, default in (("artifact", ""), ("execution", "offline"), ("partition", "auto")):
+        if values[name].value != default:
+            raise UsageError(f"mode train runs no executable: leave --{name} out, got {values[name].value!r}")
+    if values["mesh"].using_default_value:
+        values["mesh"].value = "1x1"
 
 
 def effective_flags(values: flags.FlagValues) -> dict[str, Any]:
@@ -114,12 +125,22 @@ def load_preset(config: str) -> Preset:
     Raises:
       UsageError: if there is no such file, or it defines no preset.
     """
+    path, names = read_config_file(config)
+    preset = names.get("CONFIG")
+    if not isinstance(preset, Preset):
+        raise UsageError(f"{path} must define CONFIG, a Preset, got {type(preset).__name__}")
+    return preset
+
+
+def read_config_file(config: str) -> tuple[Path, dict[str, Any]]:
+    """The path of a config, given as a Python file or as a name in configs/, and all names that it defines.
+
+    Raises:
+      UsageError: if there is no such file.
+    """
     folder = Path(__file__).parent.parent / "configs"
     path = Path(config) if config.endswith(".py") else folder / f"{config}.py"
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__"))
         raise UsageError(f"config must be a .py or report.json file, or one of {names}; got {config!r}")
-    preset = runpy.run_path(str(path)).get("CONFIG")
-    if not isinstance(preset, Preset):
-        raise UsageError(f"{path} must define CONFIG, a Preset, got {type(preset).__name__}")
-    return preset
+    return path, runpy.run_path(str(path))

@@ -15,6 +15,7 @@ from engine.cache import artifact_key, default_artifact_dir, load_or_build
 from engine.compile import compile_program
 from engine.configuration import Configuration, default_batch_size, parse_bytes
 from engine.executable import Executable
+from engine.manifest import canonical_json
 from engine.parity import probe_inputs, reference_outputs, run_probe
 from sharding import Program, UsageError, acquire_devices, computes_bfloat16, make_mesh
 
@@ -130,13 +131,26 @@ def _facts(configuration: Configuration, source: str) -> dict[str, object]:
 def _weights_identity(configuration: Configuration) -> str:
     if configuration.weights in ("auto", "random"):
         return f"{configuration.weights}, seed {configuration.seed}"
+    path = Path(configuration.weights)
     try:
-        with open(configuration.weights, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        if not path.is_dir():
+            return _file_digest(path)
+        # Of a folder every file counts, whichever of them the reader of its format takes; hidden ones are nobody's.
+        files = {
+            file.relative_to(path).as_posix(): _file_digest(file)
+            for file in path.rglob("*")
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        }
+        return hashlib.sha256(canonical_json(files)).hexdigest()
     except OSError as error:
         raise UsageError(
-            f"weights must be auto, random or a readable file, got {configuration.weights}: {error.strerror}"
+            f"weights must be auto, random or a path that can be read, got {configuration.weights}: {error.strerror}"
         ) from None
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _key_path(configuration: Configuration) -> Path | None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from engine.accuracy import Accuracy
 from engine.classify import Tally
 from engine.configuration import Configuration
 from engine.executable import Executable
@@ -21,7 +22,8 @@ class Report:
 
     `status` is ok, out_of_memory, interrupted or failed. Times are in milliseconds, fractions from 0 to 1. `executable`
     is native, portable or online; `build_ms` is None when the artefact was there. `wall_ms` and what derives from it
-    exclude loading. `parity_*` compare the executable's probe with the unsharded float32 reference.
+    exclude loading. `classes` holds an `engine.accuracy.ClassAccuracy` for each class. `parity_*` compare the
+    executable's probe with the unsharded float32 reference.
     """
 
     flags: dict[str, Any]
@@ -59,7 +61,10 @@ class Report:
     device_to_host_ms: float | None = None
     postprocess_ms: float | None = None
     top1: float | None = None
+    top1_interval_95: tuple[float, float] | None = None
     top5: float | None = None
+    top5_interval_95: tuple[float, float] | None = None
+    classes: list[dict[str, Any]] | None = None
     parity_max_relative_error: float | None = None
     parity_top1_agreement: float | None = None
     intra_sample_flops_fraction: float | None = None
@@ -99,13 +104,15 @@ class Report:
         self.parity_max_relative_error = parity.max_relative_error
         self.parity_top1_agreement = parity.top1_agreement
 
-    def measure(self, summary: Summary, tally: Tally, has_accuracy: bool) -> None:
+    def measure(self, summary: Summary, tally: Tally, accuracy: Accuracy | None) -> None:
         """Takes over the times and the results of the finished part of the run."""
         for field in dataclasses.fields(summary):
             setattr(self, field.name, getattr(summary, field.name))
         self.num_images, self.skipped_images = tally.num_images, tally.skipped
-        if has_accuracy and tally.num_images:
-            self.top1, self.top5 = tally.top1_hits / tally.num_images, tally.top5_hits / tally.num_images
+        if accuracy is not None:
+            self.top1, self.top1_interval_95 = accuracy.top1, accuracy.top1_interval_95
+            self.top5, self.top5_interval_95 = accuracy.top5, accuracy.top5_interval_95
+            self.classes = accuracy.to_json()["classes"]
 
     def write(self, output_dir: Path) -> Path:
         """Writes `output_dir`/report.json in one step and returns its path."""

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 
-from engine.classify import Tally, classify, numbered_alike
+from engine.accuracy import Accuracy
+from engine.accuracy_files import CLASSES, CONFUSION, write_accuracy
+from engine.classify import Tally, classify
 from engine.clock import milliseconds_since_process_start
 from engine.configuration import Configuration
 from engine.errors import OutOfMemory, ParityError
@@ -49,7 +51,7 @@ def run_configuration(
         report.request(configuration)
     # What is wrong with the images is said before minutes of building.
     model = configuration.model
-    _, notes = _open_source(configuration, model.image_size, model.crop_fraction, ())
+    _, notes = _open_source(configuration, model.image_size, model.crop_fraction, (), model.interpolation)
     output_dir = make_output_dir(configuration)
     flags["output_dir"] = str(output_dir)
     try:
@@ -58,7 +60,7 @@ def run_configuration(
         _run(configuration, build_program, source_digest, output_dir, report)
         report.status = "ok"
     except BaseException as error:
-        report.status, report.failure_reason = _failure(error)
+        report.status, report.failure_reason = failure(error)
         if isinstance(error, ParityError):
             report.compare(error.parity)
         print(f"what is finished stands in {output_dir}", file=sys.stderr)
@@ -93,7 +95,11 @@ def _run(
             f"got {executable.name} without {', '.join(missing)}"
         )
     source, notes = _open_source(
-        configuration, executable.input_spec.shape[1], metadata["crop_fraction"], tuple(metadata["labels"])
+        configuration,
+        executable.input_spec.shape[1],
+        metadata["crop_fraction"],
+        tuple(metadata["labels"]),
+        metadata.get("interpolation", "bilinear"),
     )
     report.data = source.description
     for note in (*executable.notes, *notes):
@@ -116,8 +122,13 @@ def _run(
             on_first_result=on_first_result,
         )
     finally:
-        has_accuracy = metadata["trained"] and numbered_alike(executable, source)
-        report.measure(timeline.summary(), tally, has_accuracy)
+        accuracy = None
+        if metadata["trained"] and tally.confusion is not None and tally.num_images:
+            accuracy = Accuracy.of(tally.confusion, tally.top5_hits, source.class_names or ())
+        report.measure(timeline.summary(), tally, accuracy)
+    if accuracy is not None and tally.confusion is not None:
+        title = f"{executable.name}, {report.precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
+        write_accuracy(output_dir, accuracy, tally.confusion, title)
     if tally.skipped:
         say(f"{len(tally.skipped)} unreadable images skipped, listed as skipped_images in the report", report)
     if executable.parity is None:
@@ -131,7 +142,7 @@ def say(note: str, report: Report) -> None:
 
 
 def _open_source(
-    configuration: Configuration, image_size: int, crop_fraction: float, labels: tuple[str, ...]
+    configuration: Configuration, image_size: int, crop_fraction: float, labels: tuple[str, ...], interpolation: str
 ) -> tuple[ImageSource, list[str]]:
     return open_source(
         configuration.data,
@@ -141,11 +152,12 @@ def _open_source(
         crop_fraction=crop_fraction,
         labels=labels,
         seed=configuration.seed,
+        interpolation=interpolation,
     )
 
 
 def make_output_dir(configuration: Configuration) -> Path:
-    """Makes the folder for what a configuration's run writes; a new one unless the user named it.
+    """The folder for the results of a run, the one asked for or a new one, without results of an earlier run.
 
     Raises:
       UsageError: if it can't be written to.
@@ -154,8 +166,9 @@ def make_output_dir(configuration: Configuration) -> Path:
     try:
         if configuration.output_dir:
             path.mkdir(parents=True, exist_ok=True)
-            # Predictions of an earlier run must not stand beside the report of one that fails before its own.
-            (path / PREDICTIONS).unlink(missing_ok=True)
+            # Results of an earlier run must not stand beside the report of one that fails before its own.
+            for result in (PREDICTIONS, CLASSES, CONFUSION):
+                (path / result).unlink(missing_ok=True)
             with tempfile.TemporaryFile(dir=path):  # fails now rather than after minutes of building
                 return path
         number = 1
@@ -170,7 +183,8 @@ def make_output_dir(configuration: Configuration) -> Path:
         raise UsageError(f"output_dir must be a folder that can be written to, got {path}: {error.strerror}") from None
 
 
-def _failure(error: BaseException) -> tuple[str, str]:
+def failure(error: BaseException) -> tuple[str, str]:
+    """The report's `status` and `failure_reason` of a run that an exception ended."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted by the user"

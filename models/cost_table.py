@@ -190,8 +190,9 @@ def _take(table: CostTable, entry: dict[str, Any]) -> None:
         case {"machine": machine}:
             table.machine = machine
         case {"case": [*fields], "ms": milliseconds}:
-            padding = fields.pop(6)
-            table.add(Case(*fields[:6], tuple(padding), *fields[6:]), float(milliseconds))
+            names = [field.name for field in dataclasses.fields(Case)]
+            case = dict(zip(names, fields, strict=True))
+            table.add(Case(**case | {"padding": tuple(case["padding"])}), float(milliseconds))
         case {"transition": [*fields], "ms": milliseconds}:
             table.add(Transition(*fields), float(milliseconds))
         case _:

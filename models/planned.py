@@ -108,10 +108,8 @@ def _run_part(
 
     samples = next(iter(outside.values())).shape[0]
     micro_batch = plan[part[0].name].micro_batch or samples
-    if micro_batch < samples:
-        made = _in_chunks(compute, outside, samples // micro_batch)
-    else:
-        made = compute(outside)
+    chunks = max(1, samples // micro_batch)
+    made = compute(outside) if chunks == 1 else _in_chunks(compute, outside, chunks)
     tensors.values |= made
     tensors.made_in |= made_in
 

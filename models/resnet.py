@@ -141,9 +141,14 @@ def load_resnet(architecture: Architecture, variables: Variables, dtype: DTypeLi
     Raises:
       UsageError: naming the variable, if one is missing, left over, or of the wrong shape.
     """
-    model = nnx.eval_shape(lambda: ResNet(architecture, rngs=_OneKey(), dtype=dtype))
+    model = abstract_resnet(architecture, dtype)
     load_variables(model, variables)
     return model
+
+
+def abstract_resnet(architecture: Architecture, dtype: DTypeLike = jnp.float32) -> ResNet:
+    """A ResNet whose variables have shapes and no values."""
+    return nnx.eval_shape(lambda: ResNet(architecture, rngs=_OneKey(), dtype=dtype))
 
 
 class _OneKey(nnx.Rngs):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -36,7 +36,7 @@ def tune(
     mesh: Mesh,
     batch_size: int,
     dtype: str,
-    progress: Callable[[list], Iterator] = iter,
+    progress: Callable[[list], Iterable] = iter,
 ) -> None:
     """Measures what `table` lacks for planning `network` on `mesh`, and writes each measurement to `path` at once.
 
@@ -65,20 +65,20 @@ def tune(
             table.machine = machine_of(platform) | {"platform": platform}
             write(json.dumps({"machine": table.machine}))
 
-        def measured(part: Case | Transition) -> float:
-            known = table.transitions if isinstance(part, Transition) else table.cases
-            if part not in known:
-                measure = measure_transition if isinstance(part, Transition) else measure_case
-                milliseconds = measure(part, mesh)
-                table.add(part, milliseconds)
-                write(line_of(part, milliseconds))
-            return known[part]
+        def keep(measured: Case | Transition, milliseconds: float) -> None:
+            table.add(measured, milliseconds)
+            write(line_of(measured, milliseconds))
+
+        def case_ms(case: Case) -> float:
+            if case not in table.cases:
+                keep(case, measure_case(case, mesh))
+            return table.cases[case]
 
         for part in progress(parts):
-            if isinstance(part, Transition):
-                measured(part)
-            else:
-                _measure_group(part, measured)
+            if isinstance(part, Group):
+                _measure_group(part, case_ms)
+            elif part not in table.transitions:
+                keep(part, measure_transition(part, mesh))
 
 
 def _end_of_last_line(path: Path) -> int:
@@ -86,15 +86,15 @@ def _end_of_last_line(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1
 
 
-def _measure_group(group: Group, measured: Callable[[Case], float]) -> None:
+def _measure_group(group: Group, case_ms: Callable[[Case], float]) -> None:
     smallest, middle = group.samples[0], group.samples[len(group.samples) // 2]
     promising = set()
     for samples in (smallest, middle):
-        times = {lowering: measured(group.case(lowering, samples)) for lowering in group.lowerings}
+        times = {lowering: case_ms(group.case(lowering, samples)) for lowering in group.lowerings}
         promising |= {lowering for lowering, time in times.items() if time <= _HOPELESS * min(times.values())}
     for samples in group.samples:
         for lowering in sorted(promising):
-            measured(group.case(lowering, samples))
+            case_ms(group.case(lowering, samples))
 
 
 def _groups(network: Network, mesh: MeshShape, batch_size: int, dtype: str, platform: str) -> list[Group]:

@@ -53,6 +53,30 @@ def check_variables(architecture: Architecture, variables: Variables) -> None:
             raise UsageError(f"{architecture.name} has no variable {name}")
 
 
+def initial_variables(architecture: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
+    """Variables from which training starts; each depends on seed, name and shape alone.
+
+    Kernels are He-normal by their outputs (arXiv:1502.01852), batch norms do nothing, and every block is the identity,
+    because its last scale is 0 (Goyal et al., arXiv:1706.02677, section 5.1). The head is uniform as PyTorch's.
+    """
+    last_norm = ".bn3.scale" if architecture.bottleneck else ".bn2.scale"
+    variables = {}
+    for name, shape in expected_shapes(architecture).items():
+        rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
+        if name.startswith("fc."):
+            limit = 1 / math.sqrt(expected_shapes(architecture)["fc.kernel"][0])
+            value = rng.uniform(-limit, limit, shape)
+        elif name.endswith(".kernel"):
+            fan_out = shape[0] * shape[1] * shape[3]
+            value = rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / fan_out))
+        elif name.endswith((".scale", ".var")):
+            value = np.full(shape, 0.0 if name.endswith(last_norm) else 1.0)
+        else:
+            value = np.zeros(shape)
+        variables[name] = value.astype(np.float32, copy=False)
+    return variables
+
+
 def random_variables(architecture: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
     """Random variables under which every layer shapes the logits; each depends on seed, name and shape alone.
 

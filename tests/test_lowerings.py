@@ -82,7 +82,7 @@ def test_the_finish_adds_bias_and_residual_before_the_relu(name, dtype):
     size = next(
         size for other, size, stride in CASES if other == name and stride == 1 and (size > 1 or name == "matmul")
     )
-    pads = ((size // 2, size // 2),) * 2
+    pads = ((size // 2, size // 2), (size // 2, size // 2))
     random = np.random.default_rng(1)
     images, residual = (random.standard_normal((3, 8, 8, 16), np.float32).astype(dtype) for _ in range(2))
     kernel = random.standard_normal((size, size, 16, 16), np.float32) / size / 4

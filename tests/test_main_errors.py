@@ -31,7 +31,7 @@ CASES = {
     "No such file or directory",
     "--data empty": "a folder with JPEG or PNG images is needed, got empty without any",
     "--data images --num_images 4": "num_images must be at most the 3 images of folder images, got 4",
-    "--weights absent.safetensors": "weights must be auto, random or a readable file, got absent.safetensors: "
+    "--weights absent.safetensors": "weights must be auto, random or a path that can be read, got absent.safetensors: "
     "No such file or directory",
     f"{TINY} --mesh 1x2 --weights depth.safetensors": "--config needs weights of resnet18 with the cifar stem and "
     "10 classes, got resnet4 with the cifar stem and 10 classes in depth.safetensors",

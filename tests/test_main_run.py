@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from command import LABELS, ROOT, TINY, Command, read_predictions, read_report, write_checkpoint, write_images
+from PIL import Image
 
 from models.resnet import inference_function
 from models.variables import random_variables
@@ -21,7 +22,8 @@ _KEYS = """
     flags notes status failure_reason model mesh model_parallel data_parallel device_count platform threads batch_size
     precision partition execution executable data weights num_images skipped_images build_ms load_ms first_inference_ms
     wall_ms images_per_second device_images_per_second latency_ms_p50 latency_ms_p90 latency_ms_p99 decode_ms
-    host_to_device_ms execute_ms device_to_host_ms postprocess_ms top1 top5 parity_max_relative_error
+    host_to_device_ms execute_ms device_to_host_ms postprocess_ms top1 top1_interval_95 top5 top5_interval_95 classes
+    parity_max_relative_error
     parity_top1_agreement intra_sample_flops_fraction predicted_memory_bytes_per_device predicted_host_memory_bytes
     peak_host_memory_bytes plan versions
 """
@@ -213,7 +215,21 @@ def test_accuracy_of_given_weights_on_labelled_images(command, tmp_path):
     run = command.run_tiny("--weights", weights, "--data", tmp_path / "labelled", "--precision", "float32")
     assert run.report["weights"] == str(weights) and run.outcome.notes == []
     assert (run.report["top1"], run.report["top5"]) == (pytest.approx(9 / 27), pytest.approx(18 / 27))
-    assert "top-1 33.33%, top-5 66.67%" in run.outcome.stdout
+    # Wilson's intervals of 9 and of 18 in 27, by scipy.stats.binomtest.
+    assert run.report["top1_interval_95"] == pytest.approx([0.186433, 0.521752], abs=1e-6)
+    assert run.report["top5_interval_95"] == pytest.approx([0.478248, 0.813567], abs=1e-6)
+    shown = "top-1 33.33% (95% interval 18.64 to 52.18), top-5 66.67% (95% interval 47.82 to 81.36)"
+    assert shown in run.outcome.stdout
+    classes = {entry["label"]: entry for entry in run.report["classes"]}
+    assert tuple(classes) == LABELS and sum(entry["num_images"] for entry in classes.values()) == 27
+    for number, (label, entry) in enumerate(classes.items()):
+        right = sum(labels[index] == number for index in range(0, 27, 3))
+        assert entry["num_images"] == labels.count(number)
+        assert entry["recall"] == (pytest.approx(right / labels.count(number)) if number in labels else None), label
+    with (run.output_dir / "classes.csv").open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == list(LABELS)
+    with Image.open(run.output_dir / "confusion.png") as picture:
+        assert picture.size[0] > 400
     rows = run.predictions
     assert [row["image"] for row in rows] == sorted(names)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

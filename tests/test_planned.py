@@ -185,7 +185,7 @@ def test_bfloat16_stays_within_its_tolerance_of_float32():
 def test_shardings_of_inputs_parameters_and_outputs():
     architecture = Architecture("cifar", blocks=(1,), bottleneck=True, num_classes=10, width=8)
     net = network(architecture, 8)
-    last = {  # the partitions of the convolutions, the pool and the dense layer
+    last: dict[str, tuple[Partition, ...]] = {  # the partitions of the convolutions, the pool and the dense layer
         "samples": (Partition.SAMPLES, Partition.SAMPLES, Partition.SAMPLES),
         "rows": (Partition.ROWS, Partition.ROWS, Partition.WHOLE),
         "channels": (Partition.CHANNELS, Partition.CHANNELS, Partition.INPUT_CHANNELS),
@@ -196,7 +196,9 @@ def test_shardings_of_inputs_parameters_and_outputs():
         "channels": (P("data"), P("model"), P("data")),
     }
     for partition, (images, kernel, logits) in expected.items():
-        of_kind = dict(zip((Kind.CONV, Kind.MEAN_POOL, Kind.DENSE), last[partition], strict=True))
+        of_kind: dict[Kind, Partition] = dict(
+            zip((Kind.CONV, Kind.MEAN_POOL, Kind.DENSE), last[partition], strict=True)
+        )
         plan = Plan(
             tuple(
                 (layer.name, LayerPlan(of_kind[layer.kind], "im2col" if layer.kernel > 1 else "matmul"))

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -9,12 +10,15 @@ import pytest
 from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike
+from safetensors.numpy import save_file
 
 from models.architecture import Architecture, network, residual_blocks
+from models.conversion import import_tensors
 from models.folding import fold, fold_batch_norm
+from models.naming import hugging_face_name, torchvision_name
 from models.resnet import Bottleneck, ResNet, inference_function, load_resnet, load_variables, variables_of
 from models.variables import expected_shapes, random_variables
-from models.weights import import_tensors
+from models.weights import read_weights
 from sharding import Kind, Network, UsageError
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -59,6 +63,24 @@ def test_resnet101_gives_the_logits_of_pytorch(reference, case, stem, num_classe
     logits = inference_function(architecture, variables)(images)
     assert logits.dtype == jnp.float32
     assert relative_error(logits, np.load(REFERENCE / "resnet101_logits.npz")[case]) <= 2e-6
+
+
+@pytest.mark.parametrize("naming", ["Hugging Face", "torchvision", "timm"])
+def test_the_reference_is_the_same_in_every_naming(reference, naming, tmp_path):
+    tensors = reference.state_dict(10, "imagenet")
+    architecture, expected = import_tensors(tensors, "reference_weights.py")  # whose logits the test above compares
+    if naming != "Hugging Face":
+        to_hugging_face = {torchvision_name(name): hugging_face_name(name) for name in expected}
+        tensors = {theirs: tensors[name] for theirs, name in to_hugging_face.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    configs = {"Hugging Face": {"model_type": "resnet", "depths": [3, 4, 23, 3]}, "timm": {"architecture": "resnet101"}}
+    if naming in configs:
+        (tmp_path / "config.json").write_text(json.dumps(configs[naming]))
+    weights = read_weights(tmp_path if naming in configs else tmp_path / "model.safetensors")
+    assert weights.architecture == architecture
+    assert list(weights.variables) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(weights.variables[name], value, strict=True)
 
 
 def apply_folded(layers: Network, params: dict[str, np.ndarray], images: jax.Array) -> jax.Array:

@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -70,7 +71,8 @@ def test_names(variable, torchvision, hugging_face):
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 def test_a_checkpoint_gives_architecture_and_variables(tmp_path, naming, bottleneck, stem):
     architecture = Architecture(stem, (2, 1, 1), bottleneck, 7, width=4)
-    found, variables = read_weights(saved(checkpoint(architecture, naming), tmp_path))
+    weights = read_weights(saved(checkpoint(architecture, naming), tmp_path))
+    found, variables = weights.architecture, weights.variables
     expected = random_variables(architecture)
     assert found == architecture
     assert list(variables) == list(expected)
@@ -83,16 +85,15 @@ def test_a_checkpoint_gives_architecture_and_variables(tmp_path, naming, bottlen
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_every_depth_is_recognised(tmp_path, naming, depth):
     blocks, bottleneck = DEPTHS[depth]
-    found, _ = read_weights(
-        saved(checkpoint(Architecture("imagenet", blocks, bottleneck, 3, width=1), naming), tmp_path)
-    )
+    architecture = Architecture("imagenet", blocks, bottleneck, 3, width=1)
+    found = read_weights(saved(checkpoint(architecture, naming), tmp_path)).architecture
     assert (found.depth, found.blocks) == (depth, blocks)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_floats_become_float32(tmp_path, dtype):
     tensors = {name: value.astype(dtype) for name, value in checkpoint(SMALL).items() if value.ndim}
-    _, variables = read_weights(saved(tensors, tmp_path))
+    variables = read_weights(saved(tensors, tmp_path)).variables
     assert {value.dtype for value in variables.values()} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(variables["fc.bias"], tensors["fc.bias"].astype(np.float32))
 
@@ -173,7 +174,69 @@ def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path, content):
         read_weights(path)
 
 
-def test_a_folder_and_a_missing_file_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "missing.safetensors"):
-        with pytest.raises(UsageError, match=re.escape(f"{path}, which is no file")):
-            read_weights(path)
+def test_a_missing_file_is_refused(tmp_path):
+    path = tmp_path / "missing.safetensors"
+    with pytest.raises(UsageError, match=re.escape(f"{path}, which is no file")):
+        read_weights(path)
+
+
+def torch_file(state: object, folder: Path, name: str = "model.pth") -> Path:
+    torch = pytest.importorskip("torch", reason="the extra torch is not installed")
+    tensors = state
+    if isinstance(state, dict):
+        tensors = {key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in state.items()}
+    torch.save(tensors, folder / name)
+    return folder / name
+
+
+def test_a_state_dict_of_pytorch_gives_the_same(tmp_path):
+    weights = read_weights(torch_file(checkpoint(SMALL), tmp_path))
+    assert weights.architecture == SMALL
+    for name, value in random_variables(SMALL).items():
+        np.testing.assert_array_equal(weights.variables[name], value, strict=True)
+
+
+def test_bfloat16_of_pytorch_becomes_float32(tmp_path):
+    torch = pytest.importorskip("torch", reason="the extra torch is not installed")
+    state = {key: torch.tensor(value) for key, value in checkpoint(SMALL).items()}
+    state["fc.bias"] = state["fc.bias"].bfloat16()
+    torch.save(state, tmp_path / "model.pt")
+    bias = read_weights(tmp_path / "model.pt").variables["fc.bias"]
+    np.testing.assert_array_equal(
+        bias, random_variables(SMALL)["fc.bias"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    )
+
+
+class Harmful:
+    def __reduce__(self):
+        return (Path.touch, (Path("unpickled"),))
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = torch_file(checkpoint(SMALL) | {"harm": Harmful()}, tmp_path)
+    with pytest.raises(
+        UsageError, match=re.escape(f"weights need to be tensors only, in a file of PyTorch, got {path}")
+    ):
+        read_weights(path)
+    assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "got"),
+    [({"epoch": 3, "model": {}}, "a dict with epoch, model"), ([1, 2], "list")],
+    ids=["training state", "list"],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, state, got):
+    path = torch_file(state, tmp_path)
+    with pytest.raises(
+        UsageError, match=re.escape(f"weights need to be a state dict (name → tensor), {path} holds {got}")
+    ):
+        read_weights(path)
+
+
+def test_without_pytorch_its_files_name_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "model.pth").touch()
+    with pytest.raises(UsageError, match=re.escape("needs the extra torch (pip install 'cambrian[torch]'), got")):
+        read_weights(tmp_path / "model.pth")

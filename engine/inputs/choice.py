@@ -18,6 +18,7 @@ def open_source(
     crop_fraction: float,
     labels: tuple[str, ...],
     seed: int,
+    interpolation: str = "bilinear",
 ) -> tuple[ImageSource, list[str]]:
     """Opens what `data` names; images are read one by one later, when asked for.
 
@@ -31,6 +32,7 @@ def open_source(
       crop_fraction: see `resize_and_crop`.
       labels: the weights' labels in the order of the logits, which classes are matched to by name; empty if unknown.
       seed: of synthetic images.
+      interpolation: how images are resized, Pillow's filter by its name in lower case.
 
     Returns:
       The source, and one note for each thing that is other than asked or expected.
@@ -53,12 +55,21 @@ def open_source(
         from engine.inputs.cifar10 import open_cifar10
 
         source, more_notes = open_cifar10(
-            split=split, image_size=image_size, crop_fraction=crop_fraction, labels=labels
+            split=split,
+            image_size=image_size,
+            crop_fraction=crop_fraction,
+            labels=labels,
+            interpolation=interpolation,
         )
     else:
         from engine.inputs.folder import open_folder
 
         source, more_notes = open_folder(
-            os.path.expanduser(data), split=split, image_size=image_size, crop_fraction=crop_fraction, labels=labels
+            os.path.expanduser(data),
+            split=split,
+            image_size=image_size,
+            crop_fraction=crop_fraction,
+            labels=labels,
+            interpolation=interpolation,
         )
     return EvenSample(source, num_images) if num_images else source, notes + more_notes

@@ -25,6 +25,7 @@ class Cifar10Source:
     class_names: tuple[str, ...]
     image_size: int
     crop_fraction: float
+    interpolation: str
 
     @property
     def description(self) -> str:
@@ -42,12 +43,13 @@ class Cifar10Source:
             raise IndexError(index)
         record = self.records[index]
         name = record["id"].decode()
-        pixels = decode_image(io.BytesIO(record["image"]), name, self.image_size, self.crop_fraction)
+        file = io.BytesIO(record["image"])
+        pixels = decode_image(file, name, self.image_size, self.crop_fraction, self.interpolation)
         return Image(name, pixels, self.label_of_class[record["label"]])
 
 
 def open_cifar10(
-    *, split: str, image_size: int, crop_fraction: float, labels: tuple[str, ...]
+    *, split: str, image_size: int, crop_fraction: float, labels: tuple[str, ...], interpolation: str = "bilinear"
 ) -> tuple[Cifar10Source, list[str]]:
     """Opens a split of CIFAR-10, and downloads and prepares it first where that wasn't done before.
 
@@ -69,7 +71,7 @@ def open_cifar10(
     # The image stays encoded: TFDS would decode it by OpenCV or Pillow, whichever is installed.
     records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     numbers, class_names, notes = match_labels(builder.info.features["label"].names, labels)
-    return Cifar10Source(split, records, numbers, class_names, image_size, crop_fraction), notes
+    return Cifar10Source(split, records, numbers, class_names, image_size, crop_fraction, interpolation), notes
 
 
 def _prepare() -> Path:

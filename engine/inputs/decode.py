@@ -8,7 +8,9 @@ from PIL import Image as PillowImage, ImageOps, UnidentifiedImageError
 from engine.inputs.source import UnreadableImage
 
 
-def decode_image(file: str | BinaryIO, name: str, image_size: int, crop_fraction: float) -> np.ndarray:
+def decode_image(
+    file: str | BinaryIO, name: str, image_size: int, crop_fraction: float, interpolation: str = "bilinear"
+) -> np.ndarray:
     """Decodes a JPEG or PNG file of any mode, upright as its EXIF data says, to (image_size, image_size, 3) uint8 RGB.
 
     Raises:
@@ -16,7 +18,8 @@ def decode_image(file: str | BinaryIO, name: str, image_size: int, crop_fraction
     """
     try:
         with PillowImage.open(file, formats=("JPEG", "PNG")) as image:
-            return np.asarray(resize_and_crop(_as_rgb(ImageOps.exif_transpose(image)), image_size, crop_fraction))
+            upright = _as_rgb(ImageOps.exif_transpose(image))
+            return np.asarray(resize_and_crop(upright, image_size, crop_fraction, interpolation))
     except MemoryError:
         raise
     except UnidentifiedImageError:
@@ -25,12 +28,14 @@ def decode_image(file: str | BinaryIO, name: str, image_size: int, crop_fraction
         raise UnreadableImage(name, " ".join(str(error).split()) or type(error).__name__) from error
 
 
-def resize_and_crop(image: PillowImage.Image, image_size: int, crop_fraction: float) -> PillowImage.Image:
+def resize_and_crop(
+    image: PillowImage.Image, image_size: int, crop_fraction: float, interpolation: str = "bilinear"
+) -> PillowImage.Image:
     """The centre square of the image whose shorter side was resized to round(image_size / crop_fraction).
 
-    Bilinear with antialiasing; sizes and offsets are rounded as torchvision's Resize and CenterCrop do. Only the
-    square is computed, so a long thin image costs no more than another. An image of that size already is returned as
-    it is.
+    With antialiasing, by Pillow's filter of the name `interpolation`; sizes and offsets are rounded as torchvision's
+    Resize and CenterCrop do. Only the square is computed, so a long thin image costs no more than another. An image of
+    that size already is returned as it is.
     """
     width, height = image.size
     shorter = round(image_size / crop_fraction)
@@ -43,7 +48,7 @@ def resize_and_crop(image: PillowImage.Image, image_size: int, crop_fraction: fl
         return image
     scale_x, scale_y = width / resized_width, height / resized_height
     box = (left * scale_x, top * scale_y, (left + image_size) * scale_x, (top + image_size) * scale_y)
-    return image.resize((image_size, image_size), PillowImage.Resampling.BILINEAR, box=box)
+    return image.resize((image_size, image_size), PillowImage.Resampling[interpolation.upper()], box=box)
 
 
 def _as_rgb(image: PillowImage.Image) -> PillowImage.Image:

@@ -27,6 +27,7 @@ class FolderSource:
     class_names: tuple[str, ...] | None
     image_size: int
     crop_fraction: float
+    interpolation: str
 
     @property
     def description(self) -> str:
@@ -46,11 +47,17 @@ class FolderSource:
         path = os.path.join(self.folder, file)
         # A file name need not be valid UTF-8, but the predictions and the report are.
         name = os.fsencode(file).decode("utf-8", errors="replace")
-        return Image(name, decode_image(path, path, self.image_size, self.crop_fraction), label)
+        return Image(name, decode_image(path, path, self.image_size, self.crop_fraction, self.interpolation), label)
 
 
 def open_folder(
-    folder: str, *, split: str, image_size: int, crop_fraction: float, labels: tuple[str, ...]
+    folder: str,
+    *,
+    split: str,
+    image_size: int,
+    crop_fraction: float,
+    labels: tuple[str, ...],
+    interpolation: str = "bilinear",
 ) -> tuple[FolderSource, list[str]]:
     """Lists the images of a folder, without reading them.
 
@@ -88,7 +95,7 @@ def open_folder(
         raise UsageError(f"a folder with JPEG or PNG images is needed, got {folder} without any")
     if num_ignored:
         notes.append(f"files in {folder} that are neither JPEG nor PNG images: {num_ignored}, ignored")
-    return FolderSource(folder, tuple(files), class_names, image_size, crop_fraction), notes
+    return FolderSource(folder, tuple(files), class_names, image_size, crop_fraction, interpolation), notes
 
 
 class _Listing(NamedTuple):

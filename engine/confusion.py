@@ -1,0 +1,47 @@
+"""The confusion matrix as a picture."""
+
+import logging
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+_MAX_NUMBERED = 20  # classes whose cells can hold a number
+_MAX_NAMED = 60  # classes whose names can be read
+# A new font cache is no news to the user.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+
+def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
+    """Draws how often images of each class (rows) were taken for each class (columns).
+
+    Colours are shares of a row, in a scale that is readable in grey and with any colour vision; numbers are images.
+
+    Args:
+      confusion: (classes, classes), number of images.
+      path: of the PNG file.
+    """
+    num_classes = len(confusion)
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares = confusion / np.maximum(totals, 1)
+    side = float(np.clip(2.5 + 0.45 * num_classes, 4.5, 12))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained", dpi=120)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.8)
+    if num_classes <= _MAX_NUMBERED:
+        for row, column in np.ndindex(confusion.shape):
+            if confusion[row, column]:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                text = str(confusion[row, column])
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    if num_classes <= _MAX_NAMED:
+        shown = [textwrap.shorten(name, 18, placeholder="…").replace("$", r"\$") for name in names]
+        axes.set_xticks(range(num_classes), shown, rotation=90)
+        axes.set_yticks(range(num_classes), shown)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("label")
+    axes.set_title(title)
+    figure.savefig(path)

@@ -1,0 +1,231 @@
+"""A training from its first step, or from where it stopped, to its last: steps on the device, the rest here.
+
+Between calls of the compiled steps, each of about a second, the host tells of progress, classifies the evaluation
+images after an epoch and writes checkpoints. The number of steps in a call changes no number (see
+`models.training.steps`).
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from models.architecture import Architecture
+from models.training.checkpoints import Checkpoints
+from models.training.optimizer import learning_rate_schedule
+from models.training.recipe import Recipe
+from models.training.steps import (
+    TrainState,
+    initial_state,
+    logits_function,
+    on_every_device,
+    padded,
+    steps_function,
+    trained_variables,
+)
+from models.variables import Variables
+from sharding import DATA_AXIS, UsageError, mesh_shape
+
+_SECONDS_PER_CALL = 1.0  # so that progress is seen, while the host costs nothing
+_EVALUATION_BATCH = 256
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became infinite or no number, from which no training recovers."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TrainingData:
+    """Labelled images: (N, H, W, 3) uint8 with (N,) int32; those to evaluate on in `test_*`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training stands: means over the epoch's augmented images so far, and the speed of the last call."""
+
+    step: int
+    num_steps: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EpochMetrics:
+    """A finished epoch, counted from 1.
+
+    `train_*` are means over its augmented images, while the weights changed; `test_*` are those of the weights that are
+    kept, after it, None where the epoch wasn't evaluated. `images_per_second` excludes evaluation and checkpoints.
+    """
+
+    epoch: int
+    step: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float | None
+    test_top1: float | None
+    images_per_second: float
+
+
+def train(
+    architecture: Architecture,
+    variables: Variables,
+    recipe: Recipe,
+    data: TrainingData,
+    mesh: Mesh,
+    *,
+    precision: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+    checkpoints: Checkpoints,
+    facts: dict[str, Any],
+    on_progress: Callable[[Progress], None],
+    on_epoch: Callable[[EpochMetrics], None],
+) -> dict[str, np.ndarray]:
+    """Trains a network, from its newest checkpoint if there is one.
+
+    Args:
+      variables: what to start from (see `models.variables`).
+      mesh: its data axis cuts the batch; its model axis must be 1.
+      precision: of convolutions and activations, float32 or bfloat16; weights and optimizer are float32.
+      mean, std: per channel, of pixels scaled to 0…1.
+      facts: kept with each checkpoint, JSON-compatible; a checkpoint with others isn't gone on from.
+      on_progress: called after each call of the steps.
+      on_epoch: called for each epoch, also for those that were finished before a stop.
+
+    Returns:
+      The variables that are kept, on the host: the averages where the recipe asks for them.
+
+    Raises:
+      UsageError: if mesh, batch and accumulation don't fit, or the newest checkpoint is of another training.
+      TrainingDiverged: if the loss stops being finite.
+    """
+    check_batch(recipe, mesh)
+    steps_per_epoch = recipe.steps_per_epoch(len(data.images))
+    num_steps = recipe.epochs * steps_per_epoch
+    facts = json.loads(json.dumps(facts))  # as they are read back
+    replicated = NamedSharding(mesh, P())
+    start = jax.jit(lambda values: initial_state(values, recipe, steps_per_epoch), out_shardings=replicated)
+    state: TrainState = start(dict(variables))
+    history: list[EpochMetrics] = []
+    if (latest := checkpoints.latest_step()) is not None:
+        found = checkpoints.facts(latest)
+        history = [EpochMetrics(**entry) for entry in found.pop("epochs")]
+        _check_same(facts, found, checkpoints)
+        state = checkpoints.restore(latest, state)
+        for entry in history:
+            on_epoch(entry)
+    step = int(state.step)
+    images, labels = on_every_device((data.images, data.labels), mesh)
+    evaluate = evaluator(architecture, mesh, data.test_images, precision, mean, std)
+    schedule = learning_rate_schedule(recipe, steps_per_epoch)
+    run = None
+    call_steps, last_saved, epoch_seconds, epoch_images = 1, time.monotonic(), 0.0, 0
+    while step < num_steps:
+        if run is None:  # not where nothing is left to do
+            steps = steps_function(
+                architecture, recipe, mesh,
+                num_images=len(images), dtype=jnp.dtype(precision), mean=mean, std=std, seed=seed,
+                in_one_launch=mesh.devices.flat[0].platform != "cpu",
+            )  # fmt: skip
+            count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+            run = (
+                jax.jit(steps, donate_argnums=0, out_shardings=replicated).lower(state, images, labels, count).compile()
+            )
+        planned = min(call_steps, steps_per_epoch - step % steps_per_epoch)
+        began = time.perf_counter()
+        state, last_loss = run(state, images, labels, jax.device_put(np.int32(planned), replicated))
+        loss, done = float(last_loss), int(state.step) - step
+        seconds = time.perf_counter() - began
+        step += done
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss must stay finite, got {loss} at step {step} of {num_steps} with a learning rate of "
+                f"{float(schedule(step - 1)):.3g}: lower learning_rate or lengthen warmup_epochs in the recipe"
+            )
+        epoch_seconds, epoch_images = epoch_seconds + seconds, epoch_images + done * recipe.batch_size
+        call_steps = max(1, min(2 * call_steps, round(done * _SECONDS_PER_CALL / seconds)))
+        loss_mean, accuracy = float(state.loss_sum) / int(state.num_images), int(state.num_hits) / int(state.num_images)
+        on_progress(Progress(step, num_steps, loss_mean, accuracy, done * recipe.batch_size / seconds))
+        if step % steps_per_epoch == 0:
+            epoch = step // steps_per_epoch
+            test_loss = test_top1 = None
+            if epoch % recipe.evaluate_every_epochs == 0 or step == num_steps:
+                logits = evaluate(trained_variables(state))
+                test_loss = mean_cross_entropy(logits, data.test_labels)
+                test_top1 = float((logits.argmax(axis=1) == data.test_labels).mean())
+            rate = float(schedule(step - 1))
+            speed = epoch_images / epoch_seconds
+            history.append(EpochMetrics(epoch, step, rate, loss_mean, accuracy, test_loss, test_top1, speed))
+            on_epoch(history[-1])
+            epoch_seconds, epoch_images = 0.0, 0
+        if step == num_steps or time.monotonic() - last_saved >= recipe.checkpoint_every_s:
+            checkpoints.save(state, facts | {"epochs": [dataclasses.asdict(entry) for entry in history]})
+            last_saved = time.monotonic()
+    return {name: np.asarray(value) for name, value in trained_variables(state).items()}
+
+
+def evaluator(
+    architecture: Architecture,
+    mesh: Mesh,
+    images: np.ndarray,
+    precision: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Callable[[Variables], np.ndarray]:
+    """The function from variables to the logits (N, classes) float32 of these images, which stay on the devices."""
+    data = mesh_shape(mesh).data
+    batch_size = -(-min(_EVALUATION_BATCH, len(images)) // data) * data
+    by_data = NamedSharding(mesh, P(DATA_AXIS))
+    whole = padded(images, batch_size)
+    batches = [jax.device_put(whole[at : at + batch_size], by_data) for at in range(0, len(images), batch_size)]
+    logits_of = jax.jit(logits_function(architecture, dtype=jnp.dtype(precision), mean=mean, std=std))
+
+    def evaluate(variables: Variables) -> np.ndarray:
+        variables = on_every_device(dict(variables), mesh)
+        logits = [logits_of(variables, batch) for batch in batches]  # all are launched before the first is fetched
+        return np.concatenate(jax.device_get(logits))[: len(images)]
+
+    return evaluate
+
+
+def check_batch(recipe: Recipe, mesh: Mesh) -> None:
+    """Raises UsageError unless the mesh's data axis cuts each part of a batch evenly, and its model axis nothing."""
+    shape = mesh_shape(mesh)
+    if shape.model != 1:
+        raise UsageError(f"training cuts the batch only, on a mesh 1xDATA, got {shape}")
+    if recipe.batch_size % (recipe.accumulation_steps * shape.data):
+        raise UsageError(
+            f"batch_size must be a multiple of {recipe.accumulation_steps} accumulation steps × {shape.data} devices, "
+            f"got {recipe.batch_size}"
+        )
+
+
+def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of -log p(label), for logits (N, classes) and labels (N,)."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    log_sums = np.log(np.exp(shifted).sum(axis=1))
+    return float((log_sums - shifted[np.arange(len(labels)), labels]).mean())
+
+
+def _check_same(wanted: dict[str, Any], found: dict[str, Any], checkpoints: Checkpoints) -> None:
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise UsageError(
+                f"a training goes on from checkpoints of its own, with {name} {wanted.get(name)!r:.200}, got "
+                f"{found.get(name)!r:.200} in {checkpoints.folder}: choose another output_dir"
+            )

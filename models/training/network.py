@@ -1,0 +1,49 @@
+"""The ResNet as a function of its variables, which training keeps in two flat dicts: parameters and statistics."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+
+from models.architecture import Architecture
+from models.resnet import abstract_resnet
+
+Arrays = dict[str, jax.Array]
+Apply = Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, Arrays]]
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a variable (see `models.variables`) is a running statistic of a batch norm, which has no gradient."""
+    return name.endswith((".mean", ".var"))
+
+
+def split_variables(variables: Mapping[str, jax.Array]) -> tuple[Arrays, Arrays]:
+    """Parameters and statistics, both by name."""
+    statistics = {name: value for name, value in variables.items() if is_statistic(name)}
+    return {name: value for name, value in variables.items() if name not in statistics}, statistics
+
+
+def network_function(architecture: Architecture, dtype: DTypeLike, training: bool) -> Apply:
+    """`apply(params, statistics, images) -> (logits, new statistics)`, traceable.
+
+    Takes normalised images (N, H, W, 3) and gives float32 logits (N, classes). Convolutions and activations are in
+    `dtype`, variables float32. In training, batch norms use the statistics of the batch, over all devices that share
+    it, and move the running ones; else they use those and return them as they are.
+    """
+    model = abstract_resnet(architecture, dtype)
+    model.train() if training else model.eval()
+    graphdef, abstract = nnx.split(model)
+    paths = dict(nnx.to_flat_state(abstract))
+
+    def apply(params: Arrays, statistics: Arrays, images: jax.Array) -> tuple[jax.Array, Arrays]:
+        values = params | statistics
+        state = nnx.from_flat_state(
+            [(path, variable.replace(values[".".join(map(str, path))])) for path, variable in paths.items()]
+        )
+        merged = nnx.merge(graphdef, state)
+        logits = merged(images)
+        found = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(nnx.state(merged))}
+        return logits, {name: found[name].get_value() for name in statistics}
+
+    return apply

@@ -1,0 +1,32 @@
+"""The optimizer of a recipe, made of optax's parts."""
+
+import jax.numpy as jnp
+import optax
+
+from models.training.recipe import Recipe
+
+
+def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
+    """Step → learning rate: a linear rise, then half a cosine down to 0 (Loshchilov and Hutter, arXiv:1608.03983)."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if recipe.warmup_epochs else recipe.learning_rate,
+        peak_value=recipe.learning_rate,
+        warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
+        decay_steps=recipe.epochs * steps_per_epoch,
+    )
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))  # optax would mix it with floats
+
+
+def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
+    """The optimizer over a flat dict of parameters by name; only kernels decay, never norms and biases."""
+    schedule = learning_rate_schedule(recipe, steps_per_epoch)
+    if recipe.optimizer == "adamw":
+        return optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=_decays)
+    return optax.chain(
+        optax.add_decayed_weights(recipe.weight_decay, mask=_decays),
+        optax.sgd(schedule, momentum=recipe.momentum, nesterov=True),
+    )
+
+
+def _decays(params: dict) -> dict[str, bool]:
+    return {name: name.endswith(".kernel") for name in params}

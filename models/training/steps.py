@@ -1,0 +1,219 @@
+"""The steps of a training, run on the device: whole data set and augmentation there, no host between the steps.
+
+Where the device loops by itself, one launch runs any number of steps of an epoch. All that is random in a step follows
+from the seed and the step's number, and all that an epoch adds up is in the state; so a training may stop after any
+step and go on from there to the same numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from models.architecture import Architecture
+from models.program import normaliser
+from models.training.augment import cutout, mixup, random_crop, random_flip
+from models.training.network import Arrays, network_function, split_variables
+from models.training.optimizer import make_optimizer
+from models.training.recipe import Recipe
+from models.variables import Variables
+from sharding import DATA_AXIS
+
+
+class TrainState(NamedTuple):
+    """What a training is made of between two steps; every array is whole on each device.
+
+    Attributes:
+      step: steps done, int32.
+      params, statistics: the network's variables by name, float32.
+      average_params, average_statistics: their moving averages; without an average, empty.
+      optimizer: optax's state.
+      loss_sum, num_hits, num_images: of the present epoch so far, over augmented images.
+    """
+
+    step: jax.Array
+    params: Arrays
+    statistics: Arrays
+    average_params: Arrays
+    average_statistics: Arrays
+    optimizer: Any
+    loss_sum: jax.Array
+    num_hits: jax.Array
+    num_images: jax.Array
+
+
+# (state, images, labels, number of steps) → (state, loss of the last step). Stops early at a loss that isn't finite.
+RunSteps = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
+
+
+def initial_state(variables: Variables, recipe: Recipe, steps_per_epoch: int) -> TrainState:
+    """The state before the first step, on the host or wherever JAX puts it."""
+    params, statistics = split_variables({name: jnp.asarray(value) for name, value in variables.items()})
+    averages = recipe.ema_decay > 0
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        statistics=statistics,
+        average_params=jax.tree.map(jnp.copy, params) if averages else {},
+        average_statistics=jax.tree.map(jnp.copy, statistics) if averages else {},
+        optimizer=make_optimizer(recipe, steps_per_epoch).init(params),
+        loss_sum=jnp.zeros((), jnp.float32),
+        num_hits=jnp.zeros((), jnp.int32),
+        num_images=jnp.zeros((), jnp.int32),
+    )
+
+
+def trained_variables(state: TrainState) -> Arrays:
+    """The variables that are evaluated and kept: the averages where there are any."""
+    if state.average_params:
+        return state.average_params | state.average_statistics
+    return state.params | state.statistics
+
+
+def steps_function(
+    architecture: Architecture,
+    recipe: Recipe,
+    mesh: Mesh,
+    *,
+    num_images: int,
+    dtype: Any,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+    in_one_launch: bool,
+) -> RunSteps:
+    """The function that runs steps, to be compiled with its state donated.
+
+    The batch is cut over the mesh's data axis; gradients and batch statistics are those of the whole batch, whatever
+    the number of devices, up to rounding.
+
+    Args:
+      num_images: of the training set, images (num_images, H, W, 3) uint8 with labels (num_images,) int32.
+      dtype: of convolutions and activations.
+      mean, std: per channel, of pixels scaled to 0…1.
+      in_one_launch: whether the device goes from step to step by itself; else a launch is one step, whatever the number
+        asked for. XLA:CPU computes the convolutions in a loop twenty times slower than those outside of one.
+    """
+    steps_per_epoch = recipe.steps_per_epoch(num_images)
+    optimizer = make_optimizer(recipe, steps_per_epoch)
+    apply = network_function(architecture, dtype, training=True)
+    normalise = normaliser(mean, std)
+    part_size = recipe.batch_size // recipe.accumulation_steps
+    by_data = NamedSharding(mesh, P(None, DATA_AXIS))
+
+    def loss_of(
+        params: Arrays, statistics: Arrays, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Arrays, jax.Array]]:
+        crop_key, flip_key, cutout_key, mixup_key = jax.random.split(key, 4)
+        if recipe.crop_padding:
+            images = random_crop(crop_key, images, recipe.crop_padding)
+        if recipe.flip:
+            images = random_flip(flip_key, images)
+        x = normalise(images)
+        if recipe.cutout_size:
+            x = cutout(cutout_key, x, recipe.cutout_size)
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, architecture.num_classes), recipe.label_smoothing)
+        if recipe.mixup_alpha:
+            x, targets = mixup(mixup_key, x, targets, recipe.mixup_alpha)
+        logits, statistics = apply(params, statistics, x)
+        hits = jnp.sum(logits.argmax(axis=1) == labels, dtype=jnp.int32)
+        return optax.softmax_cross_entropy(logits, targets).mean(), (statistics, hits)
+
+    def gradients(
+        params: Arrays, statistics: Arrays, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> tuple[Arrays, Arrays, jax.Array, jax.Array]:
+        """Of a batch in parts (parts, part_size, …): gradients, statistics, mean loss, hits."""
+
+        def add_part(carry, part):
+            total, statistics, loss_sum, hits_sum = carry
+            (loss, (statistics, hits)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, statistics, *part)
+            return (jax.tree.map(jnp.add, total, gradient), statistics, loss_sum + loss, hits_sum + hits), None
+
+        parts = recipe.accumulation_steps
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        start = (zeros, statistics, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+        xs = (images, labels, jax.random.split(key, parts))
+        if in_one_launch and parts > 1:
+            carry, _ = lax.scan(add_part, start, xs)
+        else:
+            carry = start
+            for part in range(parts):
+                carry, _ = add_part(carry, jax.tree.map(lambda x, part=part: x[part], xs))
+        total, statistics, loss_sum, hits = carry
+        return jax.tree.map(lambda gradient: gradient / parts, total), statistics, loss_sum / parts, hits
+
+    def one_step(state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array, key: jax.Array):
+        position = state.step % steps_per_epoch
+        indices = lax.dynamic_slice_in_dim(order, position * recipe.batch_size, recipe.batch_size)
+        indices = lax.with_sharding_constraint(indices.reshape(recipe.accumulation_steps, part_size), by_data)
+        gradient, statistics, loss, hits = gradients(
+            state.params, state.statistics, images[indices], labels[indices], jax.random.fold_in(key, state.step)
+        )
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averages = state.average_params, state.average_statistics
+        if recipe.ema_decay:
+            # As TensorFlow's ExponentialMovingAverage: the start weighs less than it would.
+            count = state.step.astype(jnp.float32)
+            decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
+            averages = optax.incremental_update((params, statistics), averages, 1 - decay)
+        first = position == 0
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            statistics=statistics,
+            average_params=averages[0],
+            average_statistics=averages[1],
+            optimizer=optimizer_state,
+            loss_sum=jnp.where(first, 0.0, state.loss_sum) + loss * recipe.batch_size,
+            num_hits=jnp.where(first, 0, state.num_hits) + hits,
+            num_images=jnp.where(first, 0, state.num_images) + recipe.batch_size,
+        )
+        return state, loss
+
+    def run(state: TrainState, images: jax.Array, labels: jax.Array, num_steps: jax.Array):
+        order_key, step_key = jax.random.split(jax.random.key(seed))
+        epoch = state.step // steps_per_epoch
+        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), num_images)
+
+        if not in_one_launch:
+            return one_step(state, images, labels, order, step_key)
+
+        def goes_on(carry):
+            done, _, loss = carry
+            return (done < num_steps) & jnp.isfinite(loss)
+
+        def step(carry):
+            done, state, _ = carry
+            return done + 1, *one_step(state, images, labels, order, step_key)
+
+        start = (jnp.zeros((), jnp.int32), state, jnp.zeros((), jnp.float32))
+        _, state, loss = lax.while_loop(goes_on, step, start)
+        return state, loss
+
+    return run
+
+
+def logits_function(
+    architecture: Architecture, *, dtype: Any, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[Arrays, jax.Array], jax.Array]:
+    """`(variables, images (N, H, W, 3) uint8) -> logits (N, classes) float32` of a network that isn't trained on."""
+    apply = network_function(architecture, dtype, training=False)
+    normalise = normaliser(mean, std)
+    return lambda variables, images: apply(*split_variables(variables), normalise(images))[0]
+
+
+def on_every_device(value: Any, mesh: Mesh) -> Any:
+    """The same arrays, whole on each device of the mesh."""
+    return jax.device_put(value, NamedSharding(mesh, P()))
+
+
+def padded(images: np.ndarray, multiple: int) -> np.ndarray:
+    """Images, and black ones after them up to a multiple of `multiple`."""
+    missing = -len(images) % multiple
+    return np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)]) if missing else images

@@ -1,0 +1,57 @@
+"""Accuracy from a confusion matrix: intervals against published values, classes without images, the picture."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.accuracy import Accuracy, wilson_interval
+from engine.confusion import draw_confusion
+
+
+@pytest.mark.parametrize(
+    ("hits", "num_trials", "expected"),
+    [
+        # Newcombe, "Two-sided confidence intervals for the single proportion", Stat. in Medicine 17 (1998), table I.
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+        (20, 20, (1 - 0.1611, 1.0)),
+    ],
+)
+def test_wilson_interval(hits, num_trials, expected):
+    assert wilson_interval(hits, num_trials) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize(("hits", "num_trials"), [(0, 0), (-1, 3), (4, 3)])
+def test_no_proportion(hits, num_trials):
+    with pytest.raises(ValueError, match=f"got {hits} of {num_trials}"):
+        wilson_interval(hits, num_trials)
+
+
+def test_accuracy_of_a_confusion_matrix():
+    # 4 cats, of which one is taken for a dog; 2 dogs, both taken for cats; no elk is there or predicted.
+    confusion = np.array([[3, 1, 0], [2, 0, 0], [0, 0, 0]])
+    accuracy = Accuracy.of(confusion, top5_hits=6, names=("cat", "dog", "elk"))
+    assert (accuracy.num_images, accuracy.top1, accuracy.top5) == (6, 0.5, 1.0)
+    assert accuracy.top1_interval_95 == wilson_interval(3, 6)
+    cat, dog, elk = accuracy.classes
+    assert (cat.label, cat.num_images, cat.recall, cat.precision) == ("cat", 4, 0.75, 0.6)
+    assert cat.recall_interval_95 == wilson_interval(3, 4)
+    assert (dog.num_images, dog.recall, dog.precision) == (2, 0.0, 0.0)
+    assert (elk.num_images, elk.recall, elk.recall_interval_95, elk.precision) == (0, None, None, None)
+    rows = list(csv.DictReader(io.StringIO(accuracy.classes_csv().decode())))
+    assert [row["recall"] for row in rows] == ["0.750000", "0.000000", ""]
+
+
+@pytest.mark.parametrize("num_classes", [2, 21, 61])
+def test_the_picture_is_darkest_where_the_images_are(tmp_path, num_classes):
+    names = ["a $ in a rather long name of a class", *map(str, range(1, num_classes))]
+    draw_confusion(np.eye(num_classes, dtype=int) * 7, names, "all right", tmp_path / "all.png")
+    draw_confusion(np.zeros((num_classes, num_classes), int), names, "nothing", tmp_path / "none.png")
+    full, empty = (np.asarray(Image.open(tmp_path / name).convert("L")) for name in ("all.png", "none.png"))
+    assert full.shape == empty.shape and min(full.shape) > 400
+    assert full.mean() < empty.mean()

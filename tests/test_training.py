@@ -1,0 +1,194 @@
+"""Training: it learns, stops and goes on to the same numbers, says when it diverges, and is the same on any mesh."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import engine
+from models.architecture import Architecture, network
+from models.description import Description
+from models.planning import make_plan
+from models.program import build_program
+from models.training.checkpoints import Checkpoints, model_facts
+from models.training.loop import EpochMetrics, TrainingData, TrainingDiverged, mean_cross_entropy, train
+from models.training.recipe import Recipe
+from models.variables import initial_variables
+from models.weights import read_weights
+from sharding import MeshShape, UsageError, make_mesh
+
+SMALL = Architecture("cifar", (1, 1), False, 4, width=8)
+TINY = Architecture("cifar", (1,), False, 4, width=4)
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=1, crop_padding=1, ema_decay=0.5, checkpoint_every_s=0.0)
+
+
+def noise(num_images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(256, size=(num_images, 8, 8, 3), dtype=np.uint8)
+    return images, rng.integers(4, size=num_images).astype(np.int32)
+
+
+ONE_DEVICE = MeshShape(1, 1)
+DATA = TrainingData(*noise(40), *noise(20, seed=1))
+
+
+def run(folder, architecture=TINY, recipe=RECIPE, data=DATA, shape=ONE_DEVICE, on_progress=lambda _: None, seed=0):
+    """Trains; returns the variables and the epochs' metrics without times."""
+    epochs: list[EpochMetrics] = []
+    variables = train(
+        architecture,
+        initial_variables(architecture),
+        recipe,
+        data,
+        make_mesh(shape, jax.devices()),
+        precision="float32",
+        mean=MEAN,
+        std=STD,
+        seed=seed,
+        checkpoints=Checkpoints(folder),
+        facts=model_facts(architecture, Description(8, 1.0, "bilinear", MEAN, STD, ("a", "b", "c", "d")))
+        | {"seed": seed},
+        on_progress=on_progress,
+        on_epoch=epochs.append,
+    )
+    return variables, [dataclasses.replace(epoch, images_per_second=0.0) for epoch in epochs]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("undisturbed"))
+
+
+def assert_same(variables, expected):
+    assert variables.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(variables[name], value, strict=True)
+
+
+def test_it_learns_64_images_by_heart_and_the_offline_engine_agrees(tmp_path):
+    images, labels = noise(64)
+    data = TrainingData(images, labels, images, labels)
+    recipe = Recipe(
+        epochs=50, batch_size=32, learning_rate=0.1, label_smoothing=0.0, crop_padding=0, flip=False, ema_decay=0.9,
+        evaluate_every_epochs=50,
+    )  # fmt: skip
+    variables, epochs = run(tmp_path / "checkpoints", SMALL, recipe, data)
+    assert (epochs[-1].epoch, epochs[-1].step, epochs[-1].test_top1) == (50, 100, 1.0)
+    assert [epoch.test_top1 for epoch in epochs[:-1]] == [None] * 49
+
+    weights = read_weights(tmp_path / "checkpoints")
+    assert weights.architecture == SMALL
+    assert weights.description == Description(8, 1.0, "bilinear", MEAN, STD, ("a", "b", "c", "d"))
+    assert_same(weights.variables, variables)
+    assert_same(read_weights(tmp_path / "checkpoints" / "100").variables, variables)
+    shape = MeshShape(2, 2)
+    mesh = make_mesh(shape, jax.devices())
+    plan = make_plan(network(SMALL, 8), shape, 16, "cpu")
+    program = build_program(
+        SMALL, weights.variables, plan, mesh, image_size=8, batch_size=16, mean=MEAN, std=STD
+    )  # fmt: skip
+    engine.save(engine.compile_program(program), tmp_path / "artifact", tmp_path / "key")
+    logits = engine.load(tmp_path / "artifact", signing_key=tmp_path / "key")(images)
+    assert (logits.argmax(axis=1) == labels).all()
+    assert mean_cross_entropy(logits, labels) == pytest.approx(epochs[-1].test_loss, rel=1e-3)
+
+
+class Killed(BaseException):
+    """Ends a training between two steps, of which nothing but the checkpoints is left."""
+
+
+@pytest.mark.parametrize("last_step", [1, 2, 5])
+def test_a_stopped_training_goes_on_to_the_same_numbers(tmp_path, undisturbed, last_step):
+    def stop(progress):
+        if progress.step >= last_step:
+            raise Killed
+
+    if last_step > 1:  # the first step is followed by no checkpoint when it is stopped right after
+        with pytest.raises(Killed):
+            run(tmp_path, on_progress=stop)
+        assert 0 < Checkpoints(tmp_path).latest_step() < 6
+    variables, epochs = run(tmp_path)
+    assert_same(variables, undisturbed[0])
+    assert epochs == undisturbed[1]
+    again = run(tmp_path)  # nothing is left to do
+    assert_same(again[0], variables)
+    assert again[1] == epochs
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    run(tmp_path, recipe=dataclasses.replace(RECIPE, epochs=2))
+    with pytest.raises(UsageError, match="a training goes on from checkpoints of its own, with seed 1, got 0 in"):
+        run(tmp_path, recipe=dataclasses.replace(RECIPE, epochs=2), seed=1)
+
+
+def test_the_number_of_devices_changes_rounding_only(tmp_path, undisturbed):
+    variables, epochs = run(tmp_path, shape=MeshShape(1, 4))
+    for ours, theirs in zip(epochs, undisturbed[1], strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+        assert ours.test_loss == pytest.approx(theirs.test_loss, rel=1e-4)
+    for name, value in undisturbed[0].items():
+        np.testing.assert_allclose(variables[name], value, atol=1e-4)
+
+
+def test_adamw_in_parts_with_every_augmentation_trains(tmp_path):
+    recipe = dataclasses.replace(
+        RECIPE, optimizer="adamw", learning_rate=1e-2, accumulation_steps=2, cutout_size=2, mixup_alpha=0.2
+    )
+    variables, epochs = run(tmp_path, recipe=recipe, shape=MeshShape(1, 2))
+    assert len(epochs) == 3 and all(np.isfinite(value).all() for value in variables.values())
+    assert not np.array_equal(variables["fc.kernel"], initial_variables(TINY)["fc.kernel"])
+
+
+def test_a_loss_that_is_no_number_stops_it(tmp_path):
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, warmup_epochs=0.0, momentum=0.0)
+    with pytest.raises(
+        TrainingDiverged, match=r"the loss must stay finite, got (nan|inf) at step \d of 6 .* lower learning_rate"
+    ):
+        run(tmp_path, recipe=recipe)
+    latest = Checkpoints(tmp_path).latest_step()
+    assert latest is None or latest < 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "message"),
+    [
+        ({}, MeshShape(2, 1), "training cuts the batch only, on a mesh 1xDATA, got 2x1"),
+        ({}, MeshShape(1, 3), "batch_size must be a multiple of 1 accumulation steps × 3 devices, got 16"),
+        (
+            {"accumulation_steps": 3},
+            MeshShape(1, 1),
+            "batch_size must be a multiple of 3 accumulation steps × 1 devices",
+        ),
+        ({"batch_size": 64}, MeshShape(1, 1), "batch_size must be at most the 40 training images, got 64"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(tmp_path, changes, shape, message):
+    with pytest.raises(UsageError, match=message):
+        run(tmp_path, recipe=dataclasses.replace(RECIPE, **changes), shape=shape)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"or a checkpoint of a training, got"):
+        read_weights(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    run(tmp_path, recipe=dataclasses.replace(RECIPE, epochs=2))
+    step = Checkpoints(tmp_path).latest_step()
+    for file in itertools.chain(
+        (tmp_path / str(step) / "facts").rglob("*"), (tmp_path / str(step) / "state").rglob("*")
+    ):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UsageError, match=f"a complete checkpoint of a training is needed, got {tmp_path}"):
+        read_weights(tmp_path)
+
+
+def test_mean_cross_entropy_by_hand():
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32)) + np.float32(100)
+    assert mean_cross_entropy(logits, np.array([0, 2])) == pytest.approx(-(np.log(0.5) + np.log(0.8)) / 2, rel=1e-4)
+    assert jnp.isfinite(mean_cross_entropy(1e4 * logits, np.array([0, 1])))
