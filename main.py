@@ -4,6 +4,7 @@ python main.py --mesh 4x8 --threads 2
 """
 
 import dataclasses
+import math
 import os
 import signal
 import sys
@@ -16,12 +17,15 @@ from jax.sharding import Mesh
 
 import engine.flags
 from engine.cache import source_digest
-from engine.configuration import Configuration
+from engine.configuration import Configuration, default_batch_size
+from engine.launch import MAX_LAUNCHES_IN_FLIGHT
 from engine.obtain import obtain
+from engine.prediction import Prediction
 from engine.run import run_configuration
 from sharding import Program, UsageError, mesh_shape
 
 FLAGS = flags.FLAGS
+CPU_FLOPS_A_CORE = 60e9  # ResNet101 with XLA's own convolutions on AVX512 cores: 24 images/s on two
 PRESET_OF_STEM = {"cifar": "resnet101_cifar10", "imagenet": "resnet101_imagenet"}
 engine.flags.define_flags()
 flags.adopt_module_key_flags(engine.flags)
@@ -77,6 +81,30 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
     return dataclasses.replace(program, notes=(*notes, *program.notes))
 
 
+def predict(configuration: Configuration) -> Prediction | None:
+    """What a configuration is expected to take on CPU, by its counted operations; None where nothing is known."""
+    import models
+
+    if configuration.platform not in ("auto", "cpu") or configuration.artifact:
+        return None
+    if configuration.weights not in ("auto", "random") and not configuration.explicit_config:
+        return None  # the weights decide the model
+    model, mesh = configuration.model, configuration.mesh
+    architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
+    network = models.network(architecture, configuration.image_size or model.image_size)
+    batch_size = configuration.batch_size or default_batch_size(mesh, "cpu")
+    value_bytes = 4 if configuration.precision == "float32" else 2
+    weights = sum(layer.kernel**2 * layer.in_shape[2] * layer.out_shape[2] for layer in network if layer.has_weights)
+    activations = max(math.prod(layer.in_shape) + math.prod(layer.out_shape) for layer in network)
+    in_flight = min(configuration.threads, MAX_LAUNCHES_IN_FLIGHT) * -(-batch_size // mesh.num_devices)
+    return Prediction(
+        # Virtual devices share the host's cores, so the mesh makes no difference to the count.
+        launch_ms=1e3 * batch_size * sum(layer.flops for layer in network) / (CPU_FLOPS_A_CORE * (os.cpu_count() or 1)),
+        batch_size=batch_size,
+        bytes_per_device=value_bytes * (weights + in_flight * activations),
+    )
+
+
 def code_digest() -> str:
     """A digest of the code that `build_program` runs."""
     return source_digest(Path(__file__), *(Path(__file__).parent / part for part in ("models", "sharding", "configs")))
@@ -86,8 +114,12 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise UsageError(f"arguments are flags that begin with --, got {argv[1]!r}")
+        axes, source = engine.flags.read_axes(FLAGS), code_digest()
+        if any(len(values) > 1 for values in axes.values()):
+            from engine.sweep import sweep_command  # matplotlib takes a while
+
+            return sweep_command(FLAGS, axes, [sys.executable, __file__], predict, source)
         configuration = engine.flags.read_configuration(FLAGS)
-        source = code_digest()
         if FLAGS.mode == "compile":
             obtained = obtain(configuration, build_program, source)
             for note in obtained.executable.notes:
