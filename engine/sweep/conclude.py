@@ -32,7 +32,7 @@ def conclude(sweep: Sweep, outcome: Outcome) -> bool:
         winner=winner,
         rows=rows(standings, best, objective),
         figures=figures,
-        findings=findings(sweep.grid, standings, objective),
+        findings=findings(sweep.grid, standings),
         environment=_environment(sweep, outcome),
         commands={"This sweep, and going on with it:": sweep.identity["command"]}
         | ({"The best configuration:": winner} if winner else {})

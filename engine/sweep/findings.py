@@ -24,7 +24,7 @@ class Finding:
     here: str
 
 
-def findings(grid: Grid, standings: Sequence[Standing], objective: Objective) -> list[Finding]:
+def findings(grid: Grid, standings: Sequence[Standing]) -> list[Finding]:
     """The paper's findings, where the sweep varies mesh and threads and has results; else none."""
     if not {"mesh", "threads"} <= set(grid.varied):
         return []
