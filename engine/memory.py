@@ -51,6 +51,14 @@ def predicted_memory_bytes_per_device(executable: Executable, threads: int) -> i
     return parameters + _bytes_in_flight_per_device(executable, threads)
 
 
+def loaded_host_memory_bytes(executable: Executable) -> int:
+    """Bytes the process has with the executable loaded and nothing in flight; to be asked after its first launch."""
+    # XLA frees the first launch's temporaries a while after its outputs are ready, so that some may still be there. But
+    # they were all there at the peak.
+    temporaries = executable.mesh.size * executable.analysis.temporary_bytes
+    return min(resident_bytes(), max(0, peak_host_memory_bytes() - temporaries))
+
+
 def predicted_host_memory_bytes(executable: Executable, threads: int, loaded_bytes: int) -> int:
     """Bytes the process needs at most: what it has, and on virtual CPU devices their launches in flight.
 

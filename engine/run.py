@@ -16,9 +16,9 @@ from engine.inputs import ImageSource, open_source
 from engine.memory import (
     check_device_memory,
     give_back_freed_memory,
+    loaded_host_memory_bytes,
     peak_host_memory_bytes,
     predicted_host_memory_bytes,
-    resident_bytes,
 )
 from engine.metrics import Timeline
 from engine.obtain import BuildProgram, check_parity, obtain
@@ -84,7 +84,9 @@ def _run(
     report.build_ms, report.load_ms = obtained.build_ms, obtained.load_ms
     report.describe(executable)
     threads = configuration.threads
-    report.predicted_host_memory_bytes = predicted_host_memory_bytes(executable, threads, resident_bytes())
+    report.predicted_host_memory_bytes = predicted_host_memory_bytes(
+        executable, threads, loaded_host_memory_bytes(executable)
+    )
     report.predicted_memory_bytes_per_device = check_device_memory(
         executable, threads, configuration.device_memory_limit
     )

@@ -136,5 +136,6 @@ def test_what_a_killed_sweep_left_running_is_ended(folder):
         run(make_sweep(folder, GRID, repeats=1))
         assert left.poll() is not None and other.poll() is None
     finally:
-        left.kill(), other.kill()
-        left.wait(), other.wait()
+        for process in (left, other):
+            process.kill()
+            process.wait()

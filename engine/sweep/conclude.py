@@ -12,11 +12,11 @@ from engine.sweep.result import BUILD, OK
 from engine.sweep.standing import Standing, best_group
 from engine.sweep.sweep import Outcome, Sweep
 from engine.sweep.tables import markdown, print_ranking, summary_csv
-from engine.sweep.text import duration, rows, with_spread
+from engine.sweep.text import HEADERS, duration, rows, with_spread
 
 
 def conclude(sweep: Sweep, outcome: Outcome) -> bool:
-    """Writes summary.csv, ranking.md, figures/ and report.html, prints ranking and answer.
+    """Writes summary.csv, ranking.md, findings.md, figures/ and report.html, prints ranking and answer.
 
     Returns:
       Whether at least one configuration ran well.
@@ -25,6 +25,7 @@ def conclude(sweep: Sweep, outcome: Outcome) -> bool:
     best = best_group(standings, objective)
     sentences = answer(standings, best, sweep)
     winner = sweep.answer(best[0].cell) if best else ""
+    found = findings(sweep.grid, standings)
     figures = draw_figures(sweep.grid, standings, best, objective, sweep.path / FIGURES)
     page = html_page(
         title=f"Sweep over {', '.join(sweep.grid.varied)}: {len(standings)} configurations",
@@ -32,7 +33,7 @@ def conclude(sweep: Sweep, outcome: Outcome) -> bool:
         winner=winner,
         rows=rows(standings, best, objective),
         figures=figures,
-        findings=findings(sweep.grid, standings),
+        findings=found,
         environment=_environment(sweep, outcome),
         commands={"This sweep, and going on with it:": sweep.identity["command"]}
         | ({"The best configuration:": winner} if winner else {})
@@ -40,7 +41,8 @@ def conclude(sweep: Sweep, outcome: Outcome) -> bool:
     )
     for name, text in (
         ("summary.csv", summary_csv(sweep.grid, standings, objective)),
-        ("ranking.md", markdown(standings, best, objective)),
+        ("ranking.md", markdown(HEADERS, rows(standings, best, objective))),
+        ("findings.md", markdown(("the paper", "here"), [(finding.paper, finding.here) for finding in found])),
         ("report.html", page),
     ):
         replace_file(sweep.path / name, text.encode())

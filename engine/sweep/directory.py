@@ -59,7 +59,7 @@ def _clear(path: Path) -> None:
     (path / RESULTS).unlink(missing_ok=True)
     for name in (TRIALS, FIGURES):
         shutil.rmtree(path / name, ignore_errors=True)
-    for name in ("report.html", "summary.csv", "ranking.md"):
+    for name in ("report.html", "summary.csv", "ranking.md", "findings.md"):
         (path / name).unlink(missing_ok=True)
 
 

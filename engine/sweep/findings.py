@@ -33,8 +33,8 @@ def findings(grid: Grid, standings: Sequence[Standing]) -> list[Finding]:
     if not measured:
         return []
     measured.sort(key=lambda standing: by_time.cost(standing.median("wall_ms")))
-    return [
-        Finding(f"the best split is {_PAPER_BEST.replace('x', '/')}", _best_split(measured)),
+    split = [Finding(f"the best split is {_PAPER_BEST.replace('x', '/')}", _best_split(measured))]
+    return (split if _PAPER_BEST in grid.values("mesh") else []) + [
         Finding("more host threads are slower", _effect_of_threads(grid, measured)),
         Finding("some settings overflow memory and are left out", _overflows(standings)),
     ]

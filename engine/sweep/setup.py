@@ -74,6 +74,7 @@ def sweep_of_flags(
     def build_command(cell: Cell) -> list[str]:
         return [*program, *arguments(cell, mode="compile", output_dir=None)]
 
+    given: dict[str, Any] = {name: values[name].value for name in (*SWEEP_FLAGS, "seed")}
     typed = ["python", _as_typed(Path(program[-1]))]
     command = shlex.join([*typed, *command_line(values, dict.fromkeys(_NOT_OF_THE_COMMAND))])
     model = dataclasses.asdict(next(iter(configurations.values())).model)
@@ -88,12 +89,12 @@ def sweep_of_flags(
         refused=refused,
         predictions={cell: predict(configuration) for cell, configuration in configurations.items()},
         num_images=num_images,
-        objective=Objective(values["objective"].value, values["max_latency_ms"].value, values["min_top1"].value),
-        search=values["search"].value,
-        repeats=values["repeats"].value,
-        seed=values["seed"].value,
-        timeout_s=values["timeout_s"].value,
-        fresh=values["fresh"].value,
+        objective=Objective(given["objective"], given["max_latency_ms"], given["min_top1"]),
+        search=given["search"],
+        repeats=given["repeats"],
+        seed=given["seed"],
+        timeout_s=given["timeout_s"],
+        fresh=given["fresh"],
     )
 
 

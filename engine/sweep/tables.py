@@ -53,11 +53,10 @@ def print_ranking(standings: Sequence[Standing], best: Sequence[Standing], objec
         print(f"… and {len(standings) - _MOST_ROWS} more in summary.csv")
 
 
-def markdown(standings: Sequence[Standing], best: Sequence[Standing], objective: Objective) -> str:
-    """The ranked table in Markdown."""
-    lines = [HEADERS, tuple("---:" if 2 <= place < len(HEADERS) - 1 else "---" for place in range(len(HEADERS)))]
-    lines += rows(standings, best, objective)
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rule = ["---"] * len(headers)
+    return "".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |\n" for line in (headers, rule, *lines))
 
 
 def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective) -> str:

@@ -1,6 +1,7 @@
 """Throughput against latency, and the configurations that nothing beats in both."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -24,15 +25,16 @@ def pareto(measured: Sequence[Standing], best: Sequence[Standing]) -> Figure:
     figure = Figure(figsize=(7.2, 4.6))
     axes = figure.add_subplot()
     front = pareto_front([standing for standing in measured if standing.complete] or list(measured))
+    eligible = [standing for standing in measured if standing.eligible]
     left_out = [standing for standing in measured if not standing.eligible]
-    others = [standing for standing in measured if standing.eligible]
-    for group, marker, face, label in (
-        (others, "o", COLORS[6], "configuration"),
-        (left_out, "x", "#777777", "breaks a constraint"),
+    filled: dict[str, Any] = {"facecolor": COLORS[6], "edgecolor": "black", "linewidth": 0.6}
+    crossed: dict[str, Any] = {"marker": "x", "color": "#777777"}
+    for group, label, look in (
+        (eligible, "configuration", filled),
+        (left_out, "breaks a constraint", crossed),
     ):
         if group:
-            look = {"color": face} if marker == "x" else {"facecolor": face, "edgecolor": "black", "linewidth": 0.6}
-            axes.scatter([_latency(s) for s in group], [_speed(s) for s in group], marker=marker, label=label, **look)
+            axes.scatter([_latency(s) for s in group], [_speed(s) for s in group], label=label, **look)
     axes.plot(
         [_latency(s) for s in front],
         [_speed(s) for s in front],

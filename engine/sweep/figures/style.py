@@ -22,7 +22,7 @@ _RESOLUTION = 150
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """The same fonts, sizes and ids for every picture, whatever the user's settings."""
-    settings = {
+    settings: Any = {
         "axes.grid": True,
         "axes.spines.right": False,
         "axes.spines.top": False,
