@@ -148,8 +148,8 @@ def _set_absent(values: flags.FlagValues, wanted: dict[str, Any], config: str) -
             raise UsageError(f"{config} must set flags of main.py, got {name!r}")
         if name == "config" or not values[name].present:
             try:
-                is_unset = value is None and values[name].default is None
-                values[name].value = None if is_unset else values[name].parser.parse(value)
+                flag: Any = values[name]
+                flag.value = None if value is None and flag.default is None else flag.parser.parse(value)
             except (ValueError, TypeError) as error:
                 raise UsageError(f"flag {name} of {config}: {error}") from None
 

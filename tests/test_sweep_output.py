@@ -93,7 +93,7 @@ def test_the_page_is_one_file_without_network(concluded):
     assert "too much &lt;b&gt;" in page and "too much <b>" not in page
     for text in (
         "best: mesh 1x2, threads 1",
-        "the best split is 4/8",
+        "more host threads are slower",
         "stand-in",
         "python main.py --mesh 4x1 --threads 4",
     ):

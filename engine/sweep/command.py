@@ -38,7 +38,7 @@ def sweep_command(
     """
     sweep = sweep_of_flags(values, axes, program, predict, source)
     if values["dry_run"].value:
-        _list(sweep, values["device_memory_limit"].value)
+        _list(sweep, values["device_memory_limit"].value or "")
         return 0
     if values["mode"].value == "compile":
         return 0 if _build(sweep) else 1
