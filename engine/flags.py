@@ -73,7 +73,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("objective", "images_per_second", OBJECTIVES, "Of a sweep: the report key to be best in.")
     flags.DEFINE_float("max_latency_ms", None, "Of a sweep: the most that latency_ms_p99 may be.", lower_bound=0)
     flags.DEFINE_float("min_top1", None, "Of a sweep: the least that top1 may be, from 0 to 1.", 0, 1)
-    flags.DEFINE_float("timeout_s", 1800, "Of a sweep: seconds after which a build or run is ended.", lower_bound=0)
+    flags.DEFINE_float("timeout_s", 1800, "Of a sweep: seconds after which a build or run is ended.", lower_bound=1)
     flags.DEFINE_bool("fresh", False, "Of a sweep: remove what an earlier one left in its directory and start over.")
     flags.DEFINE_bool("dry_run", False, "Of a sweep: list its configurations with predicted time and memory.")
 

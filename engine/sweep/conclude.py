@@ -1,6 +1,7 @@
 """The end of a sweep: ranking, pictures and pages written, the answer printed."""
 
 import datetime
+import sys
 from collections.abc import Sequence
 
 from engine.files import replace_file
@@ -46,6 +47,8 @@ def conclude(sweep: Sweep, outcome: Outcome) -> bool:
         ("report.html", page),
     ):
         replace_file(sweep.path / name, text.encode())
+    for note in _notes(standings):
+        print(f"note: {note}", file=sys.stderr)
     print_ranking(standings, best, objective)
     for sentence in sentences:
         print(sentence)
@@ -80,10 +83,15 @@ def _environment(sweep: Sweep, outcome: Outcome) -> dict[str, str]:
     for key in ("model", "data", "weights"):
         if outcome.standings and (value := outcome.standings[0].fact(key)):
             facts[key] = str(value)
-    notes = {note for standing in outcome.standings for report in standing.reports for note in report.get("notes", ())}
     return facts | {
         "search": f"{sweep.search}, {sweep.repeats} runs each, order of seed {sweep.seed}",
         "took": f"{duration(took_s)} in {len(outcome.results)} processes, {len(builds)} of them builds",
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        **({"notes": "; ".join(sorted(notes))} if notes else {}),
+        **({"notes": "; ".join(notes)} if (notes := _notes(outcome.standings)) else {}),
     }
+
+
+def _notes(standings: Sequence[Standing]) -> list[str]:
+    """What runs did otherwise than asked, each thing once."""
+    notes = (note for standing in standings for report in standing.reports for note in report.get("notes", ()))
+    return list(dict.fromkeys(notes))

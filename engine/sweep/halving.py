@@ -49,8 +49,9 @@ class HalvingSearch:
         num_finalists = max(1, min(_MOST_FINALISTS, len(self.cells) // 10))
 
         first = [self._trial(cell, _FRACTIONS[0]) for cell in self.candidates()]
-        tried = [trial for trial in first if trial in done or failure(trial.cell, failed)]
-        waiting = [trial for trial in first if trial not in tried]
+        is_tried = [trial in done or failure(trial.cell, failed) is not None for trial in first]
+        tried = [trial for trial, over in zip(first, is_tried, strict=True) if over]
+        waiting = [trial for trial, over in zip(first, is_tried, strict=True) if not over]
         ok = [trial.cell for trial in tried if failure(trial.cell, failed) is None]
         spent_s = sum(done[trial].elapsed_s for trial in tried if trial in done)
         enough = len(ok) >= num_finalists and spent_s >= _FIRST_RUNG_SHARE * self._full_grid_s(tried, done)
@@ -107,7 +108,7 @@ class HalvingSearch:
         for trial in trials:
             if trial in done and done[trial].status == OK:
                 result = done[trial]
-                wall_s = result.report["wall_ms"] / 1e3
+                wall_s = (result.report.get("wall_ms") or 0.0) / 1e3
                 whole_s.append(result.elapsed_s + wall_s * (self._share_of(trial) - 1))
         return statistics.mean(whole_s) * len(self.cells) * self.repeats if whole_s else math.inf
 
@@ -119,8 +120,8 @@ class HalvingSearch:
         def key(cell: Cell) -> tuple[bool, float]:
             trial = self._trial(cell, fraction)
             report = done[trial].report
-            value = report[self.objective.key]
-            if self.objective.key == "wall_ms":
+            value = report.get(self.objective.key)
+            if value is not None and self.objective.key == "wall_ms":
                 value *= self._share_of(trial)
             return self.objective.violation(report) is not None, self.objective.cost(value)
 

@@ -59,7 +59,7 @@ def sweep_of_flags(
         )
 
     configurations, refused = _configurations(values, grid)
-    num_images = _count_images(configurations, refused, grid)
+    num_images = _count_images(configurations, refused) if mode == "run" else {}
     without_sweep: dict[str, Any] = dict.fromkeys(SWEEP_FLAGS)
     if artifact:
         without_sweep |= dict.fromkeys(DECIDED_BY_ARTIFACT)
@@ -116,7 +116,7 @@ def _configurations(values: flags.FlagValues, grid: Grid) -> tuple[dict[Cell, Co
     return configurations, refused
 
 
-def _count_images(configurations: dict[Cell, Configuration], refused: dict[Cell, str], grid: Grid) -> dict[Cell, int]:
+def _count_images(configurations: dict[Cell, Configuration], refused: dict[Cell, str]) -> dict[Cell, int]:
     """How many images each cell has; moves cells that ask for more than there are to `refused`."""
     counts: dict[int, int | UsageError] = {}
     for configuration in configurations.values():
@@ -136,7 +136,7 @@ def _count_images(configurations: dict[Cell, Configuration], refused: dict[Cell,
     }
 
 
-def _count(configuration: Configuration) -> "int | UsageError":
+def _count(configuration: Configuration) -> int | UsageError:
     model = configuration.model
     try:
         source, _ = open_source(

@@ -46,9 +46,10 @@ class Standing:
         return statistics.median(values) if values else None
 
     def spread(self, key: str) -> float | None:
-        """Largest less smallest value, as a share of the median; None of fewer than two."""
+        """Largest less smallest value, as a share of the median; None of fewer than two, or around 0."""
         values = self.values(key)
-        return (max(values) - min(values)) / statistics.median(values) if len(values) > 1 else None
+        middle = statistics.median(values) if values else 0.0
+        return (max(values) - min(values)) / middle if len(values) > 1 and middle else None
 
     def is_unstable(self, key: str) -> bool:
         return (self.spread(key) or 0.0) > UNSTABLE_ABOVE
@@ -99,6 +100,8 @@ def rank(
             standing = Standing(**common, status=OK, reports=tuple(best), complete=complete)
             keys = ("latency_ms_p99", "top1")
             violation = objective.violation({key: standing.median(key) for key in keys})
+            if standing.median(objective.key) is None:
+                violation = f"{objective.key} is needed, got none: no image could be read"
             standings.append(dataclasses.replace(standing, eligible=violation is None, reason=violation))
         elif cell in pruned:
             standings.append(Standing(**common, status=PRUNED, reason=pruned[cell]))
