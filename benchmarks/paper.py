@@ -46,7 +46,8 @@ def section(partition: str, directory: Path, document: Path) -> str:
     machine = ", ".join(f"{name} {facts[name]}" for name in ("processor", "cores", "memory", "jax"))
     findings = (directory / "findings.md").read_text()
     ranking = (directory / "ranking.md").read_text()
-    return f"{text}{findings}\nMeasured by `{made['command']}` on {machine}:\n\n{ranking}"
+    command = made["command"].replace(_IMAGES.value, "FOLDER")
+    return f"{text}{findings}\nMeasured by `{command}` on {machine}:\n\n{ranking}"
 
 
 def measure(_: list[str]) -> None:
