@@ -56,6 +56,13 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise UsageError(f"arguments are flags that begin with --, got {argv[1]!r}")
+        axes = engine.flags.read_axes(FLAGS)
+        if any(len(values) > 1 for values in axes.values()):
+            from commands.predict import predict
+            from engine.sweep import sweep_command  # matplotlib takes a while
+
+            # The CPU's cost table stands for any: another platform's is found only by starting its backend.
+            return sweep_command(FLAGS, axes, [sys.executable, __file__], predict, code_digest("cpu"))
         configuration = engine.flags.read_configuration(FLAGS)
         modes[FLAGS.mode](configuration)
         return 0

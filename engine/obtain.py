@@ -100,7 +100,7 @@ def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configur
     platform = devices[0].platform
     precision = configuration.precision
     if precision == "auto":
-        precision = "bfloat16" if computes_bfloat16(devices) else "float32"
+        precision = "bfloat16" if computes_bfloat16(platform) else "float32"
     return dataclasses.replace(
         configuration,
         platform=platform,

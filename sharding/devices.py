@@ -84,9 +84,9 @@ def _devices_of(platform: str | None) -> list[jax.Device]:
         raise UsageError(f"platform {platform} is needed, JAX found none: {error}") from None
 
 
-def computes_bfloat16(devices: list[jax.Device]) -> bool:
+def computes_bfloat16(platform: str) -> bool:
     """Whether the platform multiplies bfloat16 natively: GPUs and TPUs, and CPUs with AVX512-BF16 or AMX."""
-    if devices[0].platform != "cpu":
+    if platform != "cpu":
         return True
     return bool({"avx512_bf16", "amx_bf16"} & cpu_features())
 

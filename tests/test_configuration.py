@@ -157,10 +157,10 @@ def test_predicted_memory_grows_with_the_launches_in_flight():
     analysis = executable.analysis
     inputs, parameters = 2 * 3 * 4, 3 * 4  # bytes a device holds: 2 of 8 samples, and all of the weight, of 3 float32
     assert analysis.argument_bytes == inputs + parameters
-    launch = inputs + analysis.output_bytes + analysis.temporary_bytes
     for threads, launches in ((1, 1), (3, 3), (8, 8), (50, 8)):
-        assert predicted_memory_bytes_per_device(executable, threads) == parameters + launches * launch
-        assert predicted_host_memory_bytes(executable, threads, 1000) == 1000 + parameters + 8 * launches * launch
+        in_flight = analysis.temporary_bytes + launches * (inputs + analysis.output_bytes)
+        assert predicted_memory_bytes_per_device(executable, threads) == parameters + in_flight
+        assert predicted_host_memory_bytes(executable, threads, 1000) == 1000 + 8 * in_flight
 
 
 def test_the_memory_limit_is_the_last_size_allowed():

@@ -18,7 +18,7 @@ CASES = {
     "--mesh 2x4 --batch_size 6": "batch_size must be a multiple of the data axis of 4 in mesh 2x4, got 6",
     "--threads 0": "threads must be at least 1, got 0",
     "--config nothing": "config must be a .py or report.json file, "
-    "or one of resnet101_cifar10, resnet101_imagenet; got 'nothing'",
+    "or one of cambricon_grid, resnet101_cifar10, resnet101_imagenet; got 'nothing'",
     "--nonsense 3": "flags must be among those that --help lists, got --nonsense",
     "--precision int8": "precision must be one of auto, float32, bfloat16, got 'int8'",
     "--partition columns": "partition must be one of auto, samples, rows, channels, intra_sample, got 'columns'",
