@@ -191,8 +191,9 @@ def _take(table: CostTable, entry: dict[str, Any]) -> None:
             table.machine = machine
         case {"case": [*fields], "ms": milliseconds}:
             names = [field.name for field in dataclasses.fields(Case)]
-            case = dict(zip(names, fields, strict=True))
-            table.add(Case(**case | {"padding": tuple(case["padding"])}), float(milliseconds))
+            case: dict[str, Any] = dict(zip(names, fields, strict=True))
+            case["padding"] = tuple(case["padding"])
+            table.add(Case(**case), float(milliseconds))
         case {"transition": [*fields], "ms": milliseconds}:
             table.add(Transition(*fields), float(milliseconds))
         case _:
