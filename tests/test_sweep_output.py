@@ -7,6 +7,7 @@ import pty
 import re
 import termios
 
+import numpy as np
 import pytest
 from PIL import Image
 from sweep_stand_in import SCRIPT, make_grid, make_sweep, run
@@ -132,7 +133,7 @@ def test_the_cheaper_search_names_what_it_left_out_and_draws_no_time_of_fewer_im
     assert sum(": pruned: predicted to take 3.00 times as long as the fastest" in line for line in lines) == 20
     figure = time_against_threads(grid, outcome.standings, sweep.objective)
     (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() != "None"]
-    assert sorted(line.get_xdata()) == sorted(standing.cell["threads"] for standing in complete)
+    assert sorted(np.asarray(line.get_xdata()).tolist()) == sorted(standing.cell["threads"] for standing in complete)
 
 
 def test_a_live_table_on_a_terminal(tmp_path, monkeypatch):
