@@ -7,13 +7,16 @@ import pty
 import re
 import termios
 
+import numpy as np
 import pytest
 from PIL import Image
 from sweep_stand_in import SCRIPT, make_grid, make_sweep, run
 
+from engine.prediction import Prediction
 from engine.sweep.conclude import conclude
 from engine.sweep.display import Display
 from engine.sweep.figures.pareto import pareto_front
+from engine.sweep.figures.time import time_against_threads
 from engine.sweep.objective import Objective
 from engine.sweep.sweep import run_sweep
 
@@ -114,6 +117,23 @@ def test_the_front_is_what_nothing_beats_in_both(tmp_path):
         standing.reports[0].update(images_per_second=speed, latency_ms_p99=latency)
     speeds = [standing.median("images_per_second") for standing in pareto_front(standings)]
     assert speeds == [9, 10, 12]
+
+
+def test_the_cheaper_search_names_what_it_left_out_and_draws_no_time_of_fewer_images(tmp_path, capsys):
+    grid = make_grid(threads=tuple(range(1, 41)))
+    predictions = {cell: Prediction(10.0 if cell["threads"] <= 20 else 30.0, 64, 0) for cell in grid.cells}
+    sweep = make_sweep(tmp_path / "sweep", grid, search="auto", repeats=2, predictions=predictions)
+    outcome = run(sweep)
+    assert conclude(sweep, outcome)
+    complete = [standing for standing in outcome.standings if standing.complete]
+    statuses = [standing.status for standing in outcome.standings]
+    assert len(complete) == 3 and outcome.standings[:3] == complete
+    assert (statuses.count("ok"), statuses.count("pruned")) == (20, 20)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(": pruned: predicted to take 3.00 times as long as the fastest" in line for line in lines) == 20
+    figure = time_against_threads(grid, outcome.standings, sweep.objective)
+    (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() != "None"]
+    assert sorted(np.asarray(line.get_xdata()).tolist()) == sorted(standing.cell["threads"] for standing in complete)
 
 
 def test_a_live_table_on_a_terminal(tmp_path, monkeypatch):

@@ -107,7 +107,7 @@ def _search(sweep: Sweep) -> tuple[Search, dict[Cell, str]]:
     if sweep.search == "grid":
         return GridSearch(cells, sweep.repeats, sweep.seed), {}
     search = HalvingSearch(cells, sweep.repeats, sweep.seed, sweep.objective, sweep.num_images, sweep.predictions)
-    reasons = dict.fromkeys(cells, "left out: the search had spent its share of the full grid's time")
+    reasons = dict.fromkeys(cells, "the search had spent its share of the full grid's time")
     return search, reasons | search.pruned()
 
 

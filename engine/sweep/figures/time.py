@@ -16,7 +16,10 @@ _LANE = 0.055  # height of a row of words above the axes, as a share of theirs
 
 
 def time_against_threads(grid: Grid, standings: Sequence[Standing], objective: Objective) -> Figure:
-    """Median wall time in seconds with the range seen; above the axes, a row of words where a mesh has no time."""
+    """Median wall time in seconds with the range seen; above the axes, a row of words where a mesh has no time.
+
+    What was measured with fewer images than the configuration has is left out.
+    """
     figure = Figure(figsize=(7.2, 4.8))
     axes = figure.add_subplot()
     chosen = by_mesh_and_threads(grid, standings, objective)
@@ -42,7 +45,7 @@ def time_against_threads(grid: Grid, standings: Sequence[Standing], objective: O
 
 
 def _draw_line(axes: Axes, mesh: str, of_mesh: list[tuple[int, Standing]], look: dict) -> None:
-    measured = [(count, [value / 1e3 for value in s.values("wall_ms")], s) for count, s in of_mesh if s.reports]
+    measured = [(count, [value / 1e3 for value in s.values("wall_ms")], s) for count, s in of_mesh if s.complete]
     medians = [(standing.median("wall_ms") or 0.0) / 1e3 for _, _, standing in measured]
     below = [median - min(seen) for median, (_, seen, _) in zip(medians, measured, strict=True)]
     above = [max(seen) - median for median, (_, seen, _) in zip(medians, measured, strict=True)]
