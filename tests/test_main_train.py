@@ -4,39 +4,21 @@ import csv
 import json
 
 import pytest
-from command import LABELS, Command, write_images
+from command import Command, write_images
 from PIL import Image
 
-RECIPE = """
+import engine.flags
 from models.training.recipe import Recipe
-
-RECIPE = Recipe(epochs=2, batch_size=10, warmup_epochs=0.5, learning_rate=0.02, crop_padding=1, ema_decay=0.5)
-"""
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     command = Command(tmp_path_factory.mktemp("home"))
     command.small_flags()
-    # Of the depth of the small weights.
-    text = command.config.read_text().replace("depth=18", "depth=6").replace(f"labels={LABELS}", "labels=()")
-    command.config.write_text(text + RECIPE)
-    write_images(
-        command.home / "images",
-        [f"{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in range(10)],
-    )
-    flags = (
-        "--mode",
-        "train",
-        "--weights",
-        "small.safetensors",
-        "--data",
-        "images",
-        "--mesh",
-        "1x2",
-        "--image_size",
-        8,
-    )
+    names = [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in "ab" for index in range(10)]
+    write_images(command.home / "images", names)
+    flags = ("--mode", "train", "--weights", "small.safetensors", "--data", "images", "--mesh", "1x2")
+    flags += ("--image_size", 8, "--batch_size", 10)
     outcome = command(*flags, "--precision", "float32", "--output_dir", "trained")
     assert outcome.exit_code == 0, outcome.stderr
     return command, outcome
@@ -45,10 +27,13 @@ def trained(tmp_path_factory):
 def test_a_training_writes_report_curves_accuracy_and_weights(trained):
     command, outcome = trained
     output_dir = command.home / "trained"
-    assert outcome.notes == ["no RECIPE" for _ in ()] + ["new head for the 2 classes of the data"]
+    assert outcome.notes == [
+        "no RECIPE in resnet101_cifar10.py: training by the default one, 30 epochs",
+        "new head for the 2 classes of the data",
+    ]
     report = json.loads((output_dir / "report.json").read_text())
     assert (report["status"], report["model"], report["mesh"], report["num_images"]) == ("ok", "resnet6", "1x2", 20)
-    assert (report["num_steps"], report["recipe"]["epochs"], report["batch_size"]) == (4, 2, 10)
+    assert (report["num_steps"], report["recipe"]["epochs"], report["batch_size"]) == (60, 30, 10)
     for precision in ("float32", "bfloat16"):
         accuracy = report["accuracy"][precision]
         low, high = accuracy["top1_interval_95"]
@@ -58,7 +43,7 @@ def test_a_training_writes_report_curves_accuracy_and_weights(trained):
         assert (output_dir / f"classes_{precision}.csv").is_file()
     with (output_dir / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "2"), ("2", "4")]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(str(epoch), str(2 * epoch)) for epoch in range(1, 31)]
     assert float(rows[-1]["test_top1"]) == report["accuracy"]["float32"]["top1"]
     for name in ("curves.png", "confusion_float32.png", "confusion_bfloat16.png"):
         with Image.open(output_dir / name) as picture:
@@ -75,3 +60,10 @@ def test_the_trained_weights_run_to_the_same_accuracy(trained, weights):
     assert (run.report["top1"], run.report["top5"]) == (expected["top1"], expected["top5"])
     assert {row["predicted"] for row in run.predictions} <= {"a", "b"}
     assert run.report["model"] == "resnet6"
+
+
+def test_the_recipe_in_configs():
+    preset = engine.flags.load_preset("train_resnet101_cifar10")
+    _, names = engine.flags.read_config_file("train_resnet101_cifar10")
+    assert preset.model == engine.flags.load_preset("resnet101_cifar10").model
+    assert isinstance(names["RECIPE"], Recipe)
