@@ -224,6 +224,8 @@ def _train(
             report.images_per_second = progress.images_per_second
 
         def on_epoch(metrics: EpochMetrics) -> None:
+            if report.images_per_second is None:  # an epoch from before a stop, whose time is not of this process
+                bar.initial = bar.n = bar.last_print_n = metrics.step * recipe.batch_size
             epochs.append(dataclasses.asdict(metrics))
             replace_file(output_dir / METRICS, metrics_csv(epochs))
             tested = "" if metrics.test_top1 is None else f", evaluation top-1 {metrics.test_top1:.2%}"

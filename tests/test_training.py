@@ -73,7 +73,7 @@ def test_it_learns_64_images_by_heart_and_the_offline_engine_agrees(tmp_path):
     images, labels = noise(64)
     data = TrainingData(images, labels, images, labels)
     recipe = Recipe(
-        epochs=50, batch_size=32, learning_rate=0.1, label_smoothing=0.0, crop_padding=0, flip=False, ema_decay=0.9,
+        epochs=100, batch_size=32, learning_rate=0.1, label_smoothing=0.0, crop_padding=0, flip=False, ema_decay=0.9,
         evaluate_every_epochs=100,
     )  # fmt: skip
     variables, epochs = run(tmp_path / "checkpoints", SMALL, recipe, data)
