@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from absl import app, flags, logging
 
-import main
+from commands.build import build_program, code_digest
 from engine.classify import Tally, classify
 from engine.configuration import Configuration
 from engine.executable import Executable
@@ -73,7 +73,7 @@ def measure(_: list[str]) -> None:
             subprocess.run([sys.executable, __file__, f"--bench_mesh={mesh}", *sys.argv[1:]], check=True)
         return
     configuration = Configuration(model=load_preset(DEFAULT_CONFIG).model, mesh=MeshShape.parse(_MESH.value))
-    executable = obtain(configuration, main.build_program, main.code_digest()).executable
+    executable = obtain(configuration, build_program, code_digest).executable
     ratios = []
     with tempfile.TemporaryDirectory() as directory:
         sides = {

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from engine.artifact_files import (
     PARAMETERS,
@@ -29,7 +28,7 @@ from engine.executable import Analysis, Executable
 from engine.files import replace_file, sync_directory, temporary_sibling, write_file
 from engine.fingerprint import difference, fingerprint
 from engine.manifest import MANIFEST, FileRecord, Manifest
-from engine.parity import probe_inputs, run_probe
+from engine.parity import probe_inputs, reference_outputs, run_probe
 from engine.serialization import (
     NotSerializable,
     from_native,
@@ -84,6 +83,7 @@ def save(
             output_spec=executable.output_spec,
             plan=executable.plan,
             rules=program.rules,
+            custom_calls=program.custom_calls,
             metadata=executable.metadata,
             notes=(*executable.notes, *notes),
             versions=versions(),
@@ -112,7 +112,7 @@ def _write_parts(executable: Executable, directory: Path) -> tuple[dict[str, Fil
     inputs = probe_inputs(program.input_spec)
     tensors = {
         PARAMETERS: [(spec.name, array) for spec, array in zip(program.param_specs, program.params, strict=True)],
-        PROBE: [("inputs", inputs), ("outputs", np.asarray(program.reference(inputs), np.float32))],
+        PROBE: [("inputs", inputs), ("outputs", reference_outputs(program, inputs))],
     }
     files, notes = {}, []
     for name, named_arrays in tensors.items():
@@ -159,6 +159,7 @@ def load(
     manifest, is_signed = read_artifact(path, key)
     if cache_key not in (None, manifest.cache_key):
         raise DamagedArtifact(f"{path / MANIFEST} must be of the cache key {cache_key}, got {manifest.cache_key!r}")
+    _check_custom_calls(manifest, path)
     mesh, notes = rebuild_mesh(manifest, devices)
     notes = [*manifest.notes, *notes]
     native_file = find_native(manifest)
@@ -211,6 +212,15 @@ def load(
         refreshed = dataclasses.replace(manifest, fingerprint=here, analysis=analysis, versions=versions())
         notes += _refresh(path, refreshed, compiled, key)
     return dataclasses.replace(executable, parity=parity, notes=tuple(notes))
+
+
+def _check_custom_calls(manifest: Manifest, path: Path) -> None:
+    built, here = manifest.versions.get("jaxlib"), versions()["jaxlib"]
+    if manifest.custom_calls and built != here:
+        raise DamagedArtifact(
+            f"{path} calls {manifest.custom_calls[0]}, which is internal to jaxlib {built} it was built with, "
+            f"got jaxlib {here}"
+        )
 
 
 def _refresh(path: Path, manifest: Manifest, compiled: jax.stages.Compiled, key: bytes) -> list[str]:

@@ -118,9 +118,9 @@ def parse_bytes(text: str) -> int:
 
 
 def default_batch_size(mesh: MeshShape, platform: str) -> int:
-    """The batch that a configuration chooses: small where it must stay in the CPU's caches, large on accelerators.
+    """The batch that a configuration chooses: large enough for efficient matrix products, larger on accelerators.
 
     A multiple of all devices, so that the model axis may cut samples.
     """
-    per_device, least = (2, 8) if platform == "cpu" else (256, 256)
+    per_device, least = (8, 64) if platform == "cpu" else (256, 256)
     return mesh.num_devices * max(per_device, -(-least // mesh.num_devices))

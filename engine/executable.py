@@ -48,7 +48,7 @@ class Executable:
       analysis: memory and arithmetic, per device.
       parity: relative error and top-1 agreement of the probe against the unsharded float32 reference; None before a
         probe was run.
-      plan: layer name → partition and lowering; empty for a user's function.
+      plan: layer name → partition, lowering and micro_batch; empty for a user's function.
       metadata: JSON-compatible facts of the program: preprocessing, labels, weights.
       notes: in words, each way other than asked for.
       program: what it was compiled from; None once loaded.
@@ -64,7 +64,7 @@ class Executable:
     mesh: Mesh
     analysis: Analysis
     parity: Parity | None = None
-    plan: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    plan: dict[str, dict[str, str | int]] = dataclasses.field(default_factory=dict)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     program: Program | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jaxlib.version
 
-from sharding import cpu_features
+from sharding import cpu_features, cpu_model
 
 Fingerprint = dict[str, Any]
 
@@ -42,7 +42,7 @@ def fingerprint(devices: Sequence[jax.Device]) -> Fingerprint:
     if device.platform == "cpu":
         entries |= {
             "machine": platform.machine(),
-            "CPU model": _cpu_model(),
+            "CPU model": cpu_model(),
             "CPU features": sorted(cpu_features()),
             "CPU threads": _num_cpu_threads(),
         }
@@ -77,17 +77,6 @@ def _relevant_xla_flags() -> list[str]:
     flags = os.environ.get("XLA_FLAGS", "").split()
     last = {flag.split("=", 1)[0]: flag for flag in flags}  # of a flag given twice XLA takes the last
     return sorted(flag for name, flag in last.items() if name not in _IRRELEVANT_XLA_FLAGS)
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 def _num_cpu_threads() -> int:

@@ -23,7 +23,7 @@ from engine.signing import sign, verify
 from sharding import DATA_AXIS, MODEL_AXIS, MeshShape, TensorSpec
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _HMAC = "hmac_sha256"
 
 
@@ -48,8 +48,9 @@ class Manifest:
       cache_key: the key under which a cache keeps the artefact; empty outside of one.
       created: time in UTC, ISO 8601.
       mesh, platform: what it runs on.
-      plan: layer name → partition and lowering; empty for a user's function.
+      plan: layer name → partition, lowering and micro_batch; empty for a user's function.
       rules: (pattern, partition spec) pairs of a user's function, as text.
+      custom_calls: targets that the program calls, which are internal to the version of jaxlib that it was built with.
       metadata: facts of the program: preprocessing, labels, weights.
       notes: in words, where the program differs from what was asked, or the artefact lacks a part.
       versions: package → version, of the process that built the artefact.
@@ -66,8 +67,9 @@ class Manifest:
     platform: str
     input_spec: TensorSpec
     output_spec: TensorSpec
-    plan: dict[str, dict[str, str]]
+    plan: dict[str, dict[str, str | int]]
     rules: tuple[tuple[str, str], ...]
+    custom_calls: tuple[str, ...]
     metadata: dict[str, Any]
     notes: tuple[str, ...]
     versions: dict[str, str]
@@ -115,6 +117,7 @@ class Manifest:
                     "input_spec": _spec_from_json(values["input_spec"], mesh),
                     "output_spec": _spec_from_json(values["output_spec"], mesh),
                     "rules": tuple((pattern, spec) for pattern, spec in values["rules"]),
+                    "custom_calls": tuple(values["custom_calls"]),
                     "metadata": dict(values["metadata"]),
                     "notes": tuple(values["notes"]),
                     "fingerprint": dict(values["fingerprint"]),

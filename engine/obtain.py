@@ -8,19 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from engine.artifact import load
 from engine.cache import artifact_key, default_artifact_dir, load_or_build
 from engine.compile import compile_program
-from engine.configuration import Configuration, default_batch_size
+from engine.configuration import Configuration, default_batch_size, parse_bytes
 from engine.executable import Executable
 from engine.manifest import canonical_json
-from engine.parity import probe_inputs, run_probe
+from engine.parity import probe_inputs, reference_outputs, run_probe
 from sharding import Program, UsageError, acquire_devices, computes_bfloat16, make_mesh
 
 BuildProgram = Callable[[Configuration, Mesh], Program]
+SourceDigest = Callable[[str], str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Obtained:
     path: Path | None
 
 
-def obtain(configuration: Configuration, build_program: BuildProgram, source: str) -> Obtained:
+def obtain(configuration: Configuration, build_program: BuildProgram, source_digest: SourceDigest) -> Obtained:
     """Makes the configuration's executable ready to launch.
 
     Offline, it is always loaded from an artefact, which is built first if need be, and its probe is compared with the
@@ -42,7 +42,7 @@ def obtain(configuration: Configuration, build_program: BuildProgram, source: st
     Args:
       build_program: makes the program of a configuration in which platform, precision and batch size are chosen; it
         chooses the image size, where that is 0, by the model and its weights.
-      source: digest of the code that `build_program` runs.
+      source_digest: platform → digest of the code and the data that `build_program` uses there.
 
     Raises:
       UsageError, DamagedArtifact, ParityError: as `engine.artifact.load`.
@@ -63,7 +63,7 @@ def obtain(configuration: Configuration, build_program: BuildProgram, source: st
         load_ms = 0.0
     else:
         directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
-        key = artifact_key(_facts(configuration, source))
+        key = artifact_key(_facts(configuration, source_digest(configuration.platform)))
         path = directory / key
 
         def build() -> Program:
@@ -91,7 +91,7 @@ def check_parity(executable: Executable) -> Executable:
     program = executable.program
     assert program is not None
     inputs = probe_inputs(executable.input_spec)
-    parity = run_probe(executable, inputs, np.asarray(program.reference(inputs)), program.tolerance)
+    parity = run_probe(executable, inputs, reference_outputs(program, inputs), program.tolerance)
     return dataclasses.replace(executable, parity=parity)
 
 
@@ -100,7 +100,7 @@ def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configur
     platform = devices[0].platform
     precision = configuration.precision
     if precision == "auto":
-        precision = "bfloat16" if computes_bfloat16(devices) else "float32"
+        precision = "bfloat16" if computes_bfloat16(platform) else "float32"
     return dataclasses.replace(
         configuration,
         platform=platform,
@@ -123,6 +123,7 @@ def _facts(configuration: Configuration, source: str) -> dict[str, object]:
         "batch_size": configuration.batch_size,
         "image_size": configuration.image_size or (configuration.model.image_size if own_model else 0),
         "platform": configuration.platform,
+        "device_memory_limit": configuration.device_memory_limit and parse_bytes(configuration.device_memory_limit),
         "source": source,
     }
 

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine.errors import ParityError
-from sharding import TensorSpec
+from sharding import Program, TensorSpec
 
 if TYPE_CHECKING:
     from engine.executable import Executable
+
+
+_DISTINCT_SAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,14 +53,33 @@ def probe_inputs(spec: TensorSpec) -> np.ndarray:
     """One whole batch for `spec`, the same every time.
 
     uint8 and bool are drawn from all their values, other integers from 0 to 15, floats from a standard normal
-    distribution.
+    distribution. A batch of more than `_DISTINCT_SAMPLES` repeats them in an order without pattern, so that a sample in
+    the wrong place is noticed, while the reference has only so many to compute.
     """
     random, dtype = np.random.default_rng(0), np.dtype(spec.dtype)
+    order = _probe_order(spec.shape[0])
+    shape = (order.max(initial=-1) + 1, *spec.shape[1:])
     if dtype == np.uint8:
-        return random.integers(0, 256, spec.shape, np.uint8)
-    if jnp.issubdtype(dtype, jnp.floating):
-        return random.standard_normal(spec.shape, np.float32).astype(dtype)
-    return random.integers(0, 2 if dtype == np.bool_ else 16, spec.shape).astype(dtype)
+        samples = random.integers(0, 256, shape, np.uint8)
+    elif jnp.issubdtype(dtype, jnp.floating):
+        samples = random.standard_normal(shape, np.float32).astype(dtype)
+    else:
+        samples = random.integers(0, 2 if dtype == np.bool_ else 16, shape).astype(dtype)
+    return samples[order]
+
+
+def reference_outputs(program: Program, inputs: np.ndarray) -> np.ndarray:
+    """The float32 outputs of the program's reference for `probe_inputs`, each distinct sample computed once."""
+    order = _probe_order(len(inputs))
+    distinct = inputs[np.unique(order, return_index=True)[1]]
+    return np.asarray(program.reference(distinct), np.float32)[order]
+
+
+def _probe_order(batch_size: int) -> np.ndarray:
+    """Which of the distinct samples each place of a batch holds; all of them occur."""
+    distinct = min(batch_size, _DISTINCT_SAMPLES)
+    repeated = np.random.default_rng(1).integers(0, max(distinct, 1), batch_size - distinct)
+    return np.concatenate([np.arange(distinct), repeated])
 
 
 def run_probe(executable: "Executable", inputs: np.ndarray, reference: np.ndarray, tolerance: float) -> Parity:

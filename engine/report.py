@@ -71,7 +71,7 @@ class Report:
     predicted_memory_bytes_per_device: int | None = None
     predicted_host_memory_bytes: int | None = None
     peak_host_memory_bytes: int | None = None
-    plan: dict[str, dict[str, str]] | None = None
+    plan: dict[str, dict[str, str | int]] | None = None
     versions: dict[str, str] | None = None
 
     def request(self, configuration: Configuration) -> None:

@@ -15,9 +15,15 @@ from engine.clock import milliseconds_since_process_start
 from engine.configuration import Configuration
 from engine.errors import OutOfMemory, ParityError
 from engine.inputs import ImageSource, open_source
-from engine.memory import check_device_memory, peak_host_memory_bytes, predicted_host_memory_bytes, resident_bytes
+from engine.memory import (
+    check_device_memory,
+    give_back_freed_memory,
+    loaded_host_memory_bytes,
+    peak_host_memory_bytes,
+    predicted_host_memory_bytes,
+)
 from engine.metrics import Timeline
-from engine.obtain import BuildProgram, check_parity, obtain
+from engine.obtain import BuildProgram, SourceDigest, check_parity, obtain
 from engine.report import Report
 from engine.versions import versions
 from sharding import UsageError
@@ -26,7 +32,7 @@ PREDICTIONS = "predictions.csv"
 
 
 def run_configuration(
-    configuration: Configuration, flags: dict[str, Any], build_program: BuildProgram, source_digest: str
+    configuration: Configuration, flags: dict[str, Any], build_program: BuildProgram, source_digest: SourceDigest
 ) -> tuple[Report, Path]:
     """Classifies the configuration's images and writes report.json and predictions.csv.
 
@@ -72,15 +78,21 @@ def run_configuration(
 
 
 def _run(
-    configuration: Configuration, build_program: BuildProgram, source_digest: str, output_dir: Path, report: Report
+    configuration: Configuration,
+    build_program: BuildProgram,
+    source_digest: SourceDigest,
+    output_dir: Path,
+    report: Report,
 ) -> None:
-    base_bytes = resident_bytes()
+    give_back_freed_memory()
     obtained = obtain(configuration, build_program, source_digest)
     executable = obtained.executable
     report.build_ms, report.load_ms = obtained.build_ms, obtained.load_ms
     report.describe(executable)
     threads = configuration.threads
-    report.predicted_host_memory_bytes = predicted_host_memory_bytes(executable, threads, base_bytes)
+    report.predicted_host_memory_bytes = predicted_host_memory_bytes(
+        executable, threads, loaded_host_memory_bytes(executable)
+    )
     report.predicted_memory_bytes_per_device = check_device_memory(
         executable, threads, configuration.device_memory_limit
     )

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.architecture import Architecture as Architecture, network as network
+    from models.cost_table import (
+        CostTable as CostTable,
+        own_table_path as own_table_path,
+        read_table as read_table,
+        table_path as table_path,
+    )
     from models.description import Description as Description
     from models.export import export_hugging_face as export_hugging_face
     from models.folding import fold as fold
-    from models.planning import make_plan as make_plan
+    from models.planning import cost_table as cost_table, layer_costs as layer_costs, make_plan as make_plan
     from models.program import build_program as build_program
     from models.resnet import ResNet as ResNet, load_variables as load_variables, variables_of as variables_of
+    from models.tuning import tune as tune
     from models.variables import random_variables as random_variables
     from models.weights import Weights as Weights, read_weights as read_weights
 
@@ -23,11 +30,18 @@ _MODULES = {
     "Description": "description",
     "export_hugging_face": "export",
     "fold": "folding",
+    "CostTable": "cost_table",
+    "own_table_path": "cost_table",
+    "read_table": "cost_table",
+    "table_path": "cost_table",
+    "cost_table": "planning",
+    "layer_costs": "planning",
     "make_plan": "planning",
     "build_program": "program",
     "ResNet": "resnet",
     "load_variables": "resnet",
     "variables_of": "resnet",
+    "tune": "tuning",
     "random_variables": "variables",
     "Weights": "weights",
     "read_weights": "weights",

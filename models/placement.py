@@ -1,12 +1,16 @@
 """Parameters as a plan wants them: each kernel transformed for its lowering, then cut for its partition."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from models.lowerings import LOWERINGS
-from sharding import MODEL_AXIS, Kind, LayerPlan, LayerSpec, Network, Partition, Plan, TensorSpec
+from sharding import MODEL_AXIS, Kind, LayerSpec, Network, Partition, Plan, TensorSpec
+
+_T = TypeVar("_T")
 
 # The dimension of a kernel and of a bias that each partition cuts; the rest are held whole by every device.
 _KERNEL_CUT = {Partition.CHANNELS: -1, Partition.INPUT_CHANNELS: -2}
@@ -26,7 +30,8 @@ def place_params(
       dtype: of the kernels; biases stay float32, the type they are added in.
 
     Returns:
-      The arrays and their specs, in the network's order.
+      The arrays and their specs, in the network's order: of each layer `LAYER.kernel`, or `LAYER.kernel.0`, `.1`, …
+      where its lowering keeps several, then `LAYER.bias`.
     """
     arrays, specs = [], []
 
@@ -42,11 +47,23 @@ def place_params(
     for layer in network:
         if layer.has_weights:
             layer_plan = plan[layer.name]
-            kernel = _transformed(layer, layer_plan, folded[f"{layer.name}.kernel"]).astype(dtype)
-            add(f"{layer.name}.kernel", kernel, _KERNEL_CUT.get(layer_plan.partition))
+            kernels = transformed_kernel(layer, layer_plan.lowering, folded[f"{layer.name}.kernel"])
+            for number, kernel in enumerate(kernels):
+                name = f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else "")
+                add(name, kernel.astype(dtype), _KERNEL_CUT.get(layer_plan.partition))
             add(f"{layer.name}.bias", folded[f"{layer.name}.bias"], _BIAS_CUT.get(layer_plan.partition))
     return arrays, tuple(specs)
 
 
-def _transformed(layer: LayerSpec, plan: LayerPlan, kernel: np.ndarray) -> np.ndarray:
-    return kernel if layer.kind == Kind.DENSE else LOWERINGS[plan.lowering].transform(kernel)
+def params_by_layer(names: Sequence[str], params: Sequence[_T]) -> dict[str, list[_T]]:
+    """Groups parameters in the order of `place_params` by layer: kernels, then bias."""
+    grouped: dict[str, list[_T]] = {}
+    for name, param in zip(names, params, strict=True):
+        layer = re.sub(r"\.(kernel(\.\d+)?|bias)$", "", name)
+        grouped.setdefault(layer, []).append(param)
+    return grouped
+
+
+def transformed_kernel(layer: LayerSpec, lowering: str, kernel: np.ndarray) -> Sequence[np.ndarray]:
+    """The arrays that `lowering` keeps for `kernel`, float32."""
+    return [kernel] if layer.kind == Kind.DENSE else LOWERINGS[lowering].transform(kernel)

@@ -1,13 +1,16 @@
 """A network computed as its plan says, by explicit SPMD: the function that runs on every device under `shard_map`."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
-from models.lowerings import LOWERINGS, Padding, contract_channels
+from models.lowerings import LOWERINGS, Finish, Window, contract_channels
+from models.lowerings.lowering import Padding
+from models.pooling import max_pool, mean_pool
 from sharding import (
     Kind,
     LayerPlan,
@@ -18,71 +21,147 @@ from sharding import (
     Plan,
     halo_exchange,
     layouts,
-    sum_over_model_axis,
     transition,
 )
 
+LayerParams = Mapping[str, Sequence[jax.Array]]  # layer name → its kernel's arrays, then its bias
+_Values = dict[tuple[str | None, Layout], jax.Array]  # the images' name is None
+
 
 def apply_planned(
-    network: Network, plan: Plan, params: Mapping[str, jax.Array], images: jax.Array, images_layout: Layout
+    network: Network, plan: Plan, params: LayerParams, images: jax.Array, images_layout: Layout, isolate: bool
 ) -> jax.Array:
     """The outputs of `network` on one device, with the collectives of `plan` over the model axis.
 
     Args:
-      params: local `LAYER.kernel` and `LAYER.bias`, as `place_params` cuts them.
+      params: local, as `place_params` cuts them.
       images: local (N, H, W, C), normalised; their dtype is the one activations have.
       images_layout: how the images lie on the model axis.
+      isolate: whether each layer is compiled on its own. XLA:CPU otherwise computes a residual stream anew in each of
+        its readers, all the way back to the stage's start.
 
     Returns:
       The last layer's output (N, H', W', C') in float32, in the layout its partition leaves.
     """
-    values: dict[tuple[str | None, Layout], jax.Array] = {(None, images_layout): images}
-    made_in: dict[str | None, Layout] = {None: images_layout}
+    tensors = _Tensors({(None, images_layout): images}, {None: images_layout})
+    for number, part in enumerate(parts := _loops(network, plan)):
+        later = {name for other in parts[number + 1 :] for layer in other for name in (layer.input, layer.residual)}
+        _run_part(part, plan, params, tensors, later | {network[-1].name}, images.dtype, isolate)
+    return tensors.made(network[-1].name)
 
-    def read(name: str | None, layout: Layout) -> jax.Array:
+
+class _Tensors:
+    """The activations made so far, each in every layout it was needed in."""
+
+    def __init__(self, values: _Values, made_in: dict[str | None, Layout]):
+        self.values, self.made_in = values, made_in
+
+    def read(self, name: str | None, layout: Layout) -> jax.Array:
         # Kept, so that two readers of one tensor in one layout share the transition.
-        if (name, layout) not in values:
+        if (name, layout) not in self.values:
             # From a copy that another reader has gathered, a slice needs no communication.
-            source = Layout.WHOLE if (name, Layout.WHOLE) in values else made_in[name]
-            values[name, layout] = transition(values[name, source], source, layout)
-        return values[name, layout]
+            source = Layout.WHOLE if (name, Layout.WHOLE) in self.values else self.made_in[name]
+            self.values[name, layout] = transition(self.values[name, source], source, layout)
+        return self.values[name, layout]
 
-    for layer in network:
+    def made(self, name: str | None) -> jax.Array:
+        return self.values[name, self.made_in[name]]
+
+
+def _loops(network: Network, plan: Plan) -> list[list[LayerSpec]]:
+    """Runs of layers that compute the same number of a device's samples at a time."""
+
+    def chunks(layer: LayerSpec) -> tuple[int, bool]:
         layer_plan = plan[layer.name]
-        reads, makes = layouts(layer, layer_plan.partition)
-        x = read(layer.input, reads)
-        residual = None if layer.residual is None else read(layer.residual, makes)
-        y = _compute(layer, layer_plan, params, x, residual)
-        values[layer.name, makes] = y if layer is network[-1] else y.astype(images.dtype)
-        made_in[layer.name] = makes
-    last = network[-1].name
-    return values[last, made_in[last]]
+        return layer_plan.micro_batch, layer_plan.partition == Partition.SAMPLES
+
+    return [list(part) for _, part in itertools.groupby(network, key=chunks)]
 
 
-def _compute(
-    layer: LayerSpec,
-    plan: LayerPlan,
-    params: Mapping[str, jax.Array],
-    x: jax.Array,
-    residual: jax.Array | None,
-) -> jax.Array:
-    if layer.kind == Kind.MEAN_POOL:
-        return _mean_pool(layer, plan.partition, x)
-    if layer.kind == Kind.MAX_POOL:
-        x, padding = _pad_window(layer, plan.partition, x, fill=-jnp.inf)
-        return _max_pool(layer, x, padding)
-    kernel, bias = params[f"{layer.name}.kernel"], params[f"{layer.name}.bias"]
-    if layer.kind == Kind.DENSE:
-        y = contract_channels(x, kernel)
-    else:
+def _run_part(
+    part: Sequence[LayerSpec],
+    plan: Plan,
+    params: LayerParams,
+    tensors: _Tensors,
+    later: set[str | None],
+    dtype: jnp.dtype,
+    isolate: bool,
+) -> None:
+    """Computes the layers of one loop and adds to `tensors` those of their outputs that are read `later`."""
+    inside = {layer.name for layer in part}
+    outside: _Values = {}
+    for layer in part:
+        for name, layout in _reads(layer, plan[layer.name]):
+            if name not in inside:
+                outside[name, layout] = tensors.read(name, layout)
+    made_in: dict[str | None, Layout] = {layer.name: layouts(layer, plan[layer.name].partition)[1] for layer in part}
+
+    def compute(values: _Values) -> _Values:
+        local = _Tensors(dict(values), made_in | dict(values.keys()))
+        for layer in part:
+            layer_plan = plan[layer.name]
+            operands = [local.read(name, layout) for name, layout in _reads(layer, layer_plan)]
+            run = layer_function(layer, layer_plan, dtype)
+            run = isolated(run) if isolate else run
+            local.values[layer.name, made_in[layer.name]] = run(params.get(layer.name, ()), *operands)
+        return {key: value for key, value in local.values.items() if key[0] in inside & later}
+
+    samples = next(iter(outside.values())).shape[0]
+    micro_batch = plan[part[0].name].micro_batch or samples
+    chunks = max(1, samples // micro_batch)
+    made = compute(outside) if chunks == 1 else _in_chunks(compute, outside, chunks)
+    tensors.values |= made
+    tensors.made_in |= made_in
+
+
+def _in_chunks(compute: Callable[[_Values], _Values], values: _Values, chunks: int) -> _Values:
+    def cut(value: jax.Array) -> jax.Array:
+        return value.reshape(chunks, -1, *value.shape[1:])
+
+    names: list[tuple[str | None, Layout]] = []
+
+    def body(cut_values: list[jax.Array]) -> list[jax.Array]:
+        made = compute(dict(zip(values, cut_values, strict=True)))
+        names[:] = made
+        return list(made.values())
+
+    stacked = lax.map(body, [cut(value) for value in values.values()])
+    return {name: array.reshape(-1, *array.shape[2:]) for name, array in zip(names, stacked, strict=True)}
+
+
+def _reads(layer: LayerSpec, plan: LayerPlan) -> list[tuple[str | None, Layout]]:
+    reads, makes = layouts(layer, plan.partition)
+    return [(layer.input, reads)] + ([] if layer.residual is None else [(layer.residual, makes)])
+
+
+def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    jitted = jax.jit(function)
+
+    def call(*operands) -> jax.Array:
+        with set_xla_metadata(inlineable="false"):
+            return jitted(*operands)
+
+    return call
+
+
+def layer_function(layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype) -> Callable[..., jax.Array]:
+    """(params, input, residual if there is one) → output, of one layer on one device."""
+
+    def compute(params: Sequence[jax.Array], x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
+        if layer.kind == Kind.MEAN_POOL:
+            return mean_pool(x, layer.in_shape[:2], plan.partition == Partition.ROWS).astype(dtype)
+        if layer.kind == Kind.MAX_POOL:
+            x, padding = _pad_window(layer, plan.partition, x, fill=-jnp.inf)
+            return max_pool(x, Window(layer.kernel, layer.stride, padding))
+        *kernel, bias = params
+        summed = plan.partition == Partition.INPUT_CHANNELS
+        if layer.kind == Kind.DENSE:  # the logits stay float32
+            return Finish(bias, residual, layer.relu, jnp.float32, summed)(contract_channels(x, kernel[0]))
         x, padding = _pad_window(layer, plan.partition, x, fill=0.0)
-        y = LOWERINGS[plan.lowering].apply(x, kernel, layer.kernel, layer.stride, padding)
-    if plan.partition == Partition.INPUT_CHANNELS:
-        y = sum_over_model_axis(y)
-    y = y + bias
-    if residual is not None:
-        y = y + residual.astype(y.dtype)
-    return jax.nn.relu(y) if layer.relu else y
+        window = Window(layer.kernel, layer.stride, padding)
+        return LOWERINGS[plan.lowering].apply(x, kernel, window, Finish(bias, residual, layer.relu, dtype, summed))
+
+    return compute
 
 
 def _pad_window(layer: LayerSpec, partition: Partition, x: jax.Array, fill: float) -> tuple[jax.Array, Padding]:
@@ -91,17 +170,3 @@ def _pad_window(layer: LayerSpec, partition: Partition, x: jax.Array, fill: floa
         return x, (sides, sides)
     below = max(0, layer.kernel - layer.padding - layer.stride)
     return halo_exchange(x, layer.padding, below, fill), ((0, 0), sides)
-
-
-def _mean_pool(layer: LayerSpec, partition: Partition, x: jax.Array) -> jax.Array:
-    rows, columns, _ = layer.in_shape
-    total = x.astype(jnp.float32).sum(axis=(1, 2), keepdims=True)
-    if partition == Partition.ROWS:
-        total = sum_over_model_axis(total)
-    return total / (rows * columns)
-
-
-def _max_pool(layer: LayerSpec, x: jax.Array, padding: Padding) -> jax.Array:
-    window, strides = (1, layer.kernel, layer.kernel, 1), (1, layer.stride, layer.stride, 1)
-    lowest = np.array(-np.inf, x.dtype)
-    return lax.reduce_window(x, lowest, lax.max, window, strides, ((0, 0), *padding, (0, 0)))

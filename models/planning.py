@@ -1,49 +1,89 @@
-"""The plan of a network on this platform: partitions by the built-in rule, lowerings by layer."""
+"""The plan of a network on this platform: the planner's choice by the cost table in force."""
 
+import dataclasses
+from collections.abc import Sequence
+
+from models.cost_table import CostTable, read_table, table_path
+from models.costs import TableCosts
 from models.lowerings import LOWERINGS
 from sharding import (
     Kind,
-    LayerPlan,
-    LayerSpec,
+    LayerCost,
     MeshShape,
     Network,
     Plan,
     UsageError,
-    choose_partitions,
+    choose_plan,
+    plan_milliseconds,
 )
 
+# An executable with custom calls can't be serialized and is compiled at each start, which takes seconds instead of a
+# fraction of one: its plan must be faster by this factor to be chosen.
+_WORTH_COMPILING = 1.2
+_CUSTOM_CALLS = frozenset(name for name, lowering in LOWERINGS.items() if lowering.custom_call)
 
-def make_plan(network: Network, mesh: MeshShape, batch_size: int, platform: str, partition: str = "auto") -> Plan:
-    """Chooses partition and lowering of every layer.
+
+def make_plan(
+    network: Network,
+    mesh: MeshShape,
+    batch_size: int,
+    platform: str,
+    precision: str = "float32",
+    partition: str = "auto",
+    *,
+    memory_limit_bytes: int | None = None,
+    table: CostTable | None = None,
+) -> Plan:
+    """Chooses partition, lowering and micro-batch of every layer.
 
     Args:
       batch_size: global number of samples of a launch.
       platform: cpu, gpu or tpu.
-      partition: what `sharding.choose_partitions` takes.
+      precision: float32 or bfloat16.
+      partition: as `sharding.choose_plan` takes it.
+      memory_limit_bytes: of a device.
+      table: of costs; None for the one in force on this machine.
 
     Raises:
-      UsageError: as `sharding.choose_partitions`.
+      UsageError: as `sharding.choose_plan`, or if the cost table can't be read.
     """
-    partitions, notes = choose_partitions(network, mesh, batch_size, partition)
-    layers = tuple(
-        (layer.name, LayerPlan(partitions[layer.name], default_lowering(layer, platform))) for layer in network
+    table = table or cost_table(platform)
+
+    def best(without: frozenset[str]) -> tuple[float, Plan]:
+        costs = TableCosts(table, mesh, batch_size, precision, without)
+        plan = choose_plan(network, mesh, batch_size, costs, partition=partition, memory_limit_bytes=memory_limit_bytes)
+        return _total_ms(layer_costs(plan, network, mesh, batch_size, precision, table)), plan
+
+    serializable_ms, plan = best(without=_CUSTOM_CALLS)
+    if not any(case.lowering in _CUSTOM_CALLS for case in table.cases):
+        return plan
+    fastest_ms, fastest = best(without=frozenset())
+    gain = serializable_ms / fastest_ms
+    if gain < _WORTH_COMPILING:
+        return plan
+    note = (
+        f"the plan computes layers by oneDNN, predicted {gain:.2f} times as fast as without; XLA can't serialize that, "
+        "so each start compiles the portable program"
     )
-    return Plan(layers, tuple(notes))
+    return dataclasses.replace(fastest, notes=(*fastest.notes, note))
 
 
-def default_lowering(layer: LayerSpec, platform: str) -> str:
-    """The lowering of a layer where nothing was measured.
+def layer_costs(
+    plan: Plan, network: Network, mesh: MeshShape, batch_size: int, precision: str, table: CostTable
+) -> list[LayerCost]:
+    """What a launch of `plan` is predicted to cost, layer by layer."""
+    costs = TableCosts(table, mesh, batch_size, precision)
+    element_bytes = 2 if precision == "bfloat16" else 4
+    return plan_milliseconds(plan, network, mesh, costs, batch_size=batch_size, element_bytes=element_bytes)
 
-    GPUs and TPUs have fast native convolutions. XLA:CPU's are no faster than its matrix products, and far slower where
-    a kernel is as large as its input.
+
+def cost_table(platform: str) -> CostTable:
+    """The cost table in force: the one measured on this machine, else the shipped one.
+
+    Raises:
+      UsageError: if it can't be read.
     """
-    if layer.kind == Kind.DENSE:
-        return "matmul"
-    if layer.kind != Kind.CONV:
-        return "native"
-    if platform != "cpu":
-        return "native"
-    return "matmul" if layer.kernel == 1 else "im2col"
+    return read_table(table_path(platform), platform)
 
 
 def check_lowerings(network: Network, plan: Plan) -> None:
@@ -57,3 +97,7 @@ def check_lowerings(network: Network, plan: Plan) -> None:
                 f"lowering {lowering} of {layer.name} doesn't compute a {layer.kernel}×{layer.kernel} convolution "
                 f"with stride {layer.stride}"
             )
+
+
+def _total_ms(costs: Sequence[LayerCost]) -> float:
+    return sum(cost.compute_ms + cost.communication_ms for cost in costs)

@@ -10,7 +10,8 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from models.architecture import Architecture, network as network_of
 from models.folding import fold
-from models.placement import place_params
+from models.lowerings import LOWERINGS
+from models.placement import params_by_layer, place_params
 from models.planned import apply_planned
 from models.planning import check_lowerings
 from sharding import DATA_AXIS, MODEL_AXIS, Layout, Plan, Program, TensorSpec, UsageError, layouts, mesh_shape
@@ -69,10 +70,12 @@ def build_program(
     names = [spec.name for spec in param_specs]
     cut = [spec.partition_spec != P() for spec in param_specs]
     preprocess = normaliser(mean, std)
+    isolate = mesh.devices.flat[0].platform == "cpu"
 
     def local_apply(params: Sequence[jax.Array], images: jax.Array) -> jax.Array:
-        local = {name: param[0] if is_cut else param for name, param, is_cut in zip(names, params, cut, strict=True)}
-        logits = apply_planned(network, plan, local, preprocess(images).astype(precision), images_layout)
+        local = [param[0] if is_cut else param for param, is_cut in zip(params, cut, strict=True)]
+        images = preprocess(images).astype(precision)
+        logits = apply_planned(network, plan, params_by_layer(names, local), images, images_layout, isolate)
         return logits.reshape(logits.shape[0], logits.shape[-1])
 
     apply = jax.shard_map(
@@ -94,6 +97,7 @@ def build_program(
         tolerance=TOLERANCE[precision],
         network=network,
         plan=plan,
+        custom_calls=_custom_calls(plan),
         metadata={**(metadata or {}), "mean": list(mean), "std": list(std), "precision": precision},
         notes=plan.notes,
     )
@@ -104,6 +108,10 @@ def normaliser(mean: Sequence[float], std: Sequence[float]) -> Callable[[jax.Arr
     scale = np.asarray(1.0 / (255.0 * np.asarray(std)), np.float32)
     shift = np.asarray(-np.asarray(mean) / np.asarray(std), np.float32)
     return lambda images: images.astype(jnp.float32) * scale + shift
+
+
+def _custom_calls(plan: Plan) -> tuple[str, ...]:
+    return tuple(sorted({call for _, layer in plan.layers if (call := LOWERINGS[layer.lowering].custom_call)}))
 
 
 def _reference(

@@ -1,16 +1,18 @@
 """Where a network is computed: meshes, devices, partitions, plans and programs."""
 
-from sharding.choice import PARTITIONS as PARTITIONS, choose_partitions as choose_partitions
+from sharding.choice import PARTITIONS as PARTITIONS
 from sharding.collectives import (
     halo_exchange as halo_exchange,
     sum_over_model_axis as sum_over_model_axis,
     transition as transition,
 )
+from sharding.costs import Costs as Costs, Option as Option
 from sharding.devices import (
     PLATFORMS as PLATFORMS,
     acquire_devices as acquire_devices,
     computes_bfloat16 as computes_bfloat16,
     cpu_features as cpu_features,
+    cpu_model as cpu_model,
     max_virtual_devices as max_virtual_devices,
 )
 from sharding.errors import UsageError as UsageError
@@ -23,7 +25,15 @@ from sharding.mesh import (
     make_mesh as make_mesh,
     mesh_shape as mesh_shape,
 )
-from sharding.partition import Layout as Layout, Partition as Partition, layouts as layouts, refusal as refusal
+from sharding.partition import (
+    Layout as Layout,
+    Partition as Partition,
+    layouts as layouts,
+    local_samples as local_samples,
+    refusal as refusal,
+)
 from sharding.plan import LayerPlan as LayerPlan, Plan as Plan
+from sharding.plan_costs import LayerCost as LayerCost, plan_milliseconds as plan_milliseconds
+from sharding.planner import choose_plan as choose_plan
 from sharding.program import Program as Program, TensorSpec as TensorSpec
 from sharding.rules import Rules as Rules, match_rules as match_rules

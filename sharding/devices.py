@@ -1,6 +1,7 @@
 """Where a mesh runs: the accelerators of this host, or virtual CPU devices."""
 
 import os
+import platform as host
 import re
 
 import jax
@@ -83,11 +84,23 @@ def _devices_of(platform: str | None) -> list[jax.Device]:
         raise UsageError(f"platform {platform} is needed, JAX found none: {error}") from None
 
 
-def computes_bfloat16(devices: list[jax.Device]) -> bool:
+def computes_bfloat16(platform: str) -> bool:
     """Whether the platform multiplies bfloat16 natively: GPUs and TPUs, and CPUs with AVX512-BF16 or AMX."""
-    if devices[0].platform != "cpu":
+    if platform != "cpu":
         return True
     return bool({"avx512_bf16", "amx_bf16"} & cpu_features())
+
+
+def cpu_model() -> str:
+    """The CPU's name as the kernel lists it, else as Python does."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return host.processor()
 
 
 def cpu_features() -> frozenset[str]:

@@ -43,6 +43,15 @@ def layouts(layer: LayerSpec, partition: Partition) -> tuple[Layout, Layout]:
             return Layout(partition), Layout(partition)
 
 
+def local_samples(partition: Partition, mesh: MeshShape, batch_size: int) -> int:
+    """Number of samples of a launch that one device computes in a layer cut by `partition`.
+
+    Args:
+      batch_size: global number of samples of a launch.
+    """
+    return batch_size // (mesh.num_devices if partition == Partition.SAMPLES else mesh.data)
+
+
 def refusal(layer: LayerSpec, partition: Partition, mesh: MeshShape, batch_size: int) -> str | None:
     """Why `mesh` can't cut `layer` by `partition`, naming layer, dimension and axis; None if it can.
 

@@ -1,20 +1,32 @@
-"""The plan: for every layer how the model axis cuts it (partition) and how it is computed (lowering)."""
+"""The plan: for every layer how the model axis cuts it, how it is computed, and how many samples at a time."""
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from sharding.errors import UsageError
 from sharding.layer import Network
 from sharding.mesh import MeshShape
-from sharding.partition import Partition, refusal
+from sharding.partition import Partition, local_samples, refusal
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One layer's part of a plan; `lowering` names a function of the models package."""
+    """One layer's part of a plan.
+
+    Consecutive layers with the same `micro_batch` run as one loop over chunks of their samples. The loop ends where the
+    micro-batch changes or, unless it is 0, the number of a device's samples does: there every copy of a live tensor is
+    written out and read again in other chunks.
+
+    Attributes:
+      partition: how the model axis cuts the layer.
+      lowering: names a function of the models package.
+      micro_batch: number of samples that a device computes at a time; 0 for all its local samples at once.
+    """
 
     partition: Partition
     lowering: str
+    micro_batch: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,14 +45,26 @@ class Plan:
         return dict(self.layers)[name]
 
     def check(self, network: Network, mesh: MeshShape, batch_size: int) -> None:
-        """Raises UsageError if the plan isn't for this network, or the mesh can't cut a layer as it says."""
+        """Checks that the plan is for this network and mesh.
+
+        Raises:
+          UsageError: if it has other layers, the mesh can't cut a layer as it says, or a micro-batch doesn't divide its
+            layer's local samples.
+        """
         names, planned = [layer.name for layer in network], [name for name, _ in self.layers]
         if planned != names:
             raise UsageError(f"the plan needs the layers {names}, got {planned}")
         mesh.check_batch_size(batch_size)
         for layer in network:
-            if reason := refusal(layer, self[layer.name].partition, mesh, batch_size):
+            layer_plan = self[layer.name]
+            if reason := refusal(layer, layer_plan.partition, mesh, batch_size):
                 raise UsageError(f"mesh {mesh}: {reason}")
+            samples, micro_batch = local_samples(layer_plan.partition, mesh, batch_size), layer_plan.micro_batch
+            if micro_batch < 0 or (micro_batch and samples % micro_batch):
+                raise UsageError(
+                    f"mesh {mesh}: {layer.name}: micro_batch must be 0 or divide the {samples} samples of a device, "
+                    f"got {micro_batch}"
+                )
 
     def intra_sample_flops_fraction(self, network: Network, mesh: MeshShape) -> float:
         """Share of the network's arithmetic that the model axis cuts within a sample, from 0 to 1."""
@@ -49,23 +73,28 @@ class Plan:
         cut = sum(layer.flops for layer in network if self[layer.name].partition.intra_sample)
         return cut / sum(layer.flops for layer in network)
 
-    def to_json(self) -> dict[str, dict[str, str]]:
-        """Layer name → partition and lowering, in the network's order."""
-        return {name: {"partition": str(p.partition), "lowering": p.lowering} for name, p in self.layers}
+    def to_json(self) -> dict[str, dict[str, str | int]]:
+        """Layer name → partition, lowering and micro_batch, in the network's order."""
+        return {
+            name: {"partition": str(p.partition), "lowering": p.lowering, "micro_batch": p.micro_batch}
+            for name, p in self.layers
+        }
 
     @classmethod
-    def from_json(cls, layers: Mapping[str, Mapping[str, str]]) -> "Plan":
+    def from_json(cls, layers: Mapping[str, Mapping[str, Any]]) -> "Plan":
         """The inverse of `to_json`.
 
         Raises:
-          UsageError: if a partition is unknown or a layer's entry has other keys.
+          UsageError: if a partition is unknown, a micro-batch no number, or a layer's entry has other keys.
         """
         planned = []
         for name, entry in layers.items():
-            if set(entry) != {"partition", "lowering"}:
-                raise UsageError(f"plan of {name} needs partition and lowering, got {sorted(entry)}")
+            if set(entry) != {"partition", "lowering", "micro_batch"}:
+                raise UsageError(f"plan of {name} needs partition, lowering and micro_batch, got {sorted(entry)}")
             if entry["partition"] not in list(Partition):
                 known = ", ".join(Partition)
                 raise UsageError(f"partition of {name} must be one of {known}, got {entry['partition']!r}")
-            planned.append((name, LayerPlan(Partition(entry["partition"]), entry["lowering"])))
+            if type(entry["micro_batch"]) is not int:
+                raise UsageError(f"micro_batch of {name} must be a whole number, got {entry['micro_batch']!r}")
+            planned.append((name, LayerPlan(Partition(entry["partition"]), entry["lowering"], entry["micro_batch"])))
         return cls(tuple(planned))

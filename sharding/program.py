@@ -46,6 +46,7 @@ class Program:
       tolerance: largest relative error (norm of the difference over norm) of the outputs against `reference`.
       network, plan: of a planned model; None for a user's function.
       rules: (pattern, partition spec) pairs of a user's function, as text.
+      custom_calls: targets of custom calls that `apply` makes by itself; they are internal to one version of jaxlib.
       metadata: JSON-compatible facts that travel with the program: preprocessing, labels, weights.
       notes: in words, where the program differs from what was asked.
     """
@@ -62,6 +63,7 @@ class Program:
     network: Network | None = None
     plan: Plan | None = None
     rules: tuple[tuple[str, str], ...] = ()
+    custom_calls: tuple[str, ...] = ()
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -49,6 +49,16 @@ def test_defaults():
     assert hash(configuration) == hash(dataclasses.replace(configuration))
 
 
+def test_a_training_takes_one_device_unless_asked_for_others(preset):
+    def mesh(*flags: str) -> MeshShape:
+        return engine.flags.read_configuration(parse("--mode", "train", *flags)).mesh
+
+    assert mesh() == MeshShape(1, 1)
+    assert mesh("--mesh", "1x4") == MeshShape(1, 4)
+    assert mesh("--mesh", "4x8") == MeshShape(4, 8)  # which the training refuses
+    assert mesh("--config", preset) == MeshShape(2, 4)
+
+
 def test_the_command_line_wins_over_the_preset_and_that_over_defaults(preset):
     values = parse("--config", preset, "--mesh", "1x2")
     configuration = engine.flags.read_configuration(values)
@@ -157,10 +167,10 @@ def test_predicted_memory_grows_with_the_launches_in_flight():
     analysis = executable.analysis
     inputs, parameters = 2 * 3 * 4, 3 * 4  # bytes a device holds: 2 of 8 samples, and all of the weight, of 3 float32
     assert analysis.argument_bytes == inputs + parameters
-    launch = inputs + analysis.output_bytes + analysis.temporary_bytes
     for threads, launches in ((1, 1), (3, 3), (8, 8), (50, 8)):
-        assert predicted_memory_bytes_per_device(executable, threads) == parameters + launches * launch
-        assert predicted_host_memory_bytes(executable, threads, 1000) == 1000 + parameters + 8 * launches * launch
+        in_flight = analysis.temporary_bytes + launches * (inputs + analysis.output_bytes)
+        assert predicted_memory_bytes_per_device(executable, threads) == parameters + in_flight
+        assert predicted_host_memory_bytes(executable, threads, 1000) == 1000 + 8 * in_flight
 
 
 def test_the_memory_limit_is_the_last_size_allowed():

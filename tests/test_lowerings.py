@@ -6,9 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.lowerings import LOWERINGS
+from models.lowerings import LOWERINGS, Finish, Window
+from models.lowerings.winograd import filtering_matrices
 
 PADDINGS = {"same": None, "halo": ((0, 0), (1, 1)), "none": ((0, 0), (0, 0))}
+# What a lowering doesn't compute; every other one computes all kernels and strides.
+ONLY = {"matmul": lambda size, stride: size == 1, "im2col": lambda size, stride: size > 1} | {
+    name: lambda size, stride: (size, stride) == (3, 1) for name in LOWERINGS if name.startswith("winograd")
+}
+TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
+WINDOWS = list(itertools.product((1, 3, 7), (1, 2)))
+CASES = [
+    (name, size, stride)
+    for name in LOWERINGS
+    for size, stride in WINDOWS
+    if ONLY.get(name, lambda *_: True)(size, stride)
+]
 
 
 def convolve(images: np.ndarray, kernel: np.ndarray, stride: int, padding) -> np.ndarray:
@@ -17,25 +30,85 @@ def convolve(images: np.ndarray, kernel: np.ndarray, stride: int, padding) -> np
     return np.einsum("nhwcij,ijco->nhwo", windows[:, ::stride, ::stride], kernel.astype(np.float64))
 
 
+def usable(name: str):
+    if obstacle := LOWERINGS[name].obstacle("cpu"):
+        pytest.skip(f"{name}: {obstacle}")
+    return LOWERINGS[name]
+
+
+def relative_error(got, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected))
+
+
+def plain(channels: int, dtype: str) -> Finish:
+    return Finish(jnp.zeros(channels), None, relu=False, dtype=dtype)
+
+
 @pytest.mark.parametrize("name", LOWERINGS)
-@pytest.mark.parametrize("size, stride", list(itertools.product((1, 3, 7), (1, 2))))
-@pytest.mark.parametrize("image_size", [1, 2, 3, 7, 8, 9])
-@pytest.mark.parametrize("padding", PADDINGS)
-def test_lowering_is_the_convolution(name, size, stride, image_size, padding):
+def test_supports_the_windows_it_says(name):
     lowering = LOWERINGS[name]
-    if not lowering.supports(size, stride):
-        assert (name, size > 1) == ("matmul", True)
-        return
+    assert [case for case in WINDOWS if lowering.supports(*case)] == [
+        (size, stride) for other, size, stride in CASES if other == name
+    ]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name, size, stride", CASES)
+def test_lowering_is_the_convolution_at_every_image_size(name, size, stride, padding):
+    lowering = usable(name)
     sides = (size - 1) // 2
     pads = PADDINGS[padding] or ((sides, sides), (sides, sides))
     if size == 1:
         pads = ((0, 0), (0, 0))  # a 1×1 kernel pads nothing
-    if any(image_size + sum(pad) < size for pad in pads):
-        return  # no window fits
     random = np.random.default_rng(0)
-    images = random.standard_normal((2, image_size, image_size, 5), np.float32)
     kernel = random.standard_normal((size, size, 5, 6), np.float32)
-    got = lowering.apply(jnp.asarray(images), jnp.asarray(lowering.transform(kernel)), size, stride, pads)
-    expected = convolve(images, kernel, stride, pads)
-    assert got.dtype == jnp.float32 and got.shape == expected.shape
-    assert np.linalg.norm(got - expected) <= 1e-6 * np.linalg.norm(expected)
+    sizes = [one for one in (1, 2, 3, 7, 8, 9) if all(one + sum(pad) >= size for pad in pads)]
+    for image_size in sizes:  # a window must fit
+        images = random.standard_normal((2, image_size, image_size, 5), np.float32)
+        weights = [jnp.asarray(array) for array in lowering.transform(kernel)]
+        got = lowering.apply(jnp.asarray(images), weights, Window(size, stride, pads), plain(6, "float32"))
+        expected = convolve(images, kernel, stride, pads)
+        assert got.dtype == jnp.float32 and got.shape == expected.shape
+        assert relative_error(got, expected) <= TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", LOWERINGS)
+def test_the_finish_adds_bias_and_residual_before_the_relu(name, dtype):
+    lowering = usable(name)
+    if dtype not in lowering.dtypes:
+        assert name in ("winograd_4x4", "winograd_4x4_split")
+        return
+    size = next(
+        size for other, size, stride in CASES if other == name and stride == 1 and (size > 1 or name == "matmul")
+    )
+    pads = ((size // 2, size // 2), (size // 2, size // 2))
+    random = np.random.default_rng(1)
+    images, residual = (random.standard_normal((3, 8, 8, 16), np.float32).astype(dtype) for _ in range(2))
+    kernel = random.standard_normal((size, size, 16, 16), np.float32) / size / 4
+    bias = random.standard_normal(16, np.float32)
+    weights = [jnp.asarray(array, dtype) for array in lowering.transform(kernel)]
+    finish = Finish(jnp.asarray(bias), jnp.asarray(residual), relu=True, dtype=dtype)
+    got = lowering.apply(jnp.asarray(images), weights, Window(size, 1, pads), finish)
+    expected = convolve(images, kernel, 1, pads) + bias + residual.astype(np.float64)
+    assert got.dtype == dtype
+    assert relative_error(got, np.maximum(expected, 0)) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_filtering_matrices_give_the_outputs_of_a_filter(outputs):
+    a, g, b = filtering_matrices(outputs)
+    random = np.random.default_rng(2)
+    data, taps = random.standard_normal(outputs + 2), random.standard_normal(3)
+    np.testing.assert_allclose(a @ ((g @ taps) * (b @ data)), np.correlate(data, taps), rtol=1e-12)
+
+
+def test_transformed_kernels_keep_their_channels_last():
+    kernel = np.zeros((3, 3, 5, 7), np.float32)
+    for name, lowering in LOWERINGS.items():
+        if lowering.supports(3, 1):
+            assert all(array.shape[-2:] == (5, 7) for array in lowering.transform(kernel)), name
+
+
+def test_onednn_says_why_it_cannot_be_used_elsewhere():
+    assert LOWERINGS["onednn"].obstacle("gpu") == "oneDNN computes on cpu, not on gpu"

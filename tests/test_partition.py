@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 
 from sharding import (
@@ -11,10 +9,11 @@ from sharding import (
     Partition,
     Plan,
     UsageError,
-    choose_partitions,
     layouts,
+    local_samples,
     refusal,
 )
+from sharding.choice import allowed_partitions
 
 CONV = LayerSpec("conv", Kind.CONV, None, (8, 8, 12), (8, 8, 24), kernel=3, padding=1)
 STRIDED = LayerSpec("strided", Kind.CONV, None, (8, 8, 12), (4, 4, 24), kernel=3, stride=2, padding=1)
@@ -67,39 +66,47 @@ def test_refusal_names_layer_dimension_and_axis(layer, partition, model, batch_s
         assert got is not None and reason in got and got.startswith(f"{layer.name}: {partition}")
 
 
-def chosen(mesh: str, batch_size: int, partition: str) -> list[str]:
-    network = (CONV, dataclasses.replace(POOL), HEAD)
-    return [str(p) for p in choose_partitions(network, MeshShape.parse(mesh), batch_size, partition)[0].values()]
+def allowed(mesh: str, batch_size: int, partition: str) -> list[str]:
+    network = (CONV, POOL, HEAD)
+    return [" ".join(ps) for ps in allowed_partitions(network, MeshShape.parse(mesh), batch_size, partition)[0]]
 
 
 @pytest.mark.parametrize(
     "mesh, batch_size, partition, expected",
     [
         ("1x4", 4, "auto", ["whole", "whole", "whole"]),
-        ("4x1", 4, "auto", ["samples", "samples", "samples"]),
-        ("4x1", 3, "auto", ["rows", "rows", "input_channels"]),
-        ("4x1", 4, "intra_sample", ["rows", "rows", "input_channels"]),
-        ("3x1", 4, "intra_sample", ["channels", "channels", "input_channels"]),
-        ("2x1", 4, "channels", ["channels", "channels", "input_channels"]),
-        ("4x1", 4, "rows", ["rows", "rows", "whole"]),
-        ("4x1", 4, "samples", ["samples", "samples", "samples"]),
+        ("1x4", 4, "rows", ["whole", "whole", "whole"]),
+        (
+            "2x1",
+            4,
+            "auto",
+            [
+                "whole samples rows channels input_channels",
+                "whole samples rows channels",
+                "whole samples channels input_channels",
+            ],
+        ),
+        (
+            "4x1",
+            3,
+            "auto",
+            ["whole rows channels input_channels", "whole rows channels", "whole input_channels"],
+        ),
+        ("4x1", 4, "intra_sample", ["rows channels input_channels", "rows channels", "input_channels"]),
+        ("3x1", 3, "intra_sample", ["channels input_channels", "channels", "input_channels"]),
+        ("2x1", 4, "channels", ["channels input_channels", "whole samples rows channels"]),
+        ("4x1", 4, "rows", ["rows", "whole samples rows channels", "whole samples input_channels"]),
+        ("4x1", 4, "samples", ["samples", "whole samples rows channels", "whole samples input_channels"]),
     ],
 )
-def test_built_in_rule(mesh, batch_size, partition, expected):
-    assert chosen(mesh, batch_size, partition) == expected
+def test_allowed_partitions(mesh, batch_size, partition, expected):
+    assert allowed(mesh, batch_size, partition)[: len(expected)] == expected
 
 
-def test_intra_sample_cuts_the_larger_of_activations_and_weights():
-    # 4×4 positions with 64 + 64 channels are 2048 activations a sample; the weights are 9 · 64 · 64 = 36864.
-    layer = LayerSpec("conv", Kind.CONV, None, (4, 4, 64), (4, 4, 64), kernel=3, padding=1)
-    for samples, expected in ((17, Partition.CHANNELS), (18, Partition.ROWS)):
-        assert choose_partitions((layer,), MeshShape(4, 2), 2 * samples, "intra_sample")[0] == {"conv": expected}
-
-
-def test_auto_says_which_convolutions_stay_whole():
-    partitions, notes = choose_partitions((CONV, POOL, HEAD), MeshShape(5, 1), 4, "auto")
-    assert (partitions["conv"], partitions["pool"]) == (Partition.WHOLE, Partition.WHOLE)
-    assert notes == ["the model axis of 5 divides neither rows nor channels of 1 of 1 convolutions: left whole (conv)"]
+def test_a_note_says_which_convolutions_stay_whole():
+    partitions, notes = allowed_partitions((CONV, POOL, HEAD), MeshShape(5, 1), 4, "auto")
+    assert partitions == [("whole",), ("whole",), ("whole", "channels")]
+    assert notes == ("the model axis of 5 divides neither rows nor channels of 1 of 1 convolutions: left whole (conv)",)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +123,7 @@ def test_auto_says_which_convolutions_stay_whole():
 )
 def test_what_a_mesh_cannot_do_is_refused(mesh, batch_size, partition, message):
     with pytest.raises(UsageError) as error:
-        chosen(mesh, batch_size, partition)
+        allowed(mesh, batch_size, partition)
     assert message in str(error.value)
 
 
@@ -127,11 +134,41 @@ def plan(*partitions: Partition) -> Plan:
 
 def test_plan_survives_json():
     made = plan(Partition.ROWS, Partition.ROWS, Partition.WHOLE)
+    made = Plan((*made.layers[:2], ("head", LayerPlan(Partition.WHOLE, "matmul", 4))))
+    assert made.to_json()["head"] == {"partition": "whole", "lowering": "matmul", "micro_batch": 4}
     assert Plan.from_json(made.to_json()) == made
+    entry = {"partition": "rows", "lowering": "native", "micro_batch": 0}
     with pytest.raises(UsageError, match="partition of conv must be one of .*, got 'columns'"):
-        Plan.from_json({"conv": {"partition": "columns", "lowering": "native"}})
-    with pytest.raises(UsageError, match="plan of conv needs partition and lowering, got"):
-        Plan.from_json({"conv": {"partition": "rows"}})
+        Plan.from_json({"conv": {**entry, "partition": "columns"}})
+    with pytest.raises(UsageError, match="micro_batch of conv must be a whole number, got '2'"):
+        Plan.from_json({"conv": {**entry, "micro_batch": "2"}})
+    for key in entry:
+        with pytest.raises(UsageError, match="plan of conv needs partition, lowering and micro_batch, got"):
+            Plan.from_json({"conv": {k: v for k, v in entry.items() if k != key}})
+
+
+@pytest.mark.parametrize(
+    "partition, micro_batch, samples",
+    [
+        (Partition.ROWS, 0, None),
+        (Partition.ROWS, 3, None),
+        (Partition.ROWS, 6, None),
+        (Partition.ROWS, 4, 6),
+        (Partition.ROWS, 12, 6),
+        (Partition.ROWS, -1, 6),
+        (Partition.SAMPLES, 3, None),
+        (Partition.SAMPLES, 6, 3),
+    ],
+)
+def test_a_micro_batch_divides_the_samples_of_a_device(partition, micro_batch, samples):
+    made, mesh = Plan((("conv", LayerPlan(partition, "native", micro_batch)),)), MeshShape(2, 2)
+    assert local_samples(partition, mesh, 12) == (3 if partition == Partition.SAMPLES else 6)
+    if samples is None:
+        made.check((CONV,), mesh, 12)
+        return
+    message = f"mesh 2x2: conv: micro_batch must be 0 or divide the {samples} samples of a device, got {micro_batch}"
+    with pytest.raises(UsageError, match=message):
+        made.check((CONV,), mesh, 12)
 
 
 def test_plan_check_names_layer_and_mesh():

@@ -1,0 +1,66 @@
+"""The paper's grid twice, with the model axis within samples and free; rewrites the results in docs/paper.md.
+
+    python benchmarks/paper.py --images FOLDER
+
+Both are sweeps in runs/paper-PARTITION, which the same command resumes. Their pictures go to docs/paper/, the paper's
+findings beside those of the sweep, the ranking, machine and command between the markers of docs/paper.md.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+_IMAGES = flags.DEFINE_string("images", None, "Folder of images.", required=True)
+_NUM_IMAGES = flags.DEFINE_integer("num_images", 512, "Images of each run.")
+_CONFIG = flags.DEFINE_string("config", "configs/cambricon_grid.py", "The grid.")
+_DOCUMENT = flags.DEFINE_string("document", "docs/paper.md", "The file with the markers.")
+_ROOT = Path(__file__).parent.parent
+_PICTURES = {"time_against_threads": "Time against host threads", "throughput": "Throughput"}
+
+
+def sweep(partition: str) -> Path:
+    """Runs or resumes the sweep and returns its directory."""
+    directory = Path("runs") / f"paper-{partition}"
+    command = [sys.executable, "main.py", "--config", _CONFIG.value, "--partition", partition]
+    command += ["--data", _IMAGES.value, "--num_images", str(_NUM_IMAGES.value), "--output_dir", str(directory)]
+    subprocess.run(command, check=True, cwd=_ROOT)
+    return _ROOT / directory
+
+
+def section(partition: str, directory: Path, document: Path) -> str:
+    """The text between two markers; copies the pictures beside the document."""
+    pictures = document.with_suffix("")
+    pictures.mkdir(exist_ok=True)
+    text = ""
+    for name, caption in _PICTURES.items():
+        copied = pictures / f"{name}_{partition}.svg"
+        shutil.copyfile(directory / "figures" / f"{name}.svg", copied)
+        text += f"![{caption}, partition {partition}]({pictures.name}/{copied.name})\n\n"
+    made = json.loads((directory / "sweep.json").read_text())
+    facts = made["environment"]
+    machine = ", ".join(f"{name} {facts[name]}" for name in ("processor", "cores", "memory", "jax"))
+    findings = (directory / "findings.md").read_text()
+    ranking = (directory / "ranking.md").read_text()
+    command = made["command"].replace(_IMAGES.value, "FOLDER")
+    return f"{text}{findings}\nMeasured by `{command}` on {machine}:\n\n{ranking}"
+
+
+def measure(_: list[str]) -> None:
+    document = _ROOT / _DOCUMENT.value
+    for partition in ("intra_sample", "auto"):
+        made = section(partition, sweep(partition), document)
+        marked = re.compile(rf"(<!-- {partition} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, count = marked.subn(lambda match, made=made: match[1] + made + match[2], document.read_text())
+        if count != 1:
+            raise ValueError(f"{document} must hold the marker <!-- {partition} --> once, got {count}")
+        document.write_text(text)
+        print(f"partition {partition} written to {document}")
+
+
+if __name__ == "__main__":
+    app.run(measure)

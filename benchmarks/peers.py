@@ -1,0 +1,100 @@
+"""ResNet101 by the specialists of the CPU, by stock JAX and by ours: images/s and latency as ratios, interleaved.
+
+    pip install -e '.[bench]'
+    python benchmarks/peers.py --stem cifar
+
+The sides are OpenVINO (latency and throughput mode), ONNX Runtime (float32 only), PyTorch (eager and compiled), the
+Flax NNX model under `jax.jit`, and ours (one device, called or streamed to by two host threads, and two devices on the
+model axis). All have the same random weights and the same images. The others are given normalised images in the layout
+they prefer, prepared outside the timing; ours is given uint8 and normalises within it.
+
+Each side, mode and precision is a process of its own, idle unless it is asked. It compiles for each batch, and its
+logits are compared with a float64 reference; what fails is reported and left out. Then follow the rounds: in each,
+every side is warmed up and measured at every batch. A ratio is the median over the rounds, with the least and the
+greatest, of images/s at each side's best mode and batch for ours, and at its best batch for the other. The last columns
+are of batch 1, one launch after another. All measurements are written as JSON, anew after every round.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+from absl import app, flags, logging
+
+from benchmarks.machine import circumstances
+from benchmarks.output import print_table
+from benchmarks.sides import PRECISIONS, SIDES
+from benchmarks.sides.problem import PRESET_OF_STEM, resnet101
+from benchmarks.sides.race import Contender, start
+from benchmarks.sides.reference import reference_logits
+from benchmarks.sides.result import Row, summarise
+from benchmarks.sides.result_table import result_table
+from engine.flags import load_preset
+from models.architecture import IMAGE_CHANNELS
+
+_STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
+_SIZE = flags.DEFINE_integer("size", 0, "Height and width of the images in pixels. 0: those of the stem's preset.")
+_PRECISION = flags.DEFINE_list("precision", list(PRECISIONS), "Measured one after another.")
+_BATCHES = flags.DEFINE_list(
+    "batches", ["4", "8", "16", "32", "64"], "Images per launch, of which each side has a best."
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Interleaved rounds.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "What each measurement aims to take.")
+_SIDES = flags.DEFINE_list("sides", list(SIDES), "What is measured.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file; default: a new one under runs/.")
+for _name, _known in (("precision", PRECISIONS), ("sides", SIDES)):
+    flags.register_validator(
+        _name, lambda given, known=_known: bool(given) and set(given) <= set(known), f"known are {', '.join(_known)}"
+    )
+
+
+def measure(_: list[str]) -> None:
+    batches = sorted({int(batch) for batch in _BATCHES.value})
+    size = _SIZE.value or load_preset(PRESET_OF_STEM[_STEM.value]).model.image_size
+    output = Path(_OUTPUT.value or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-peers.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    report = circumstances(side.package for side in SIDES.values())
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        print("computing the reference", flush=True)
+        write_problem(Path(folder), size, max(batches))
+        for precision in _PRECISION.value:
+            with start(_SIDES.value, precision, _STEM.value, Path(folder)) as race:
+                for batch in sorted({1, *batches}):
+                    print(f"building {precision}, batch {batch}", flush=True)
+                    race.each(Contender.build, batch)
+                for number in range(_ROUNDS.value):
+                    for batch in batches:
+                        race.each(Contender.measure_throughput, batch, _SECONDS.value)
+                    race.each(Contender.measure_latency, _SECONDS.value)
+                    race.turn()
+                    results = [contender.result for contender in race.contenders]
+                    report[precision] = {
+                        "failures": race.failures,
+                        "results": [dataclasses.asdict(result) for result in results],
+                        "rows": [dataclasses.asdict(row) for row in summarise(results)],
+                    }
+                    output.write_text(json.dumps(report, indent=1))
+                    print(f"{precision}: round {number + 1} of {_ROUNDS.value} done", flush=True)
+            rows += summarise(results)
+    title = f"ResNet101, {_STEM.value} stem, {size}×{size}, {_ROUNDS.value} rounds, {report['cpu']}, {report['date']}"
+    print_table(result_table(title, rows))
+    print(f"all measurements in {output}")
+
+
+def write_problem(folder: Path, size: int, num_images: int) -> None:
+    """Writes what the processes of all sides read: the images, and their logits in float64."""
+    images = np.random.default_rng(0).integers(0, 256, (num_images, size, size, IMAGE_CHANNELS), np.uint8)
+    np.save(folder / "images.npy", images)
+    np.save(folder / "reference.npy", reference_logits(resnet101(_STEM.value, images), num_images))
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    app.run(measure)

@@ -1,0 +1,180 @@
+"""Ours over devices, batch and model axis: images/s as ratios to our own best unsharded images/s, interleaved.
+
+    pip install -e '.[bench]'
+    python benchmarks/scaling.py
+
+1 to 32 devices on the data axis; 1 to 256 images per launch, unsharded and on mesh 4x8; 32 devices with 1 to 32 of them
+on the model axis, by `--partition auto` and, cutting within samples, `intra_sample`. Each measurement is main.py in a
+process of its own, end to end on synthetic images, with an artefact that a first pass has built. A setting that fails
+is reported and left out. Writes scaling.json, anew after every round, and scaling.png and scaling.svg.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from absl import app, flags, logging
+from rich.table import Table
+
+from benchmarks.curves import Curve, Panel, draw
+from benchmarks.machine import circumstances
+from benchmarks.output import make_table, print_table
+from benchmarks.ratios import Ratio, best
+from benchmarks.settings import (
+    DEFAULT_MESH,
+    NUM_DEVICES,
+    UNSHARDED,
+    Setting,
+    all_settings,
+    over_batch,
+    over_devices,
+    over_model_axis,
+)
+from engine.flags import DEFAULT_CONFIG
+
+_CONFIG = flags.DEFINE_string("config", DEFAULT_CONFIG, "Model, as main.py takes it.")
+_PRECISION = flags.DEFINE_string("precision", "auto", "As main.py takes it.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Images per launch, unless it is what varies; a multiple of 32.")
+_IMAGES = flags.DEFINE_integer("images", 256, "Images in each measurement; two launches where those are more.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Interleaved rounds.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", "", "Folder; default: a new one under runs/.")
+
+_MAIN = Path(__file__).parent.parent / "main.py"
+_KEPT = (
+    "precision",
+    "num_images",
+    "images_per_second",
+    "device_images_per_second",
+    "latency_ms_p50",
+    "intra_sample_flops_fraction",
+    "parity_max_relative_error",
+    "notes",
+)
+Runs = dict[Setting, list[dict[str, Any]]]  # what is kept of each round's report
+
+
+def measure(_: list[str]) -> None:
+    output = Path(_OUTPUT.value or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-scaling")
+    output.mkdir(parents=True, exist_ok=True)
+    settings = all_settings(_BATCH.value)
+    report = circumstances() | {"failures": []}
+    with tempfile.TemporaryDirectory() as folder:
+        runs: Runs = {}
+        for number, setting in enumerate(settings, start=1):
+            print(f"building {number} of {len(settings)}: {setting}", flush=True)
+            if succeeds("compile", setting, Path(folder), report["failures"]):
+                runs[setting] = []
+        for number in range(_ROUNDS.value):
+            for setting in list(runs)[:: -1 if number % 2 else 1]:
+                if succeeds("run", setting, Path(folder), report["failures"]):
+                    ran = json.loads((Path(folder) / "report.json").read_text())
+                    runs[setting].append({key: ran[key] for key in _KEPT})
+                else:
+                    del runs[setting]
+            report["settings"] = [
+                {
+                    "mesh": str(setting.mesh),
+                    "batch_size": setting.batch_size,
+                    "partition": setting.partition,
+                    "runs": ran,
+                }
+                for setting, ran in runs.items()
+            ]
+            (output / "scaling.json").write_text(json.dumps(report, indent=1))
+            print(f"round {number + 1} of {_ROUNDS.value} done", flush=True)
+    rates = {setting: [ran["images_per_second"] for ran in rounds] for setting, rounds in runs.items()}
+    unsharded = {setting: rounds for setting, rounds in rates.items() if setting.mesh == UNSHARDED}
+    best_unsharded = unsharded[best(unsharded)]
+    precision = next(iter(runs.values()))[0]["precision"]
+    title = f"{_CONFIG.value}, {precision}, {_ROUNDS.value} rounds, {report['cpu']}, {report['date']}"
+    print_table(ratio_table(title, runs, best_unsharded))
+    draw(
+        panels(rates, _BATCH.value),
+        label="images/s",
+        level=statistics.median(best_unsharded),
+        level_name=f"best unsharded (batch {best(unsharded).batch_size})",
+        title=title,
+        stem=output / "scaling",
+    )
+    print(f"measurements and curves in {output}")
+
+
+def succeeds(mode: str, setting: Setting, folder: Path, failures: list[str]) -> bool:
+    """Whether main.py, in this mode, ends well; if not, says why."""
+    arguments = {
+        "mode": mode,
+        "config": _CONFIG.value,
+        "mesh": setting.mesh,
+        "batch_size": setting.batch_size,
+        "partition": setting.partition,
+        "precision": _PRECISION.value,
+        "weights": "random",
+        "data": "synthetic",
+        "num_images": max(_IMAGES.value, 2 * setting.batch_size),
+        "artifact_dir": folder / "artifacts",
+        "output_dir": folder,
+    }
+    command = [sys.executable, str(_MAIN), *(f"--{name}={value}" for name, value in arguments.items())]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        last_words = ended.stderr.strip().rpartition("\n")[2]
+        failures.append(f"{setting} left out at {mode}: {last_words}")
+        print(failures[-1], flush=True)
+    return ended.returncode == 0
+
+
+def ratio_table(title: str, runs: Runs, best_unsharded: Sequence[float]) -> Table:
+    numbers = ("batch", "images/s", "÷ best unsharded", "batch ms", "cut within samples")
+    table = make_table(title, ("mesh", "partition"), numbers)
+    for setting, rounds in runs.items():
+        rates = [ran["images_per_second"] for ran in rounds]
+        table.add_row(
+            str(setting.mesh),
+            setting.partition,
+            str(setting.batch_size),
+            f"{statistics.median(rates):.1f}",
+            str(Ratio.of(rates, best_unsharded)),
+            f"{statistics.median(ran['latency_ms_p50'] for ran in rounds):.0f}",
+            f"{rounds[0]['intra_sample_flops_fraction']:.0%}",
+        )
+    return table
+
+
+def panels(rates: Mapping[Setting, Sequence[float]], batch: int) -> list[Panel]:
+    def curve(name: str, settings: list[Setting], place: Callable[[Setting], int]) -> Curve:
+        return Curve(name, {place(setting): rates[setting] for setting in settings if setting in rates})
+
+    return [
+        Panel(
+            "devices, all on the data axis",
+            [curve(f"batch {batch}", over_devices(batch), lambda setting: setting.mesh.data)],
+        ),
+        Panel(
+            "images per launch",
+            [
+                curve(f"mesh {mesh}", over_batch(mesh), lambda setting: setting.batch_size)
+                for mesh in (UNSHARDED, DEFAULT_MESH)
+            ],
+        ),
+        Panel(
+            f"mesh of {NUM_DEVICES} devices, model × data",
+            [
+                curve(partition, over_model_axis(batch, partition), lambda setting: setting.mesh.model)
+                for partition in ("auto", "intra_sample")
+            ],
+            tick=lambda model: f"{model}x{NUM_DEVICES // model}",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    app.run(measure)

@@ -1,0 +1,73 @@
+"""The sides of one precision, measured in turns; whichever fails leaves."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Concatenate, ParamSpec
+
+from benchmarks.sides import SIDES
+from benchmarks.sides.client import Client, SideError
+from benchmarks.sides.result import Result
+
+# Largest relative error of the logits.
+LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}
+_P = ParamSpec("_P")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contender:
+    """One side in one mode and precision: its process, and what came of it. All methods raise SideError."""
+
+    client: Client
+    result: Result
+
+    def build(self, batch: int) -> None:
+        """Compiles for a batch and checks the logits."""
+        error, limit = self.client.ask("build", batch), LIMITS[self.result.precision]
+        if not error <= limit:
+            raise SideError(f"the relative error of the logits must be at most {limit:g}, got {error:g}")
+        self.result.relative_errors[batch] = error
+
+    def measure_throughput(self, batch: int, seconds: float) -> None:
+        rate = self.client.ask("throughput", batch, seconds)
+        self.result.images_per_second.setdefault(batch, []).append(rate)
+
+    def measure_latency(self, seconds: float) -> None:
+        self.result.latency_ms.append(self.client.ask("latency", 1, seconds))
+
+
+class Race:
+    """The contenders that have not failed, and why the others have."""
+
+    def __init__(self, contenders: list[Contender]):
+        self.contenders = contenders
+        self.failures: list[str] = []
+        self._backwards = False
+
+    def each(self, step: Callable[Concatenate[Contender, _P], None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Lets one contender after another do a step; who fails is reported and leaves."""
+        for contender in self.contenders[:: -1 if self._backwards else 1]:
+            try:
+                step(contender, *args, **kwargs)
+            except SideError as error:
+                self.contenders.remove(contender)
+                self.failures.append(f"{contender.result} left out at {step.__name__}{args}: {error}")
+                print(self.failures[-1], flush=True)
+
+    def turn(self) -> None:
+        """Turns the order round, so that a drift of the machine's speed favours nobody."""
+        self._backwards = not self._backwards
+
+
+@contextlib.contextmanager
+def start(sides: list[str], precision: str, stem: str, folder: Path) -> Iterator[Race]:
+    """A race of those of these sides that compute in `precision`; their processes end with the context."""
+    with contextlib.ExitStack() as processes:
+        contenders = []
+        for side in sides:
+            if precision in SIDES[side].precisions:
+                for mode in SIDES[side].modes:
+                    client = processes.enter_context(Client(side, mode, precision, stem, folder))
+                    contenders.append(Contender(client, Result(side, mode, precision)))
+        yield Race(contenders)

@@ -1,0 +1,1 @@
+"""What main.py does in each mode: configuration, models and engine brought together."""

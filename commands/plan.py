@@ -1,0 +1,52 @@
+"""`--mode plan`: shows the configuration's plan; `--tune` measures this machine's cost table first."""
+
+import sys
+from pathlib import Path
+
+import tqdm
+
+import models
+from commands.build import build_program, code_digest, read_model
+from engine.configuration import Configuration
+from engine.obtain import resolve
+from engine.plan_mode import show_plan
+from sharding import UsageError, acquire_devices, make_mesh
+
+
+def plan_command(configuration: Configuration, tune: bool) -> Path:
+    """Shows the plan by which the configuration's executable is built, and what it takes.
+
+    Returns:
+      The folder with the plan's picture.
+
+    Raises:
+      UsageError: as `build_program`, or if the cost table can't be written.
+    """
+    if tune:
+        tune_table(configuration)
+    return show_plan(configuration, build_program, code_digest)
+
+
+def tune_table(configuration: Configuration) -> None:
+    """Measures what this machine's cost table lacks for planning the configuration; goes on where it stopped.
+
+    Raises:
+      UsageError: if the cost table can't be written.
+    """
+    devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)
+    configuration = resolve(configuration, devices)
+    model = read_model(configuration)
+    path = models.own_table_path(configuration.platform)
+    print(f"measuring into the cost table {path}", file=sys.stderr, flush=True)
+    try:
+        models.tune(
+            models.read_table(path, configuration.platform),
+            path,
+            models.network(model.architecture, model.image_size),
+            make_mesh(configuration.mesh, devices),
+            configuration.batch_size,
+            configuration.precision,
+            progress=lambda parts: tqdm.tqdm(parts, desc="layers and transitions", unit=""),
+        )
+    except OSError as error:
+        raise UsageError(f"the cost table must be writable, got {path}: {error.strerror}") from None

@@ -1,0 +1,36 @@
+"""Flags that take one value or a comma-separated list of them."""
+
+from typing import Any
+
+from absl import flags
+
+
+class OneOrMore(flags.ArgumentParser):
+    """Parses `2,4,8` to a tuple, and a single value to that value, so that only a sweep meets tuples.
+
+    Args:
+      parser: of one value.
+    """
+
+    def __init__(self, parser: flags.ArgumentParser):
+        super().__init__()
+        self._parser = parser
+        self.syntactic_help = f"{parser.syntactic_help}; or several, separated by commas".lstrip("; ")
+
+    def parse(self, argument: Any) -> Any:
+        """Reads text, one value, or the list that a report.json holds.
+
+        Raises:
+          ValueError, TypeError: as the parser of one value, or where a value comes twice.
+        """
+        if isinstance(argument, str):
+            items = [item.strip() for item in argument.split(",")]
+        else:
+            items = list(argument) if isinstance(argument, (list, tuple)) else [argument]
+        values = tuple(self._parser.parse(item) for item in items)
+        if len(set(values)) != len(values) or not values:
+            raise ValueError(f"values in a list must differ, got {argument}")
+        return values[0] if len(values) == 1 else values
+
+    def flag_type(self) -> str:
+        return f"list of {self._parser.flag_type()}"

@@ -1,0 +1,66 @@
+"""`--mode plan`: shows the plan of a configuration's executable, its predicted time beside the measured one."""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from engine.configuration import Configuration
+from engine.executable import Executable
+from engine.obtain import BuildProgram, SourceDigest, obtain
+from engine.parity import probe_inputs
+from engine.plan_view import draw_plan, print_plan
+from engine.run import make_output_dir
+from sharding import LayerCost, UsageError
+
+_LEAST_LAUNCHES = 5
+_SECONDS = 5.0
+
+
+def show_plan(configuration: Configuration, build_program: BuildProgram, source_digest: SourceDigest) -> Path:
+    """Obtains the executable, measures its launches, prints its plan as a table and draws it.
+
+    Args:
+      build_program, source_digest: see `engine.obtain`.
+
+    Returns:
+      The folder that plan.png and plan.svg were written to.
+
+    Raises:
+      UsageError: if the executable has no plan; or as `engine.obtain.obtain`.
+    """
+    executable = obtain(configuration, build_program, source_digest).executable
+    for note in executable.notes:
+        print(f"note: {note}", file=sys.stderr)
+    costs = planned_costs(executable)
+    if not costs:
+        raise UsageError(f"mode plan needs the executable of a planned model, got {executable.name} without a plan")
+    measured_ms = launch_milliseconds(executable)
+    model, data = executable.mesh.devices.shape
+    title = (
+        f"{executable.name}, mesh {model}x{data} on {executable.mesh.devices.flat[0].platform}, "
+        f"batch {executable.batch_size}, {executable.metadata.get('precision')}"
+    )
+    output_dir = make_output_dir(configuration)
+    print_plan(executable.plan, costs, title, measured_ms)
+    draw_plan(executable.plan, costs, title, measured_ms, output_dir / "plan")
+    return output_dir
+
+
+def planned_costs(executable: Executable) -> list[LayerCost]:
+    """What the planner predicted for each layer; empty for an executable without a plan."""
+    return [LayerCost(**cost) for cost in executable.metadata.get("layer_costs", ())]
+
+
+def launch_milliseconds(executable: Executable) -> float:
+    """The median time of a launch, one at a time, on images that are on the devices already."""
+    inputs = executable.put(np.asarray(probe_inputs(executable.input_spec))).block_until_ready()
+    executable.launch(inputs).block_until_ready()
+    times, end = [], time.perf_counter() + _SECONDS
+    while len(times) < _LEAST_LAUNCHES or time.perf_counter() < end:
+        start = time.perf_counter()
+        executable.launch(inputs).block_until_ready()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)

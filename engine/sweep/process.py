@@ -1,0 +1,101 @@
+"""One trial's process: started, watched, ended."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+STDOUT, STDERR = "stdout.txt", "stderr.txt"
+_MARK = "CAMBRIAN_SWEEP"  # in the environment of each trial: whose it is
+_GRACE_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+      exit_code: the process's; less than 0 for the signal that ended it.
+      timed_out: whether it was ended because its time was over.
+      elapsed_s: seconds from its start to its end.
+      oom_kills: processes that the kernel killed meanwhile for want of memory, on the whole machine; None if unknown.
+    """
+
+    exit_code: int
+    timed_out: bool
+    elapsed_s: float
+    oom_kills: int | None
+
+
+def run_process(command: Sequence[str], folder: Path, *, timeout_s: float, owner: str) -> Ended:
+    """Runs a command to its end, with its output in `folder`.
+
+    The command and all it starts form a session of their own, so that none of it outlives this call, and Ctrl-C at the
+    terminal reaches only this process.
+
+    Args:
+      timeout_s: seconds after which it is killed.
+      owner: written to its environment, for `kill_leftovers`.
+
+    Raises:
+      OSError: if it can't be started.
+      KeyboardInterrupt: in this process; the command is ended first, with time to write its report.
+    """
+    kills_before = _oom_kills()
+    start = time.perf_counter()
+    timed_out = False
+    with (folder / STDOUT).open("wb") as stdout, (folder / STDERR).open("wb") as stderr:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=os.environ | {_MARK: owner},
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        except BaseException:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+            raise
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of it is left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    elapsed_s = time.perf_counter() - start
+    kills = _oom_kills()
+    rise = None if kills is None or kills_before is None else kills - kills_before
+    return Ended(process.returncode, timed_out, elapsed_s, rise)
+
+
+def kill_leftovers(owner: str) -> int:
+    """Kills what a sweep that was itself killed has left running, which would disturb the times; returns how many."""
+    killed = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(_MARK) == owner:
+                process.kill()
+                process.wait(_GRACE_S)
+                killed += 1
+    return killed
+
+
+def _oom_kills() -> int | None:
+    try:
+        with open("/proc/vmstat") as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return None

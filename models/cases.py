@@ -1,0 +1,106 @@
+"""A case: what the time of one layer on one device depends on. A cost table is a mapping of cases to times."""
+
+import dataclasses
+
+from models.lowerings import LOWERINGS, Window
+from sharding import Kind, LayerSpec, MeshShape, Partition
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """One layer as a device computes it, and how many devices do so at once.
+
+    Attributes:
+      kind: the layer's.
+      rows, columns: of its input, with the halo where rows are cut.
+      padding: (rows, columns) on each side.
+      in_channels, out_channels: that the device reads and makes.
+      residual: whether it adds one.
+      samples: computed at a time.
+      dtype: of activations and kernels.
+      devices: of the mesh. Virtual ones share the host's cores.
+    """
+
+    kind: str
+    lowering: str
+    kernel: int
+    stride: int
+    rows: int
+    columns: int
+    padding: tuple[int, int]
+    in_channels: int
+    out_channels: int
+    residual: bool
+    samples: int
+    dtype: str
+    devices: int
+
+    @property
+    def window(self) -> Window:
+        rows, columns = self.padding
+        return Window(self.kernel, self.stride, ((rows, rows), (columns, columns)))
+
+    @property
+    def in_shape(self) -> tuple[int, int, int, int]:
+        return self.samples, self.rows, self.columns, self.in_channels
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        rows, columns = (1, 1) if self.kind == Kind.MEAN_POOL else self.window.out_size(self.in_shape)
+        return self.samples, rows, columns, self.out_channels
+
+    @property
+    def has_weights(self) -> bool:
+        return self.kind in (Kind.CONV, Kind.DENSE)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the convolution's definition, on one device, counted as two."""
+        if not self.has_weights:
+            return 0
+        samples, rows, columns, channels = self.out_shape
+        return 2 * samples * rows * columns * channels * self.kernel**2 * self.in_channels
+
+
+def case_of(layer: LayerSpec, partition: Partition, lowering: str, samples: int, dtype: str, mesh: MeshShape) -> Case:
+    """The case of a layer under a partition and lowering, `samples` at a time."""
+    rows, columns, in_channels = layer.in_shape
+    out_channels, pad_rows = layer.out_shape[2], layer.padding
+    match partition:
+        case Partition.ROWS:
+            halo = max(0, layer.kernel - layer.stride) if layer.kind != Kind.MEAN_POOL else 0
+            rows, pad_rows = rows // mesh.model + halo, 0
+        case Partition.CHANNELS:
+            out_channels //= mesh.model
+            if not layer.has_weights:
+                in_channels = out_channels
+        case Partition.INPUT_CHANNELS:
+            in_channels //= mesh.model
+    return Case(
+        kind=str(layer.kind),
+        lowering=lowering,
+        kernel=layer.kernel,
+        stride=layer.stride,
+        rows=rows,
+        columns=columns,
+        padding=(pad_rows, layer.padding),
+        in_channels=in_channels,
+        out_channels=out_channels,
+        residual=layer.residual is not None,
+        samples=samples,
+        dtype=dtype,
+        devices=mesh.num_devices,
+    )
+
+
+def lowerings_of(layer: LayerSpec, platform: str, dtype: str) -> list[str]:
+    """The names of the lowerings that compute `layer` on this platform with the precision that `dtype` asks for."""
+    if layer.kind != Kind.CONV:
+        return ["matmul" if layer.kind == Kind.DENSE else "native"]
+    return [
+        name
+        for name, lowering in LOWERINGS.items()
+        if lowering.supports(layer.kernel, layer.stride)
+        and lowering.obstacle(platform) is None
+        and dtype in lowering.dtypes
+    ]

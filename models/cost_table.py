@@ -1,0 +1,205 @@
+"""A cost table: measured times of cases and of transitions, and what it estimates of those that weren't measured.
+
+A table's file holds one JSON value a line, so that a measurement cut short loses nothing: first what it was measured
+on, then `{"case": [the fields of Case], "ms": …}` and
+`{"transition": [operation, mesh, values, dtype], "ms": …}`.
+"""
+
+import bisect
+import dataclasses
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from models.cases import Case
+from sharding import UsageError, cpu_model
+
+_SHIPPED = Path(__file__).parent / "costs.jsonl"
+# Where nothing comparable was measured: operations and bytes a second of one device with the machine to itself, and
+# milliseconds to start a layer or a collective. Nominal figures of a CPU core pair and of a data-centre GPU or TPU.
+_NOMINAL = {"cpu": (1e11, 1e10, 0.02), "gpu": (1e14, 1e12, 0.005), "tpu": (1e14, 1e12, 0.005)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transition:
+    """A change of layout, or a collective inside a layer, over the model axis of a mesh.
+
+    Attributes:
+      operation: `SOURCE>TARGET` layouts, `halo`, `sum`, or `loop`: written out and read again in other chunks.
+      mesh: as MODELxDATA.
+      values: of the whole tensor of one group, or that are exchanged or summed by each device.
+    """
+
+    operation: str
+    mesh: str
+    values: int
+    dtype: str
+
+
+@dataclasses.dataclass(slots=True)
+class CostTable:
+    """Times in milliseconds.
+
+    Attributes:
+      machine: what they were measured on, in words: device, versions.
+    """
+
+    platform: str
+    machine: dict[str, str]
+    cases: dict[Case, float] = dataclasses.field(default_factory=dict)
+    transitions: dict[Transition, float] = dataclasses.field(default_factory=dict)
+    _alike: dict[tuple, list[Case]] = dataclasses.field(default_factory=dict)
+    _estimates: dict[Case | Transition, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, measured: Case | Transition, milliseconds: float) -> None:
+        """Takes a measurement in."""
+        self._estimates.clear()
+        if isinstance(measured, Transition):
+            self.transitions[measured] = milliseconds
+        else:
+            self.cases[measured] = milliseconds
+            self._alike.setdefault(_family(measured), []).append(measured)
+
+    def case_ms(self, case: Case) -> float:
+        """Time of a case: measured; else scaled from the most similar one that was; else nominal."""
+        if case in self.cases:
+            return self.cases[case]
+        if case not in self._estimates:
+            alike = self._alike.get(_family(case), [])
+            if alike:
+                nearest = min(alike, key=lambda other: _distance(case, other))
+                self._estimates[case] = self.cases[nearest] * _work(case) / _work(nearest)
+            else:
+                self._estimates[case] = self._nominal_ms(case)
+        return self._estimates[case]
+
+    def transition_ms(self, wanted: Transition) -> float:
+        """Time of a transition: between those measured on the same mesh by interpolation, else nominal."""
+        if wanted in self.transitions:
+            return self.transitions[wanted]
+        if wanted not in self._estimates:
+            self._estimates[wanted] = self._estimate_transition(wanted)
+        return self._estimates[wanted]
+
+    def _estimate_transition(self, wanted: Transition) -> float:
+        points = sorted(
+            (other.values, milliseconds)
+            for other, milliseconds in self.transitions.items()
+            if (other.operation, other.mesh, other.dtype) == (wanted.operation, wanted.mesh, wanted.dtype)
+        )
+        if len(points) < 2:
+            _, bytes_per_second, start_ms = _NOMINAL[self.platform]
+            model, data = (int(size) for size in wanted.mesh.split("x"))
+            sharers = model * data if self.platform == "cpu" else 1
+            return start_ms * sharers + 1e3 * wanted.values * _size(wanted.dtype) * sharers / bytes_per_second
+        place = min(max(bisect.bisect_left(points, (wanted.values, 0.0)), 1), len(points) - 1)
+        (low, low_ms), (high, high_ms) = points[place - 1], points[place]
+        if wanted.values <= low:
+            return low_ms
+        return max(low_ms, low_ms + (high_ms - low_ms) * (wanted.values - low) / (high - low))
+
+    def _nominal_ms(self, case: Case) -> float:
+        flops_per_second, bytes_per_second, start_ms = _NOMINAL[self.platform]
+        sharers = case.devices if self.platform == "cpu" else 1
+        moved = (math.prod(case.in_shape) + math.prod(case.out_shape)) * _size(case.dtype)
+        return sharers * (start_ms + 1e3 * case.flops / flops_per_second + 1e3 * moved / bytes_per_second)
+
+
+def _family(case: Case) -> tuple:
+    return case.kind, case.lowering, case.kernel, case.stride, case.dtype
+
+
+def _pixels(case: Case) -> int:
+    samples, rows, columns, _ = case.out_shape
+    return max(1, samples * rows * columns)
+
+
+def _work(case: Case) -> float:
+    """In proportion to the time of similar cases: virtual devices share the cores."""
+    return case.devices * max(1, case.flops or math.prod(case.in_shape))
+
+
+def _distance(case: Case, other: Case) -> float:
+    def apart(one: int, two: int) -> float:
+        return abs(math.log2(one / two))
+
+    return (
+        apart(_pixels(case), _pixels(other))
+        + 2 * apart(case.in_channels, other.in_channels)
+        + 2 * apart(case.out_channels, other.out_channels)
+        + apart(case.columns, other.columns)
+        + 0.5 * apart(case.devices, other.devices)
+        + (case.residual != other.residual)
+    )
+
+
+def _size(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else 4
+
+
+def machine_of(platform: str) -> dict[str, str]:
+    """What a table measured now, here, is measured on."""
+    device = cpu_model() if platform == "cpu" else jax.devices(platform)[0].device_kind
+    machine = {"device": device, "jax": jax.__version__}
+    return machine | ({"cores": str(len(os.sched_getaffinity(0)))} if platform == "cpu" else {})
+
+
+def own_table_path(platform: str) -> Path:
+    """Where the table measured on this machine is kept: `cambrian/costs` in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(machine_of(platform).values()))
+    return cache / "cambrian" / "costs" / f"{name}.jsonl"
+
+
+def table_path(platform: str) -> Path:
+    """The table in force: the one measured on this machine, else the shipped one."""
+    own = own_table_path(platform)
+    return own if own.exists() else _SHIPPED
+
+
+def read_table(path: Path, platform: str) -> CostTable:
+    """Reads a table's file; one that doesn't exist, or was measured on another platform, gives an empty table.
+
+    Raises:
+      UsageError: naming file and line, if it can't be read.
+    """
+    table = CostTable(platform, {})
+    try:
+        lines = path.read_text().splitlines() if path.exists() else []
+    except OSError as error:
+        raise UsageError(f"a cost table must be readable, got {path}: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            _take(table, json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):  # a measurement was cut short while this line was written
+                break
+            raise UsageError(f"line {number} of the cost table {path} must hold a measurement: {error}") from None
+        if table.machine.get("platform", platform) != platform:
+            return CostTable(platform, {})
+    return table
+
+
+def _take(table: CostTable, entry: dict[str, Any]) -> None:
+    match entry:
+        case {"machine": machine}:
+            table.machine = machine
+        case {"case": [*fields], "ms": milliseconds}:
+            names = [field.name for field in dataclasses.fields(Case)]
+            case = dict(zip(names, fields, strict=True))
+            table.add(Case(**case | {"padding": tuple(case["padding"])}), float(milliseconds))
+        case {"transition": [*fields], "ms": milliseconds}:
+            table.add(Transition(*fields), float(milliseconds))
+        case _:
+            raise ValueError(f"got {entry}")
+
+
+def line_of(measured: Case | Transition, milliseconds: float) -> str:
+    """The line of a table's file that holds a measurement."""
+    kind = "transition" if isinstance(measured, Transition) else "case"
+    return json.dumps({kind: list(dataclasses.astuple(measured)), "ms": round(milliseconds, 4)})

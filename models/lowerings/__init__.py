@@ -1,0 +1,19 @@
+"""How one convolution is computed: each lowering is a weight transform, done once at build, and a local apply."""
+
+from models.lowerings.direct import IM2COL, MATMUL, NATIVE, contract_channels as contract_channels
+from models.lowerings.lowering import Finish as Finish, Lowering as Lowering, Window as Window
+from models.lowerings.onednn import ONEDNN
+from models.lowerings.winograd import winograd_1d, winograd_2d
+
+LOWERINGS: dict[str, Lowering] = {
+    "native": NATIVE,
+    "matmul": MATMUL,
+    "im2col": IM2COL,
+    "winograd_1x2": winograd_1d(2),
+    "winograd_1x4": winograd_1d(4),
+    "winograd_2x2": winograd_2d(2),
+    "winograd_4x4": winograd_2d(4),
+    "winograd_2x2_split": winograd_2d(2, split=True),
+    "winograd_4x4_split": winograd_2d(4, split=True),
+    "onednn": ONEDNN,
+}

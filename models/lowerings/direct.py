@@ -1,0 +1,78 @@
+"""The lowerings that multiply each weight with each pixel it meets."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from models.lowerings.lowering import Finish, Lowering, Window, pad
+
+
+def _native(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+    return finish(
+        lax.conv_general_dilated(
+            x,
+            kernel[0],
+            window_strides=(window.stride, window.stride),
+            padding=window.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+    )
+
+
+def _matmul(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+    stride = window.stride
+    return finish(contract_channels(x[:, ::stride, ::stride], kernel[0]))
+
+
+def _im2col(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+    size, stride = window.size, window.stride
+    (above, _), (left, _) = window.padding
+    out_rows, out_columns = window.out_size(x.shape)
+    # A tap that reads nothing but padding is left out: at 1×1 the centre alone remains of a 3×3 kernel.
+    taps = [
+        (i, j)
+        for i in range(size)
+        for j in range(size)
+        if _reads_input(i, above, x.shape[1], out_rows, stride)
+        and _reads_input(j, left, x.shape[2], out_columns, stride)
+    ]
+    padded = pad(x, window.padding)
+    patches = [
+        padded[:, i : i + (out_rows - 1) * stride + 1 : stride, j : j + (out_columns - 1) * stride + 1 : stride]
+        for i, j in taps
+    ]
+    weights = kernel[0]
+    if len(taps) < size**2:
+        weights = jnp.stack([weights[i * size + j] for i, j in taps])
+    return finish(contract_channels(jnp.concatenate(patches, axis=-1), weights.reshape(-1, weights.shape[-1])))
+
+
+def _reads_input(tap: int, before: int, length: int, out_length: int, stride: int) -> bool:
+    return any(0 <= out * stride + tap - before < length for out in range(out_length))
+
+
+def contract_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Images (N, H, W, C_in) times a matrix (C_in, C_out): (N, H, W, C_out) in float32."""
+    # A two-dimensional product: XLA:CPU hands it to its matmul library whole.
+    flat = lax.dot_general(
+        x.reshape(-1, x.shape[-1]),
+        kernel,
+        (((1,), (0,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _taps(kernel: np.ndarray) -> list[np.ndarray]:
+    return [kernel.reshape(-1, *kernel.shape[2:])]
+
+
+NATIVE = Lowering(transform=lambda kernel: [kernel], apply=_native, supports=lambda size, stride: True)
+MATMUL = Lowering(transform=lambda kernel: [kernel[0, 0]], apply=_matmul, supports=lambda size, stride: size == 1)
+IM2COL = Lowering(transform=_taps, apply=_im2col, supports=lambda size, stride: size > 1)

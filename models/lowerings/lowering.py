@@ -1,0 +1,93 @@
+"""What a lowering is, and the pass that ends every layer.
+
+Images are (N, H, W, C). Products are accumulated in float32 whatever the operands' type; in float32 itself they are
+computed in full (no TF32). Every transformed kernel keeps its input and output channels as the last two dimensions, so
+that a partition can cut them after the transform.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from sharding import sum_over_model_axis
+
+Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, right)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Window:
+    """A square kernel's size, its stride, and the padding of the images it slides over."""
+
+    size: int
+    stride: int
+    padding: Padding
+
+    def out_size(self, shape: Sequence[int]) -> tuple[int, int]:
+        """(H', W') of the convolution of images (N, H, W, C) of this shape."""
+        sizes = (
+            (length + sum(pad) - self.size) // self.stride + 1
+            for length, pad in zip(shape[1:3], self.padding, strict=True)
+        )
+        return next(sizes), next(sizes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finish:
+    """What follows a convolution's products, in one pass: sum over the model axis, bias, residual, ReLU, cast.
+
+    Attributes:
+      bias: (C_out,) float32.
+      residual: (N, H', W', C_out), or None.
+      dtype: of the result.
+      summed: whether the products are a part of the sum over the model axis.
+    """
+
+    bias: jax.Array
+    residual: jax.Array | None
+    relu: bool
+    dtype: DTypeLike
+    summed: bool = False
+
+    def __call__(self, products: jax.Array) -> jax.Array:
+        """(N, H', W', C_out) float32 → the layer's output, of the same shape."""
+        if self.summed:
+            products = sum_over_model_axis(products)
+        y = products + self.bias
+        if self.residual is not None:
+            y = y + self.residual.astype(y.dtype)
+        return (jax.nn.relu(y) if self.relu else y).astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lowering:
+    """One way to compute a convolution.
+
+    Attributes:
+      transform: kernel (kh, kw, C_in, C_out) float32 → the arrays (…, C_in, C_out) that `apply` takes.
+      apply: (images (N, H, W, C_in), transformed kernel, window, finish) → (N, H', W', C_out) of `finish.dtype`.
+      supports: whether it computes a convolution of this kernel size and stride.
+      obstacle: why it can't be used on this platform (cpu, gpu, tpu) and this version of jaxlib; None where it can.
+      dtypes: of the operands with which it is exact enough: a network's logits stay within 1e-5 of unsharded float32 in
+        float32, 1e-2 in bfloat16.
+      custom_call: target of the custom call that it makes, which is internal to one version of jaxlib and which XLA
+        can't serialize; None for operations of StableHLO.
+    """
+
+    transform: Callable[[np.ndarray], Sequence[np.ndarray]]
+    apply: Callable[[jax.Array, Sequence[jax.Array], Window, Finish], jax.Array]
+    supports: Callable[[int, int], bool]
+    obstacle: Callable[[str], str | None] = lambda platform: None
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    custom_call: str | None = None
+
+
+def pad(images: jax.Array, padding: Padding) -> jax.Array:
+    """Images (N, H, W, C) with rows and columns of zeros around them."""
+    rows, columns = padding
+    if rows == columns == (0, 0):
+        return images
+    return jax.lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)))

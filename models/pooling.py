@@ -1,0 +1,25 @@
+"""The layers between convolutions that have no weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from models.lowerings import Window
+from sharding import sum_over_model_axis
+
+
+def max_pool(x: jax.Array, window: Window) -> jax.Array:
+    """The largest value in each window of images (N, H, W, C), which are padded with the lowest."""
+    shape, strides = (1, window.size, window.size, 1), (1, window.stride, window.stride, 1)
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, shape, strides, ((0, 0), *window.padding, (0, 0)))
+
+
+def mean_pool(x: jax.Array, size: tuple[int, int], summed: bool) -> jax.Array:
+    """The mean over images (N, H, W, C) whose whole size is (H, W): (N, 1, 1, C) float32.
+
+    Args:
+      summed: whether the rows are cut by the model axis, over which they are then summed.
+    """
+    total = x.astype(jnp.float32).sum(axis=(1, 2), keepdims=True)
+    return (sum_over_model_axis(total) if summed else total) / (size[0] * size[1])

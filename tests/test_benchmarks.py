@@ -1,0 +1,139 @@
+"""What the benchmarks compare computes the same, and their statistics are right."""
+
+import functools
+import importlib
+
+import numpy as np
+import pytest
+
+from benchmarks.ratios import Ratio, best
+from benchmarks.settings import Setting, all_settings, over_devices, over_model_axis
+from benchmarks.sides import PRECISIONS, SIDES
+from benchmarks.sides.client import SideError
+from benchmarks.sides.problem import Problem, Runner, make_problem
+from benchmarks.sides.race import LIMITS, Contender, Race
+from benchmarks.sides.reference import reference_logits
+from benchmarks.sides.result import Result, summarise
+from benchmarks.sides.worker import Server
+from engine.parity import compare
+from models.architecture import Architecture
+from sharding import MeshShape
+
+BATCH = 3
+CASES = [
+    (side, mode, precision)
+    for side, entry in SIDES.items()
+    for mode in entry.modes
+    for precision in entry.precisions
+    if mode != "compile"  # takes a minute
+]
+OPTIONAL = {"openvino": ("openvino", "onnx"), "onnxruntime": ("onnxruntime", "onnx"), "pytorch": ("torch",)}
+
+
+@functools.cache
+def tiny_problem() -> Problem:
+    # Every kind of layer, at a size that its strides don't divide.
+    images = np.random.default_rng(0).integers(0, 256, (BATCH + 2, 35, 35, 3), np.uint8)
+    return make_problem(Architecture("imagenet", (1, 1), bottleneck=True, num_classes=10, width=8), images)
+
+
+@functools.cache
+def tiny_reference() -> np.ndarray:
+    return reference_logits(tiny_problem(), BATCH)
+
+
+@pytest.mark.parametrize(("side", "mode", "precision"), CASES)
+def test_every_side_gives_the_reference_logits(side, mode, precision):
+    for package in OPTIONAL.get(side, ()):
+        pytest.importorskip(package)
+    module = importlib.import_module(f"benchmarks.sides.{SIDES[side].module}")
+    runner = module.make_runner(tiny_problem(), BATCH, precision, mode)
+    logits = runner.run(2 * runner.in_flight)
+    assert logits.shape == (BATCH, 10) and logits.dtype == np.float32
+    assert compare(logits, tiny_reference()).max_relative_error <= LIMITS[precision] / 5
+
+
+def test_the_reference_depends_on_every_image_and_on_it_alone():
+    logits = reference_logits(tiny_problem(), BATCH + 2)  # more than one chunk
+    np.testing.assert_allclose(logits[:BATCH], tiny_reference(), rtol=1e-12)
+    assert len(np.unique(logits.round(6), axis=0)) == BATCH + 2
+
+
+def test_ratio_is_the_median_of_the_rounds_ratios():
+    ratio = Ratio.of([2.0, 9.0, 4.0], [1.0, 3.0, 4.0])
+    assert ratio == Ratio(2.0, 1.0, 3.0)
+    assert str(ratio) == "2.00 (1.00…3.00)"
+    with pytest.raises(ValueError):
+        Ratio.of([1.0], [1.0, 2.0])
+
+
+def test_best_has_the_highest_median():
+    assert best({4: [1.0, 9.0, 1.0], 8: [2.0, 2.0, 2.0]}) == 8
+
+
+def test_rows_compare_the_best_of_ours_with_the_best_batch_of_each_side():
+    slow = Result("ours", "1x1 call", "float32", {}, {4: [5.0, 5.0], 8: [6.0, 6.0]}, [10.0, 10.0])
+    fast = Result("ours", "1x1 stream", "float32", {}, {4: [8.0, 9.0], 8: [7.0, 7.0]}, [20.0, 20.0])
+    other = Result("openvino", "latency", "float32", {}, {4: [1.0, 1.0], 8: [4.0, 3.0]}, [5.0, 10.0])
+    rows = summarise([slow, fast, other])
+    assert [row.best_batch for row in rows] == [8, 4, 8]
+    assert [row.images_per_second for row in rows] == [6.0, 8.5, 3.5]
+    assert rows[1].speedup == Ratio(1.0, 1.0, 1.0)
+    assert rows[2].speedup == Ratio(2.5, 2.0, 3.0)
+    assert rows[2].latency_speedup == Ratio(0.75, 0.5, 1.0)
+    (row,) = summarise([other])
+    assert row.speedup is None and row.latency_speedup is None
+
+
+def test_worker_fills_the_launches_in_flight_and_checks_the_logits():
+    launches = []
+
+    def run(count):
+        launches.append(count)
+        return np.full((4, 2), 1.5, np.float32)
+
+    server = Server(lambda batch: Runner(run, in_flight=3), np.ones((8, 2)))
+    assert server.build(4)["relative_error"] == pytest.approx(0.5)
+    assert server.throughput(4, 1e-3)["images_per_second"] > 0
+    assert launches[:2] == [1, 3] and launches[2] >= 3 and launches[2] % 3 == 0
+    assert server.latency(4, 1e-9)["latency_ms"] > 0
+
+
+class FakeClient:
+    """Answers every line with one number, or fails."""
+
+    def __init__(self, number: float | None):
+        self.number = number
+
+    def ask(self, command, *values):
+        if self.number is None:
+            raise SideError("broken")
+        return self.number
+
+
+@pytest.mark.parametrize(("number", "reason"), [(None, "broken"), (float("nan"), "got nan"), (2e-4, "got 0.0002")])
+def test_who_fails_leaves_the_race(number, reason, capsys):
+    contenders = [Contender(FakeClient(value), Result("ours", str(value), "float32")) for value in (1e-5, number)]  # pyright: ignore[reportArgumentType]
+    race = Race(contenders)
+    race.each(Contender.build, 8)
+    assert [contender.result.mode for contender in race.contenders] == ["1e-05"]
+    assert race.failures == [capsys.readouterr().out.strip()]
+    assert f"ours, {number}, float32 left out at build(8,): " in race.failures[0] and reason in race.failures[0]
+
+
+def test_every_second_round_goes_backwards():
+    race = Race([Contender(FakeClient(1.0), Result("ours", mode, PRECISIONS[0])) for mode in "abc"])  # pyright: ignore[reportArgumentType]
+    order = []
+    for _ in range(2):
+        race.each(lambda contender: order.append(contender.result.mode))
+        race.turn()
+    assert "".join(order) == "abccba"
+
+
+def test_scaling_runs_every_setting_once():
+    settings = all_settings(64)
+    assert len(settings) == len(set(settings)) == 29
+    assert [str(setting.mesh) for setting in over_devices(64)] == ["1x1", "1x2", "1x4", "1x8", "1x16", "1x32"]
+    meshes = [str(setting.mesh) for setting in over_model_axis(64, "intra_sample")]
+    assert meshes == ["2x16", "4x8", "8x4", "16x2", "32x1"]  # 1x32 cuts nothing
+    assert Setting(MeshShape(4, 8), 256) in settings and Setting(MeshShape(1, 1), 1) in settings

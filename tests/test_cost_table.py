@@ -1,0 +1,150 @@
+"""Cost tables: what is measured, what is estimated from it, and the file that keeps it."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import pytest
+
+from models.architecture import Architecture, network
+from models.cases import Case, case_of, lowerings_of
+from models.cost_table import CostTable, Transition, line_of, read_table, table_path
+from models.costs import TableCosts
+from models.planning import layer_costs, make_plan
+from models.tuning import tune
+from sharding import Layout, MeshShape, Partition, UsageError, make_mesh
+
+CASE = Case("conv", "im2col", 3, 1, 8, 8, (1, 1), 16, 32, False, 4, "float32", 1)
+TINY = network(Architecture("cifar", blocks=(1,), bottleneck=False, num_classes=4, width=4), 8)
+
+
+def test_a_case_is_the_layer_as_a_device_computes_it():
+    layer = network(Architecture("imagenet", (1,), False, 10, width=8), 32)[0]
+    mesh = MeshShape(4, 2)
+    shapes = {
+        Partition.WHOLE: ((5, 32, 32, 3), (5, 16, 16, 8), (3, 3)),
+        Partition.SAMPLES: ((5, 32, 32, 3), (5, 16, 16, 8), (3, 3)),
+        Partition.ROWS: ((5, 13, 32, 3), (5, 4, 16, 8), (0, 3)),  # 8 rows, 3 from above and 2 from below
+        Partition.CHANNELS: ((5, 32, 32, 3), (5, 16, 16, 2), (3, 3)),
+    }
+    for partition, (in_shape, out_shape, padding) in shapes.items():
+        case = case_of(layer, partition, "native", 5, "float32", mesh)
+        assert (case.in_shape, case.out_shape, case.padding, case.devices) == (in_shape, out_shape, padding, 8)
+        assert case.flops == 2 * math.prod(out_shape) * 7 * 7 * 3
+
+
+def test_a_measured_case_is_what_was_measured_and_a_similar_one_is_scaled():
+    table = CostTable("cpu", {})
+    table.add(CASE, 3.0)
+    assert table.case_ms(CASE) == 3.0
+    assert table.case_ms(dataclasses.replace(CASE, samples=8)) == pytest.approx(6.0)
+    assert table.case_ms(dataclasses.replace(CASE, devices=32)) == pytest.approx(96.0)  # on the same cores
+    nearer = dataclasses.replace(CASE, samples=16)
+    table.add(nearer, 10.0)
+    assert table.case_ms(dataclasses.replace(CASE, samples=32)) == pytest.approx(20.0)
+    other = dataclasses.replace(CASE, lowering="native")
+    assert table.case_ms(other) == CostTable("cpu", {}).case_ms(other)  # nothing comparable: nominal
+
+
+def test_transitions_are_interpolated_on_their_mesh():
+    table = CostTable("cpu", {})
+    for values, milliseconds in ((1000, 1.0), (3000, 2.0)):
+        table.add(Transition("halo", "4x2", values, "float32"), milliseconds)
+
+    def halo(values: int, mesh: str = "4x2") -> float:
+        return table.transition_ms(Transition("halo", mesh, values, "float32"))
+
+    assert [halo(values) for values in (500, 1000, 2000, 3000, 5000)] == [1.0, 1.0, 1.5, 2.0, 3.0]
+    assert halo(1000, "8x1") not in (0.0, 1.0)  # nominal
+
+
+def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
+    path = tmp_path / "costs.jsonl"
+    transition = Transition("rows>samples", "4x8", 4096, "bfloat16")
+    lines = [
+        json.dumps({"machine": {"device": "a CPU", "platform": "cpu"}}),
+        line_of(CASE, 1.25),
+        line_of(transition, 2),
+    ]
+    path.write_text("\n".join(lines) + "\n" + line_of(CASE, 7.0)[:-9])
+    table = read_table(path, "cpu")
+    assert (table.cases, table.transitions, table.machine["device"]) == ({CASE: 1.25}, {transition: 2.0}, "a CPU")
+    assert read_table(path, "gpu").cases == {}  # another platform's
+    path.write_text("\n".join([lines[0], "nonsense", lines[1]]))
+    with pytest.raises(UsageError, match=f"line 2 of the cost table {path} must hold a measurement"):
+        read_table(path, "cpu")
+
+
+def test_the_own_table_comes_before_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shipped = table_path("cpu")
+    assert shipped.name == "costs.jsonl" and len(read_table(shipped, "cpu").cases) > 100
+    monkeypatch.setattr("models.cost_table.own_table_path", lambda platform: tmp_path / "own.jsonl")
+    (tmp_path / "own.jsonl").touch()
+    assert table_path("cpu") == tmp_path / "own.jsonl"
+
+
+def test_tuning_measures_what_is_lacking_and_no_more(tmp_path):
+    path, mesh, parts = tmp_path / "costs" / "own.jsonl", make_mesh(MeshShape(2, 1), jax.devices()), []
+
+    def progress(groups: list):
+        parts.append(len(groups))
+        return iter(groups)
+
+    table = CostTable("cpu", {})
+    tune(table, path, TINY[:2], mesh, 2, "float32", progress)
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[0])["machine"]["jax"] == jax.__version__
+    assert len(lines) == 1 + len(table.cases) + len(table.transitions) and parts[0] > 0
+    assert all(milliseconds > 0 for milliseconds in (*table.cases.values(), *table.transitions.values()))
+    lowerings = {case.lowering for case in table.cases if case.rows == 8 and case.out_channels == 4}
+    assert lowerings == set(lowerings_of(TINY[0], "cpu", "float32"))
+    path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10])  # cut short
+    tune(read_table(path, "cpu"), path, TINY[:2], mesh, 2, "float32")
+    assert read_table(path, "cpu").cases.keys() == table.cases.keys()
+    before = path.read_text()
+    tune(read_table(path, "cpu"), path, TINY[:2], mesh, 2, "float32")
+    assert path.read_text() == before
+
+
+def slow_but_for(table: CostTable, fast: str, milliseconds: float) -> None:
+    """Every lowering of TINY takes 100 ms on one device, `fast` less."""
+    for layer in TINY:
+        for lowering in lowerings_of(layer, "cpu", "float32"):
+            case = case_of(layer, Partition.WHOLE, lowering, 4, "float32", MeshShape(1, 1))
+            table.add(case, milliseconds if lowering == fast else 100.0)
+
+
+@pytest.mark.parametrize("milliseconds, chosen", [(99.0, False), (1.0, True)])
+def test_what_cannot_be_serialized_must_be_worth_compiling_at_each_start(milliseconds, chosen):
+    table = CostTable("cpu", {})
+    slow_but_for(table, "onednn", milliseconds)
+    plan = make_plan(TINY, MeshShape(1, 1), 4, "cpu", table=table)
+    assert any(layer.lowering == "onednn" for _, layer in plan.layers) == chosen
+    assert any("each start compiles the portable program" in note for note in plan.notes) == chosen
+
+
+def test_predicted_costs_add_up_to_the_measured_cases():
+    table = CostTable("cpu", {})
+    slow_but_for(table, "winograd_2x2", 40.0)
+    plan = make_plan(TINY, MeshShape(1, 1), 4, "cpu", table=table)
+    costs = layer_costs(plan, TINY, MeshShape(1, 1), 4, "float32", table)
+    three_by_three = sum(layer.kernel == 3 for layer in TINY)
+    assert sum(cost.compute_ms for cost in costs) == pytest.approx(
+        40 * three_by_three + 100 * (len(TINY) - three_by_three)
+    )
+    assert all(plan[layer.name].lowering == "winograd_2x2" for layer in TINY if layer.kernel == 3)
+
+
+def test_weights_count_as_large_as_their_transform_makes_them():
+    costs = TableCosts(CostTable("cpu", {}), MeshShape(2, 1), 4, "float32")
+    bytes_of = {option.lowering: option.weight_bytes for option in costs.layer(TINY[1], Partition.CHANNELS)}
+    assert bytes_of["im2col"] == 4 * (9 * 4 * 2 + 2)
+    assert bytes_of["winograd_4x4"] == 4 * (36 * 4 * 2 + 2)
+    assert costs.transition_ms((8, 8, 4), Layout.ROWS, Layout.ROWS) == 0.0
+
+
+def test_a_plan_with_a_lowering_that_rounds_too_much_is_not_considered():
+    for layer in TINY:
+        assert not any("4x4" in name for name in lowerings_of(layer, "cpu", "bfloat16"))

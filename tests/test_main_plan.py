@@ -1,0 +1,29 @@
+"""`--mode plan` by the command: the plan shown is the one that the executable and the report carry."""
+
+import re
+
+import pytest
+from command import Command
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> Command:
+    return Command(tmp_path_factory.mktemp("plan"))
+
+
+def test_the_plan_is_shown_and_drawn_and_is_that_of_the_run(command):
+    flags = ("--config", command.config, "--mesh", "2x2", "--batch_size", 4, "--precision", "float32")
+    outcome = command("--mode", "plan", *flags, "--output_dir", command.home / "plan")
+    assert outcome.exit_code == 0, outcome.stderr
+    report = command.run(*flags, "--num_images", 4).report
+    assert report["build_ms"] is None  # the executable is the one that mode plan built
+    lines = {line.split()[0]: line.split() for line in outcome.stdout.splitlines() if line.strip()}
+    for name, layer in report["plan"].items():
+        assert lines[name][1:3] == [layer["partition"], layer["lowering"]]
+    assert re.search(r"a launch: predicted \d+ ms, measured \d+ ms \(predicted / measured \d+\.\d\d\)", outcome.stdout)
+    assert sorted(path.name for path in (command.home / "plan").iterdir()) == ["plan.png", "plan.svg"]
+
+
+def test_tuning_is_refused_outside_mode_plan(command):
+    outcome = command("--tune")
+    assert (outcome.exit_code, outcome.error) == (2, "--tune belongs to mode plan, got mode run")

@@ -1,0 +1,33 @@
+import io
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from engine.plan_view import draw_plan, print_plan, total_ms
+from sharding import LayerCost
+
+PLAN = {
+    "conv1": {"partition": "rows", "lowering": "winograd_2x2", "micro_batch": 4},
+    "fc": {"partition": "whole", "lowering": "matmul", "micro_batch": 0},
+}
+COSTS = [LayerCost("conv1", 7.5, 0.25, 3 * 2**20, 2**19), LayerCost("fc", 2.25, 0.0, 2**18, 0)]
+
+
+def test_the_table_has_a_line_for_each_layer_and_the_predicted_total_beside_the_measured_one():
+    out = io.StringIO()
+    print_plan(PLAN, COSTS, "a network", 8.0, Console(file=out, width=140))
+    title, header, conv1, fc, total = out.getvalue().splitlines()
+    assert title.strip() == "a network" and header.split()[:3] == ["layer", "partition", "lowering"]
+    assert conv1.split() == ["conv1", "rows", "winograd_2x2", "4", "7.50", "0.25", "3.00", "0.50"]
+    assert fc.split() == ["fc", "whole", "matmul", "all", "2.25", "0.25"]
+    assert total == "a launch: predicted 10 ms, measured 8 ms (predicted / measured 1.25)"
+    assert total_ms(COSTS) == 10.0
+
+
+def test_the_picture_is_drawn_in_the_colours_of_the_partitions(tmp_path):
+    png, svg = draw_plan(PLAN, COSTS, "a network", 8.0, tmp_path / "plan")
+    colours = {tuple(colour) for colour in np.asarray(Image.open(png).convert("RGB")).reshape(-1, 3)}
+    assert {(0xE6, 0x9F, 0x00), (0x99, 0x99, 0x99)} <= colours  # rows and whole
+    assert (0x56, 0xB4, 0xE9) not in colours  # no layer is cut by samples
+    assert svg.read_text().count("<svg") == 1

@@ -1,0 +1,121 @@
+"""From flags to a sweep: lists, refusals, the commands it runs."""
+
+import copy
+import json
+
+import pytest
+from absl import flags
+from command import TINY_CONFIG, write_images
+
+import engine.flags
+import main
+from engine.command_line import command_line
+from engine.sweep.grid import Grid
+from engine.sweep.setup import sweep_of_flags
+from sharding import UsageError
+
+
+def parse(*arguments: object) -> flags.FlagValues:
+    values = copy.deepcopy(main.FLAGS)
+    values(["main.py", *map(str, arguments)])
+    return values
+
+
+def sweep_of(*arguments: object):
+    values = parse(*arguments)
+    axes = engine.flags.read_axes(values)
+    return sweep_of_flags(values, axes, ["python3", "main.py"], main.predict, "digest")
+
+
+def test_the_papers_grid():
+    values = parse("--config", "cambricon_grid")
+    grid = Grid.of(engine.flags.read_axes(values))
+    assert len(grid.cells) == len(set(grid.cells)) == 40
+    assert grid.varied == ("mesh", "threads")
+    assert {cell["mesh"] for cell in grid.cells} == {"2x16", "4x8", "8x4", "16x2", "32x1"}
+    assert {cell["partition"] for cell in grid.cells} == {"intra_sample"}
+    assert len({cell.executable for cell in grid.cells}) == 5
+    first = grid.cells[0]
+    assert (grid.name(first), grid.folder(first)) == ("mesh 2x16, threads 2", "mesh=2x16,threads=2")
+    typed = parse("--mesh", "2x16,4x8,8x4,16x2,32x1", "--threads", "2,4,6,8,10,12,14,16", "--partition", "intra_sample")
+    assert Grid.of(engine.flags.read_axes(typed)) == grid
+
+
+def test_a_single_value_stays_a_single_value():
+    assert (parse("--threads", "4").threads, parse("--threads", "4, 8").threads) == (4, (4, 8))
+    assert parse("--mesh", "4x8").mesh == "4x8"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--repeats", 2), "--repeats needs a sweep, several values of one of mesh, .*, got one configuration"),
+        (("--mesh", "1x2,4by8"), "a mesh is written MODELxDATA, such as 4x8, got '4by8'"),
+        (("--precision", "float32,int8"), "precision must be one of auto, float32, bfloat16, got 'int8'"),
+        (("--mesh", "1x2,1x4", "--batch_size", "3"), "batch_size must be a multiple of the data axis"),
+        (("--mesh", "1x2,1x4", "--mode", "fly"), "a sweep needs mode run or compile, got 'fly'"),
+        (("--mesh", "1x2,1x4", "--data", "absent"), "data must be auto, cifar10, synthetic or a folder of images"),
+        (("--mesh", "1x2,1x4", "--artifact", "some"), "an artifact decides its own mesh"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        sweep_of(*arguments)
+
+
+def test_values_that_come_twice_are_refused():
+    with pytest.raises(flags.IllegalFlagValueError, match="values in a list must differ, got 2,4,2"):
+        parse("--threads", "2,4,2")
+
+
+def test_a_combination_that_makes_no_sense_is_a_result(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png", "c.png"])
+    sweep = sweep_of("--mesh", "1x2,1x4", "--batch_size", "6,8", "--data", tmp_path, "--num_images", "2,3,4")
+    reasons = {sweep.grid.name(cell): reason for cell, reason in sweep.refused.items()}
+    assert len(reasons) == 6
+    assert reasons["mesh 1x4, batch_size 6, num_images 3"] == (
+        "batch_size must be a multiple of the data axis of 4 in mesh 1x4, got 6"
+    )
+    assert reasons["mesh 1x2, batch_size 8, num_images 4"].startswith(
+        "num_images must be at most the 3 images of folder"
+    )
+    assert set(sweep.num_images.values()) == {2, 3}
+
+
+def test_the_commands_of_a_sweep(tmp_path):
+    config = tmp_path / "tiny.py"
+    config.write_text(TINY_CONFIG.rstrip().removesuffix(")") + ', flags=(("threads", "1,2"), ("seed", "5")),\n)')
+    sweep = sweep_of("--config", config, "--mesh", "1x2,2x1", "--repeats", 2, "--fresh", "--skip_bad_images")
+    cell = sweep.grid.cells[1]
+    given = ["python3", "main.py", "--config", str(config), "--mesh", "1x2", "--threads", "2"]
+    assert sweep.run_command(cell, 8, tmp_path) == [
+        *given,
+        *("--num_images", "8", "--output_dir", str(tmp_path), "--skip_bad_images", "--seed", "5"),
+    ]
+    assert sweep.build_command is not None
+    assert sweep.build_command(cell) == [
+        *("python3", "main.py", "--mode", "compile", *given[2:], "--skip_bad_images", "--seed", "5")
+    ]
+    assert sweep.answer(cell) == f"python main.py {' '.join(given[2:])} --skip_bad_images --seed 5"
+    # Each command makes one configuration, not a sweep.
+    values = parse(*sweep.run_command(cell, 8, tmp_path)[2:])
+    assert {len(axis) for axis in engine.flags.read_axes(values).values()} == {1}
+    configuration = engine.flags.read_configuration(values)
+    assert (configuration.threads, configuration.seed, configuration.num_images) == (2, 5, 8)
+
+
+def test_the_command_identifies_a_sweep_and_names_its_directory():
+    base = ("--mesh", "1x2,2x1", "--data", "synthetic")
+    first, fresh = sweep_of(*base), sweep_of(*base, "--fresh", "--output_dir", "elsewhere")
+    assert first.identity == fresh.identity == json.loads(json.dumps(first.identity))
+    assert (str(fresh.path), first.path.parent.name) == ("elsewhere", "runs")
+    other = sweep_of(*base, "--repeats", 5)
+    assert other.identity["command"] != first.identity["command"] and other.path != first.path
+
+
+def test_a_default_is_said_where_the_config_says_otherwise():
+    values = parse("--threads", "2", "--batch_size", "8,16")
+    assert command_line(values, {"batch_size": 8}) == ["--threads", "2", "--batch_size", "8"]
+    assert command_line(values, {"batch_size": 0, "mesh": "4x8"}) == ["--threads", "2", "--batch_size", "0"]
+    values["mesh"].value = "1x2"  # as --config does
+    assert command_line(values, {"batch_size": None, "mesh": "4x8"}) == ["--mesh", "4x8", "--threads", "2"]

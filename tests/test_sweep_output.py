@@ -1,0 +1,136 @@
+"""What a sweep leaves and shows: table, CSV, Markdown, pictures, the page, and its lines or its live table."""
+
+import contextlib
+import csv
+import os
+import pty
+import re
+import termios
+
+import pytest
+from PIL import Image
+from sweep_stand_in import SCRIPT, make_grid, make_sweep, run
+
+from engine.sweep.conclude import conclude
+from engine.sweep.display import Display
+from engine.sweep.figures.pareto import pareto_front
+from engine.sweep.objective import Objective
+from engine.sweep.sweep import run_sweep
+
+GRID = make_grid(mesh=("1x2", "2x1", "4x1"), threads=(1, 2, 4))
+# Mesh 4x1 overflows from 2 threads on.
+OVERFLOWING = """
+if [ $2 = 4x1 ] && [ $3 -ge 2 ]; then
+  echo '{"status": "out_of_memory", "failure_reason": "OutOfMemory: too much <b>"}' > "$1/report.json"; exit 1
+fi
+"""
+FIGURES = ("time_against_threads", "throughput", "pareto", "phases")
+
+
+@pytest.fixture(scope="module")
+def concluded(tmp_path_factory):
+    """A finished sweep's folder, what it printed, and whether something ran well."""
+    folder = tmp_path_factory.mktemp("home") / "sweep"
+    sweep = make_sweep(folder, GRID, script=OVERFLOWING + SCRIPT, repeats=2)
+    printed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        good = conclude(sweep, run(sweep))
+    return folder, "\n".join(printed), good
+
+
+def test_the_answer(concluded):
+    folder, printed, good = concluded
+    assert good
+    assert "best: mesh 1x2, threads 1: 500 images/s (spread 0%)" in printed
+    assert "\npython main.py --mesh 1x2 --threads 1\n" in printed
+    assert "without a result: 2, 2 of them for want of memory; see their remarks" in printed
+    assert printed.splitlines()[-1] == f"report.html, summary.csv and figures in {folder}"
+
+
+def test_a_line_for_each_configuration_where_it_is_no_terminal(concluded):
+    _, printed, _ = concluded
+    lines = [line for line in printed.splitlines() if re.match(r"mesh \dx\d, threads \d: ", line)]
+    assert len(lines) == len(GRID.cells) == len({line.partition(":")[0] for line in lines})
+    assert "mesh 4x1, threads 2: out of memory, predicted: OutOfMemory: too much <b>" in lines
+
+
+def test_the_summary(concluded):
+    folder, _, _ = concluded
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    first, last = rows[0], rows[-1]
+    assert (first["rank"], first["mesh"], first["threads"], first["status"], first["runs"]) == (
+        "1",
+        "1x2",
+        "1",
+        "ok",
+        "2",
+    )
+    assert (first["images_per_second"], first["wall_ms"], first["images_per_second_min"]) == ("500.0", "1024.0", "500")
+    assert (last["rank"], last["status"], last["overflow"]) == ("", "out_of_memory", "predicted")
+    assert (folder / "ranking.md").read_text().splitlines()[2].startswith("| 1 | mesh 1x2, threads 1 | 500 | 0% |")
+
+
+def test_the_pictures(concluded):
+    folder, _, _ = concluded
+    for name in FIGURES:
+        with Image.open(folder / "figures" / f"{name}.png") as picture:
+            assert picture.width > 400 and len(picture.convert("L").getcolors(256) or ()) > 10
+        svg = (folder / "figures" / f"{name}.svg").read_text()
+        assert svg.startswith("<?xml") and svg.rstrip().endswith("</svg>")
+    # The words of a picture stand in its SVG as comments.
+    assert (folder / "figures" / "time_against_threads.svg").read_text().count("<!-- OOM -->") == 2
+    assert (folder / "figures" / "throughput.svg").read_text().count("<!-- overflow -->") == 2
+
+
+def test_the_page_is_one_file_without_network(concluded):
+    folder, _, _ = concluded
+    page = (folder / "report.html").read_text()
+    assert not re.search(r"https?:|<script|<link|url\(", page)
+    assert page.count("data:image/svg+xml;base64,") == len(FIGURES)
+    assert "too much &lt;b&gt;" in page and "too much <b>" not in page
+    for text in (
+        "best: mesh 1x2, threads 1",
+        "more host threads are slower",
+        "stand-in",
+        "python main.py --mesh 4x1 --threads 4",
+    ):
+        assert text in page
+
+
+def test_nothing_that_ran_well_is_said_and_drawn(tmp_path, capsys):
+    sweep = make_sweep(tmp_path / "sweep", make_grid(threads=(1, 2)), script="exit 1", repeats=1)
+    assert not conclude(sweep, run(sweep))
+    assert "best: none; no configuration ran well within the constraints" in capsys.readouterr().out
+    assert {path.stem for path in (tmp_path / "sweep" / "figures").iterdir()} == {"time_against_threads", "throughput"}
+
+
+def test_the_front_is_what_nothing_beats_in_both(tmp_path):
+    sweep = make_sweep(tmp_path / "sweep", make_grid(threads=(1, 2, 3, 4)), repeats=1)
+    standings = run(sweep).standings
+    for standing, (speed, latency) in zip(standings, ((10, 5), (12, 6), (11, 7), (9, 4)), strict=True):
+        standing.reports[0].update(images_per_second=speed, latency_ms_p99=latency)
+    speeds = [standing.median("images_per_second") for standing in pareto_front(standings)]
+    assert speeds == [9, 10, 12]
+
+
+def test_a_live_table_on_a_terminal(tmp_path, monkeypatch):
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 100))
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(end, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        sweep = make_sweep(tmp_path / "sweep", GRID, repeats=1)
+        run_sweep(sweep, Display(Objective()))
+        monkeypatch.undo()
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux ends the reading of a terminal that its writers have closed
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    os.close(terminal)
+    shown = shown.decode()
+    for text in ("done", "9 runs, 9 configurations", "best so far", "mesh 1x2, threads 1: 500 images/s", "time left"):
+        assert text in shown
+    assert "\x1b[" in shown and "threads 1: 500 images/s (one run)\r\n" not in shown.partition("best so far")[0]
