@@ -64,7 +64,7 @@ def train_configuration(configuration: Configuration, flags: dict[str, Any]) -> 
       Whatever ended the training, after the report was written with what had been finished.
     """
     report = TrainingReport(flags, versions())
-    recipe = _recipe(configuration, flags["config"])
+    recipe, recipe_notes = _recipe(flags["config"])
     if flags["batch_size"]:
         recipe = dataclasses.replace(recipe, batch_size=flags["batch_size"])
     devices, notes = acquire_devices(configuration.mesh.num_devices, configuration.platform)
@@ -85,7 +85,7 @@ def train_configuration(configuration: Configuration, flags: dict[str, Any]) -> 
     report.data, report.evaluated_on, report.num_images = source.description, test_source.description, len(source)
     report.weights, report.checkpoints = configuration.weights, str(output_dir / CHECKPOINTS)
     try:
-        for note in (*notes, *setup.notes, *more_notes):
+        for note in (*recipe_notes, *notes, *setup.notes, *more_notes):
             print(f"note: {note}", file=sys.stderr, flush=True)
             report.notes.append(note)
         _train(configuration, recipe, setup, source, test_source, mesh, output_dir, report)
@@ -100,12 +100,15 @@ def train_configuration(configuration: Configuration, flags: dict[str, Any]) -> 
     return report, output_dir
 
 
-def _recipe(configuration: Configuration, config: str) -> Recipe:
+def _recipe(config: str) -> tuple[Recipe, list[str]]:
     path, names = engine.flags.read_config_file(config or engine.flags.DEFAULT_CONFIG)
-    recipe = names.get("RECIPE", Recipe())
+    if "RECIPE" not in names:
+        recipe = Recipe()
+        return recipe, [f"no RECIPE in {path.name}: training by the default one, {recipe.epochs} epochs"]
+    recipe = names["RECIPE"]
     if not isinstance(recipe, Recipe):
         raise UsageError(f"{path} must define RECIPE, a Recipe, got {type(recipe).__name__}")
-    return recipe
+    return recipe, []
 
 
 def _set_up(configuration: Configuration) -> _Setup:
@@ -221,6 +224,8 @@ def _train(
             report.images_per_second = progress.images_per_second
 
         def on_epoch(metrics: EpochMetrics) -> None:
+            if report.images_per_second is None:  # an epoch from before a stop, whose time is not of this process
+                bar.initial = bar.n = bar.last_print_n = metrics.step * recipe.batch_size
             epochs.append(dataclasses.asdict(metrics))
             replace_file(output_dir / METRICS, metrics_csv(epochs))
             tested = "" if metrics.test_top1 is None else f", evaluation top-1 {metrics.test_top1:.2%}"

@@ -138,7 +138,7 @@ def _check_training(values: flags.FlagValues) -> None:
     for name, default in (("artifact", ""), ("execution", "offline"), ("partition", "auto")):
         if values[name].value != default:
             raise UsageError(f"mode train runs no executable: leave --{name} out, got {values[name].value!r}")
-    if values["mesh"].using_default_value:
+    if not values["mesh"].present and values["mesh"].value == values["mesh"].default:
         values["mesh"].value = "1x1"
 
 

@@ -49,6 +49,16 @@ def test_defaults():
     assert hash(configuration) == hash(dataclasses.replace(configuration))
 
 
+def test_a_training_takes_one_device_unless_asked_for_others(preset):
+    def mesh(*flags: str) -> MeshShape:
+        return engine.flags.read_configuration(parse("--mode", "train", *flags)).mesh
+
+    assert mesh() == MeshShape(1, 1)
+    assert mesh("--mesh", "1x4") == MeshShape(1, 4)
+    assert mesh("--mesh", "4x8") == MeshShape(4, 8)  # which the training refuses
+    assert mesh("--config", preset) == MeshShape(2, 4)
+
+
 def test_the_command_line_wins_over_the_preset_and_that_over_defaults(preset):
     values = parse("--config", preset, "--mesh", "1x2")
     configuration = engine.flags.read_configuration(values)

@@ -18,12 +18,12 @@ CASES = {
     "--mesh 2x4 --batch_size 6": "batch_size must be a multiple of the data axis of 4 in mesh 2x4, got 6",
     "--threads 0": "threads must be at least 1, got 0",
     "--config nothing": "config must be a .py or report.json file, "
-    "or one of cambricon_grid, resnet101_cifar10, resnet101_imagenet; got 'nothing'",
+    "or one of cambricon_grid, resnet101_cifar10, resnet101_imagenet, train_resnet101_cifar10; got 'nothing'",
     "--nonsense 3": "flags must be among those that --help lists, got --nonsense",
     "--precision int8": "precision must be one of auto, float32, bfloat16, got 'int8'",
     "--partition columns": "partition must be one of auto, samples, rows, channels, intra_sample, got 'columns'",
     "--platform npu": "platform must be one of auto, cpu, gpu, tpu, got 'npu'",
-    "--mode fly": "mode must be one of run, compile, got 'fly'",
+    "--mode fly": "mode must be one of run, compile, plan, train, got 'fly'",
     "--execution later": "execution must be one of offline, online, got 'later'",
     "--device_memory_limit 5": "a size is a number with a unit of B, KiB, MiB, GiB, TiB, such as 512MiB, got '5'",
     "photos": "arguments are flags that begin with --, got 'photos'",
@@ -38,6 +38,10 @@ CASES = {
     f"{TINY} --mesh 1x2 --weights classes.safetensors": "--config needs weights of resnet18 with the cifar stem and "
     "10 classes, got resnet18 with the cifar stem and 4 classes in classes.safetensors",
     "--mode compile --execution online": "mode compile saves an artifact: --execution must be offline, got online",
+    "--mode train --partition rows": "mode train runs no executable: leave --partition out, got 'rows'",
+    "--mode train --mesh 2x1": "training cuts the batch only, on a mesh 1xDATA, got 2x1",
+    "--mode train --data synthetic": "training needs labelled images, --data cifar10 or a folder of class folders, "
+    "got synthetic images, seed 0",
     "--mode compile --artifact empty": "mode compile builds an artifact: leave --artifact out, got 'empty'",
     "--artifact_dir file/cache": "the artefact directory must be writable and have space, got file/cache: "
     "Not a directory",

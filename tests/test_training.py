@@ -73,18 +73,18 @@ def test_it_learns_64_images_by_heart_and_the_offline_engine_agrees(tmp_path):
     images, labels = noise(64)
     data = TrainingData(images, labels, images, labels)
     recipe = Recipe(
-        epochs=50, batch_size=32, learning_rate=0.1, label_smoothing=0.0, crop_padding=0, flip=False, ema_decay=0.9,
-        evaluate_every_epochs=50,
+        epochs=100, batch_size=32, learning_rate=0.1, label_smoothing=0.0, crop_padding=0, flip=False, ema_decay=0.9,
+        evaluate_every_epochs=100,
     )  # fmt: skip
     variables, epochs = run(tmp_path / "checkpoints", SMALL, recipe, data)
-    assert (epochs[-1].epoch, epochs[-1].step, epochs[-1].test_top1) == (50, 100, 1.0)
-    assert [epoch.test_top1 for epoch in epochs[:-1]] == [None] * 49
+    assert (epochs[-1].epoch, epochs[-1].step, epochs[-1].test_top1) == (100, 200, 1.0)
+    assert [epoch.test_top1 for epoch in epochs[:-1]] == [None] * 99
 
     weights = read_weights(tmp_path / "checkpoints")
     assert weights.architecture == SMALL
     assert weights.description == Description(8, 1.0, "bilinear", MEAN, STD, ("a", "b", "c", "d"))
     assert_same(weights.variables, variables)
-    assert_same(read_weights(tmp_path / "checkpoints" / "100").variables, variables)
+    assert_same(read_weights(tmp_path / "checkpoints" / "200").variables, variables)
     shape = MeshShape(2, 2)
     mesh = make_mesh(shape, jax.devices())
     plan = make_plan(network(SMALL, 8), shape, 16, "cpu")

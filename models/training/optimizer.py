@@ -1,5 +1,6 @@
 """The optimizer of a recipe, made of optax's parts."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -21,11 +22,21 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransf
     """The optimizer over a flat dict of parameters by name; only kernels decay, never norms and biases."""
     schedule = learning_rate_schedule(recipe, steps_per_epoch)
     if recipe.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=_decays)
+        return _with_mixed_types(optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=_decays))
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay, mask=_decays),
         optax.sgd(schedule, momentum=recipe.momentum, nesterov=True),
     )
+
+
+def _with_mixed_types(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lets optax multiply its integer counts with floats where the user has forbidden such promotion."""
+
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _decays(params: dict) -> dict[str, bool]:

@@ -1,0 +1,69 @@
+"""`--mode train` as a user runs it: from small given weights on a folder of images, then the trained weights."""
+
+import csv
+import json
+
+import pytest
+from command import Command, write_images
+from PIL import Image
+
+import engine.flags
+from models.training.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    command = Command(tmp_path_factory.mktemp("home"))
+    command.small_flags()
+    names = [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in "ab" for index in range(10)]
+    write_images(command.home / "images", names)
+    flags = ("--mode", "train", "--weights", "small.safetensors", "--data", "images", "--mesh", "1x2")
+    flags += ("--image_size", 8, "--batch_size", 10)
+    outcome = command(*flags, "--precision", "float32", "--output_dir", "trained")
+    assert outcome.exit_code == 0, outcome.stderr
+    return command, outcome
+
+
+def test_a_training_writes_report_curves_accuracy_and_weights(trained):
+    command, outcome = trained
+    output_dir = command.home / "trained"
+    assert outcome.notes == [
+        "no RECIPE in resnet101_cifar10.py: training by the default one, 30 epochs",
+        "new head for the 2 classes of the data",
+    ]
+    report = json.loads((output_dir / "report.json").read_text())
+    assert (report["status"], report["model"], report["mesh"], report["num_images"]) == ("ok", "resnet6", "1x2", 20)
+    assert (report["num_steps"], report["recipe"]["epochs"], report["batch_size"]) == (60, 30, 10)
+    for precision in ("float32", "bfloat16"):
+        accuracy = report["accuracy"][precision]
+        low, high = accuracy["top1_interval_95"]
+        assert 0 <= low <= accuracy["top1"] <= high <= 1 and accuracy["num_images"] == 20
+        assert [entry["label"] for entry in accuracy["classes"]] == ["a", "b"]
+        assert f"{precision}: top-1 {accuracy['top1']:.2%} (95% interval" in outcome.stdout
+        assert (output_dir / f"classes_{precision}.csv").is_file()
+    with (output_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows] == [(str(epoch), str(2 * epoch)) for epoch in range(1, 31)]
+    assert float(rows[-1]["test_top1"]) == report["accuracy"]["float32"]["top1"]
+    for name in ("curves.png", "confusion_float32.png", "confusion_bfloat16.png"):
+        with Image.open(output_dir / name) as picture:
+            assert min(picture.size) > 400
+
+
+@pytest.mark.parametrize("weights", ["model", "checkpoints"])
+def test_the_trained_weights_run_to_the_same_accuracy(trained, weights):
+    command, _ = trained
+    run = command.run(
+        "--weights", command.home / "trained" / weights, "--data", "images", "--mesh", "1x2", "--precision", "float32"
+    )  # fmt: skip
+    expected = json.loads((command.home / "trained" / "report.json").read_text())["accuracy"]["float32"]
+    assert (run.report["top1"], run.report["top5"]) == (expected["top1"], expected["top5"])
+    assert {row["predicted"] for row in run.predictions} <= {"a", "b"}
+    assert run.report["model"] == "resnet6"
+
+
+def test_the_recipe_in_configs():
+    preset = engine.flags.load_preset("train_resnet101_cifar10")
+    _, names = engine.flags.read_config_file("train_resnet101_cifar10")
+    assert preset.model == engine.flags.load_preset("resnet101_cifar10").model
+    assert isinstance(names["RECIPE"], Recipe)
