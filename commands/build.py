@@ -68,7 +68,7 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
     """
     model = read_model(configuration)
     network, batch_size = models.network(model.architecture, model.image_size), configuration.batch_size
-    table = models.cost_table(configuration.platform)
+    table = models.current_cost_table(configuration.platform)
     plan = models.make_plan(
         network,
         configuration.mesh,

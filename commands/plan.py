@@ -25,7 +25,7 @@ def plan_command(configuration: Configuration, tune: bool) -> Path:
     if tune:
         tune_table(configuration)
     devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)
-    measured_on = models.cost_table(devices[0].platform).machine.get("device", "no machine")
+    measured_on = models.current_cost_table(devices[0].platform).machine.get("device", "no machine")
     if measured_on != models.machine_of(devices[0].platform)["device"]:
         print(f"note: planned by costs measured on {measured_on}; --tune measures this machine's", file=sys.stderr)
     return show_plan(configuration, build_program, code_digest)

@@ -51,7 +51,7 @@ def _plan_costs(
 ) -> tuple[float, int, int]:
     """Milliseconds of a launch, and bytes of weights and of the largest layer's activations on a device."""
     network = models.network(models.Architecture.resnet(model.depth, model.stem, model.num_classes), image_size)
-    table = models.cost_table("cpu")
+    table = models.current_cost_table("cpu")
     plan = models.make_plan(
         network, mesh, batch_size, "cpu", precision, partition, memory_limit_bytes=memory_limit_bytes, table=table
     )

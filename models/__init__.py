@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from models.description import Description as Description
     from models.export import export_hugging_face as export_hugging_face
     from models.folding import fold as fold
-    from models.planning import cost_table as cost_table, layer_costs as layer_costs, make_plan as make_plan
+    from models.planning import (
+        current_cost_table as current_cost_table,
+        layer_costs as layer_costs,
+        make_plan as make_plan,
+    )
     from models.program import build_program as build_program
     from models.resnet import ResNet as ResNet, load_variables as load_variables, variables_of as variables_of
     from models.tuning import tune as tune
@@ -36,7 +40,7 @@ _MODULES = {
     "own_table_path": "cost_table",
     "read_table": "cost_table",
     "table_path": "cost_table",
-    "cost_table": "planning",
+    "current_cost_table": "planning",
     "layer_costs": "planning",
     "make_plan": "planning",
     "build_program": "program",

@@ -47,7 +47,7 @@ def make_plan(
     Raises:
       UsageError: as `sharding.choose_plan`, or if the cost table can't be read.
     """
-    table = table or cost_table(platform)
+    table = table or current_cost_table(platform)
 
     def best(without: frozenset[str]) -> tuple[float, Plan]:
         costs = TableCosts(table, mesh, batch_size, precision, without)
@@ -77,7 +77,7 @@ def layer_costs(
     return plan_milliseconds(plan, network, mesh, costs, batch_size=batch_size, element_bytes=element_bytes)
 
 
-def cost_table(platform: str) -> CostTable:
+def current_cost_table(platform: str) -> CostTable:
     """The cost table in force: the one measured on this machine, else the shipped one.
 
     Raises:
