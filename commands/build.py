@@ -1,6 +1,7 @@
 """From a configuration to a program: its model, weights and plan."""
 
 import dataclasses
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,8 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
     """
     model = read_model(configuration)
     network, batch_size = models.network(model.architecture, model.image_size), configuration.batch_size
-    table = models.cost_table(configuration.platform)
+    # Not models.cost_table, which is the module of that name once anything has loaded it.
+    table = import_module("models.planning").cost_table(configuration.platform)
     plan = models.make_plan(
         network,
         configuration.mesh,
