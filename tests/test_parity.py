@@ -2,8 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from toy_program import toy_program
 
-from engine.parity import Parity, compare, probe_inputs
+from engine.parity import Parity, compare, probe_inputs, reference_outputs
 from sharding import TensorSpec
 
 
@@ -36,3 +37,19 @@ def test_the_probe_is_a_whole_batch_the_same_every_time(dtype):
     np.testing.assert_array_equal(inputs, probe_inputs(spec))
     assert len(np.unique(inputs)) > (1 if dtype == "bool" else 10)
     assert dtype != "int32" or (inputs.min() >= 0 and inputs.max() < 16)
+
+
+@pytest.mark.parametrize("batch_size", [63, 64, 65, 200])
+def test_a_large_probe_repeats_samples_in_an_order_without_pattern_and_the_reference_computes_each_once(batch_size):
+    inputs = probe_inputs(TensorSpec("x", (batch_size, 5), "float32"))
+    assert len(np.unique(inputs, axis=0)) == min(batch_size, 64)
+    assert batch_size <= 64 or not np.array_equal(inputs[64:], inputs[: batch_size - 64])
+    computed = []
+
+    def reference(samples: np.ndarray) -> np.ndarray:
+        computed.append(len(samples))
+        return 2 * samples
+
+    program = dataclasses.replace(toy_program(), reference=reference)
+    np.testing.assert_array_equal(reference_outputs(program, inputs), 2 * inputs)
+    assert computed == [min(batch_size, 64)]

@@ -29,7 +29,8 @@ class Checkpoints:
         self.folder = folder.absolute()  # orbax takes no other
         # Written before the next step, whose donated buffers are those that are being written.
         options = ocp.CheckpointManagerOptions(max_to_keep=_NUM_KEPT, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _FACTS: ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none."""

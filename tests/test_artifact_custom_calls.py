@@ -1,0 +1,68 @@
+"""Artefacts of plans with oneDNN: no machine code, and bound to the version of jaxlib."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from engine.artifact import load, save
+from engine.compile import compile_program
+from engine.errors import DamagedArtifact
+from engine.manifest import MANIFEST, read_manifest
+from engine.signing import load_key
+from models.architecture import Architecture, network
+from models.lowerings import LOWERINGS
+from models.program import build_program
+from models.variables import random_variables
+from sharding import Kind, LayerPlan, MeshShape, Partition, Plan, make_mesh
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    if obstacle := LOWERINGS["onednn"].obstacle("cpu"):
+        pytest.skip(f"onednn: {obstacle}")
+    architecture = Architecture("cifar", (1,), bottleneck=True, num_classes=4, width=16)
+    layers = tuple(
+        (layer.name, LayerPlan(Partition.WHOLE, "onednn" if layer.kind == Kind.CONV else "native", 2))
+        for layer in network(architecture, 8)
+    )
+    program = build_program(
+        architecture,
+        random_variables(architecture),
+        Plan(layers),
+        make_mesh(MeshShape(1, 1), jax.devices()),
+        image_size=8,
+        batch_size=4,
+    )
+    assert program.custom_calls == ("__onednn$convolution",)
+    folder = tmp_path_factory.mktemp("onednn")
+    executable = compile_program(program)
+    save(executable, folder / "artifact", folder / "key")
+    return folder, executable
+
+
+def test_the_portable_program_is_compiled_at_load_and_gives_the_same(saved):
+    folder, executable = saved
+    loaded = load(folder / "artifact", signing_key=folder / "key")
+    assert loaded.kind == "portable"
+    assert [note for note in loaded.notes if "XLA could not serialize it" in note]
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    np.testing.assert_allclose(loaded(images), executable(images), rtol=1e-5, atol=1e-5)
+
+
+def test_what_calls_into_this_process_is_refused_unsigned(saved, tmp_path):
+    with pytest.raises(DamagedArtifact, match="without custom calls, got one that calls '__onednn.convolution'"):
+        load(saved[0] / "artifact", signing_key=tmp_path / "another key")
+
+
+def test_another_version_of_jaxlib_is_refused(saved):
+    folder, _ = saved
+    path = folder / "artifact" / MANIFEST
+    original = path.read_bytes()
+    key = load_key(folder / "key")
+    manifest, _ = read_manifest(folder / "artifact", key)
+    path.write_bytes(dataclasses.replace(manifest, versions=manifest.versions | {"jaxlib": "0.9.9"}).signed(key))
+    with pytest.raises(DamagedArtifact, match="internal to jaxlib 0.9.9 it was built with, got jaxlib "):
+        load(folder / "artifact", signing_key=folder / "key")
+    path.write_bytes(original)
