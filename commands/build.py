@@ -2,16 +2,19 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jax.sharding import Mesh
 
-import models
 from engine.cache import source_digest
 from engine.configuration import Configuration, ModelConfig
 from engine.memory import memory_limit_bytes
 from engine.weights_model import model_of_weights
-from sharding import Program, UsageError, mesh_shape
+from sharding import Program, UsageError, mesh_shape, own_table_path
+
+if TYPE_CHECKING:
+    import models
 
 _ROOT = Path(__file__).parent.parent
 NO_WEIGHTS = "no trained weights: running on random ones; --weights PATH takes a checkpoint"
@@ -27,7 +30,7 @@ class Model:
     """
 
     config: ModelConfig
-    architecture: models.Architecture
+    architecture: "models.Architecture"
     variables: dict[str, np.ndarray]
     image_size: int
     weights: str
@@ -41,6 +44,8 @@ def read_model(configuration: Configuration) -> Model:
     Raises:
       UsageError: if the weights can't be read, or aren't those of a model that the user named.
     """
+    import models  # only where something must be built: an offline run starts without them
+
     config, notes = configuration.model, ()
     architecture = models.Architecture.resnet(config.depth, config.stem, config.num_classes)
     trained, weights = configuration.weights not in ("auto", "random"), configuration.weights
@@ -66,6 +71,8 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
     Raises:
       UsageError: as `read_model` and `models.make_plan`.
     """
+    import models
+
     model = read_model(configuration)
     network, batch_size = models.network(model.architecture, model.image_size), configuration.batch_size
     table = models.current_cost_table(configuration.platform)
@@ -106,9 +113,10 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
 
 def code_digest(platform: str) -> str:
     """A digest of the code that `build_program` runs, and of the cost table by which it plans."""
-    parts = (_ROOT / part for part in ("commands", "configs", "models", "sharding"))
-    return source_digest(*parts, models.table_path(platform))
+    parts = [_ROOT / part for part in ("commands", "configs", "models", "models/costs.jsonl", "sharding")]
+    own = own_table_path(platform)
+    return source_digest(*parts, *([own] if own.exists() else []))
 
 
-def _describe(architecture: models.Architecture) -> str:
+def _describe(architecture: "models.Architecture") -> str:
     return f"{architecture.name} with the {architecture.stem} stem and {architecture.num_classes} classes"

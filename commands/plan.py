@@ -10,7 +10,7 @@ from commands.build import build_program, code_digest, read_model
 from engine.configuration import Configuration
 from engine.obtain import resolve
 from engine.plan_mode import show_plan
-from sharding import UsageError, acquire_devices, make_mesh
+from sharding import UsageError, acquire_devices, machine_of, make_mesh, own_table_path
 
 
 def plan_command(configuration: Configuration, tune: bool) -> Path:
@@ -26,7 +26,7 @@ def plan_command(configuration: Configuration, tune: bool) -> Path:
         tune_table(configuration)
     devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)
     measured_on = models.current_cost_table(devices[0].platform).machine.get("device", "no machine")
-    if measured_on != models.machine_of(devices[0].platform)["device"]:
+    if measured_on != machine_of(devices[0].platform)["device"]:
         print(f"note: planned by costs measured on {measured_on}; --tune measures this machine's", file=sys.stderr)
     return show_plan(configuration, build_program, code_digest)
 
@@ -40,7 +40,7 @@ def tune_table(configuration: Configuration) -> None:
     devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)
     configuration = resolve(configuration, devices)
     model = read_model(configuration)
-    path = models.own_table_path(configuration.platform)
+    path = own_table_path(configuration.platform)
     print(f"measuring into the cost table {path}", file=sys.stderr, flush=True)
     try:
         models.tune(

@@ -17,7 +17,6 @@ from engine.accuracy import Accuracy
 from engine.accuracy_files import write_accuracy
 from engine.configuration import Configuration, ModelConfig, parse_bytes
 from engine.curves import draw_curves, metrics_csv
-from engine.errors import OutOfMemory
 from engine.files import replace_file
 from engine.inputs import ImageSource, open_source
 from engine.inputs.arrays import load_arrays
@@ -34,7 +33,7 @@ from models.training.checkpoints import Checkpoints, model_facts
 from models.training.loop import EpochMetrics, Progress, TrainingData, check_batch, evaluator, train
 from models.training.recipe import Recipe
 from models.variables import initial_variables
-from sharding import UsageError, acquire_devices, make_mesh
+from sharding import OutOfMemory, UsageError, acquire_devices, make_mesh
 
 TRAIN_SPLIT = "train"
 METRICS, CURVES, CHECKPOINTS, MODEL = "metrics.csv", "curves.png", "checkpoints", "model"

@@ -10,7 +10,6 @@ from engine.configuration import (
 from engine.errors import (
     ArtifactExists as ArtifactExists,
     DamagedArtifact as DamagedArtifact,
-    OutOfMemory as OutOfMemory,
     ParityError as ParityError,
 )
 from engine.executable import Analysis as Analysis, Executable as Executable
@@ -24,3 +23,4 @@ from engine.parity import Parity as Parity
 from engine.portable import Portable as Portable, load_portable as load_portable
 from engine.report import Report as Report
 from engine.run import run_configuration as run_configuration
+from sharding import OutOfMemory as OutOfMemory

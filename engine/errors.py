@@ -26,7 +26,3 @@ class ParityError(RuntimeError):
     def __init__(self, message: str, parity: "Parity"):
         super().__init__(message)
         self.parity = parity
-
-
-class OutOfMemory(RuntimeError):
-    """A run needs more memory than a device has or is allowed."""

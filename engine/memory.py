@@ -10,9 +10,9 @@ import numpy as np
 import psutil
 
 from engine.configuration import parse_bytes
-from engine.errors import OutOfMemory
 from engine.executable import Executable
 from engine.launch import MAX_LAUNCHES_IN_FLIGHT
+from sharding import OutOfMemory
 
 # Of glibc's malloc.h. Chunks from the threshold upwards are unmapped when freed; 4 MiB separates the temporaries of a
 # launch from what the runtime allocates all the time.

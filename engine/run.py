@@ -13,7 +13,7 @@ from engine.accuracy_files import CLASSES, CONFUSION, write_accuracy
 from engine.classify import Tally, classify
 from engine.clock import milliseconds_since_process_start
 from engine.configuration import Configuration
-from engine.errors import OutOfMemory, ParityError
+from engine.errors import ParityError
 from engine.inputs import ImageSource, open_source
 from engine.memory import (
     check_device_memory,
@@ -26,7 +26,7 @@ from engine.metrics import Timeline
 from engine.obtain import BuildProgram, SourceDigest, check_parity, obtain
 from engine.report import Report
 from engine.versions import versions
-from sharding import UsageError
+from sharding import OutOfMemory, UsageError
 
 PREDICTIONS = "predictions.csv"
 

@@ -10,10 +10,7 @@ if TYPE_CHECKING:
     from models.architecture import Architecture as Architecture, network as network
     from models.cost_table import (
         CostTable as CostTable,
-        machine_of as machine_of,
-        own_table_path as own_table_path,
         read_table as read_table,
-        table_path as table_path,
     )
     from models.description import Description as Description
     from models.export import export_hugging_face as export_hugging_face
@@ -36,10 +33,7 @@ _MODULES = {
     "export_hugging_face": "export",
     "fold": "folding",
     "CostTable": "cost_table",
-    "machine_of": "cost_table",
-    "own_table_path": "cost_table",
     "read_table": "cost_table",
-    "table_path": "cost_table",
     "current_cost_table": "planning",
     "layer_costs": "planning",
     "make_plan": "planning",

@@ -9,15 +9,11 @@ import bisect
 import dataclasses
 import json
 import math
-import os
-import re
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from models.cases import Case
-from sharding import UsageError, cpu_model
+from sharding import UsageError, own_table_path
 
 _SHIPPED = Path(__file__).parent / "costs.jsonl"
 # Where nothing comparable was measured: operations and bytes a second of one device with the machine to itself, and
@@ -140,20 +136,6 @@ def _distance(case: Case, other: Case) -> float:
 
 def _size(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else 4
-
-
-def machine_of(platform: str) -> dict[str, str]:
-    """What a table measured now, here, is measured on."""
-    device = cpu_model() if platform == "cpu" else jax.devices(platform)[0].device_kind
-    machine = {"device": device, "jax": jax.__version__}
-    return machine | ({"cores": str(len(os.sched_getaffinity(0)))} if platform == "cpu" else {})
-
-
-def own_table_path(platform: str) -> Path:
-    """Where the table measured on this machine is kept: `cambrian/costs` in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(machine_of(platform).values()))
-    return cache / "cambrian" / "costs" / f"{name}.jsonl"
 
 
 def table_path(platform: str) -> Path:

@@ -8,10 +8,10 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from models.cases import Case, case_of, lowerings_of
-from models.cost_table import CostTable, Transition, line_of, machine_of
+from models.cost_table import CostTable, Transition, line_of
 from models.costs import micro_batches
 from models.measuring import measure_case, measure_transition
-from sharding import Layout, MeshShape, Network, Partition, local_samples, mesh_shape, refusal
+from sharding import Layout, MeshShape, Network, Partition, local_samples, machine_of, mesh_shape, refusal
 
 # A lowering that takes more than this multiple of the fastest one's time, on few and on a middling number of samples,
 # isn't tried on others.

@@ -6,6 +6,7 @@ from sharding.collectives import (
     sum_over_model_axis as sum_over_model_axis,
     transition as transition,
 )
+from sharding.cost_tables import machine_of as machine_of, own_table_path as own_table_path
 from sharding.costs import Costs as Costs, Option as Option
 from sharding.devices import (
     PLATFORMS as PLATFORMS,
@@ -15,7 +16,7 @@ from sharding.devices import (
     cpu_model as cpu_model,
     max_virtual_devices as max_virtual_devices,
 )
-from sharding.errors import UsageError as UsageError
+from sharding.errors import OutOfMemory as OutOfMemory, UsageError as UsageError
 from sharding.function_program import program_from_function as program_from_function
 from sharding.layer import Kind as Kind, LayerSpec as LayerSpec, Network as Network
 from sharding.mesh import (

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 
 from sharding.costs import Option
-from sharding.errors import UsageError
+from sharding.errors import OutOfMemory
 from sharding.trellis import Choices, Options, Trellis
 
 _NUM_WORKING_LIMITS = 4
@@ -27,7 +27,7 @@ def fastest_within(trellis: Trellis, limit_bytes: int) -> Choices:
     best plan is farther from that bound, plans between the two are searched, in a large network not all of them.
 
     Raises:
-      UsageError: if no plan fits.
+      OutOfMemory: if no plan fits.
     """
     working_limits = _working_limits(trellis, limit_bytes)
     most = working_limits[0]
@@ -74,7 +74,7 @@ def _working_limits(trellis: Trellis, limit_bytes: int) -> list[int]:
     needed = {working: working + sum(_least_weights(trellis, working)) for working in sorted(workings)}
     fitting = [working for working, needs in needed.items() if needs <= limit_bytes][::-1]
     if not fitting:
-        raise UsageError(
+        raise OutOfMemory(
             f"a device must hold at least {min(needed.values())} bytes for weights and what a layer works with, "
             f"got a limit of {limit_bytes}"
         )

@@ -34,7 +34,8 @@ def choose_plan(
 
     Raises:
       UsageError: naming layer, dimension and axis, if the mesh can't cut a convolution the way asked for, or
-        `intra_sample` cuts none; if `costs` have no option for a layer; or if no plan fits the memory.
+        `intra_sample` cuts none; or if `costs` have no option for a layer.
+      OutOfMemory: if no plan fits the memory.
     """
     allowed, notes = allowed_partitions(network, mesh, batch_size, partition)
     trellis = Trellis(network, allowed, mesh, batch_size, costs)

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from models.architecture import Architecture
 from models.naming import torchvision_name
 from models.variables import random_variables
+from sharding import machine_of, own_table_path
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay")
@@ -85,6 +86,10 @@ class Command:
             "TFDS_DATA_DIR": str(home / "data"),
         }
         self._num_runs = 0
+        # An own cost table without measurements: plans are made by nominal costs, the same on every machine.
+        costs = home / "cache" / "cambrian" / "costs" / own_table_path("cpu").name
+        costs.parent.mkdir(parents=True, exist_ok=True)
+        costs.write_text(json.dumps({"machine": machine_of("cpu") | {"platform": "cpu"}}) + "\n")
 
     @property
     def artifacts(self) -> list[Path]:
@@ -123,8 +128,8 @@ class Command:
         return Run(outcome, output_dir)
 
     def run_tiny(self, *flags: object, **options: Any) -> Run:
-        """Runs TINY with random weights on a 1x2 mesh."""
-        return self.run("--config", self.config, "--mesh", "1x2", *flags, **options)
+        """Runs TINY with random weights on a 1x2 mesh, 8 images at a time."""
+        return self.run("--config", self.config, "--mesh", "1x2", "--batch_size", "8", *flags, **options)
 
     def small_flags(self) -> list[str]:
         """Flags of a run of SMALL with given weights, which are written to `home`."""

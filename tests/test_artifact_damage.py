@@ -59,7 +59,7 @@ def test_damage_is_named(artifact, key, name, harm):
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        (b'"format_version": 2', b'"format_version": 1', "format version 2 is needed, got 1"),
+        (b'"format_version": 3', b'"format_version": 1', "format version 3 is needed, got 1"),
         (b'"mesh": "2x4"', b'"mesh": "2y4"', "MODELxDATA"),
         (b'"mesh": "2x4"', b'"mash": "2x4"', "mesh"),
         (b'"analysis": {', b'"analysis": {"more": 1,', "wrong form"),

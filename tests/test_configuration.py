@@ -13,9 +13,8 @@ from tiny_executable import make_executable
 import engine.flags
 import main
 from engine.configuration import Configuration, ModelConfig, default_batch_size, parse_bytes
-from engine.errors import OutOfMemory
 from engine.memory import check_device_memory, predicted_host_memory_bytes, predicted_memory_bytes_per_device
-from sharding import MeshShape, UsageError
+from sharding import MeshShape, OutOfMemory, UsageError
 
 MODEL = ModelConfig(50, "imagenet", 2, 64, 0.875, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ("cat", "dog"))
 
@@ -136,10 +135,10 @@ def test_a_model_checks_its_values(changes, message):
 @pytest.mark.parametrize(
     ("mesh", "platform", "batch_size"),
     [
-        (MeshShape(1, 1), "cpu", 8),
-        (MeshShape(1, 2), "cpu", 8),
-        (MeshShape(3, 2), "cpu", 12),
-        (MeshShape(4, 8), "cpu", 64),
+        (MeshShape(1, 1), "cpu", 64),
+        (MeshShape(1, 2), "cpu", 64),
+        (MeshShape(3, 2), "cpu", 66),
+        (MeshShape(4, 8), "cpu", 256),
         (MeshShape(1, 1), "gpu", 256),
         (MeshShape(2, 4), "tpu", 2048),
     ],

@@ -11,6 +11,7 @@ from models.architecture import Architecture, network
 from models.cases import Case, case_of, lowerings_of
 from models.cost_table import CostTable, Transition, line_of, read_table, table_path
 from models.costs import TableCosts
+from models.measuring import measure_transition
 from models.planning import layer_costs, make_plan
 from models.tuning import tune
 from sharding import Layout, MeshShape, Partition, UsageError, make_mesh
@@ -86,14 +87,14 @@ def test_the_own_table_comes_before_the_shipped_one(tmp_path, monkeypatch):
 
 
 def test_tuning_measures_what_is_lacking_and_no_more(tmp_path):
-    path, mesh, parts = tmp_path / "costs" / "own.jsonl", make_mesh(MeshShape(2, 1), jax.devices()), []
+    path, mesh, parts = tmp_path / "costs" / "own.jsonl", make_mesh(MeshShape(1, 1), jax.devices()), []
 
     def progress(groups: list):
         parts.append(len(groups))
         return iter(groups)
 
     table = CostTable("cpu", {})
-    tune(table, path, TINY[:2], mesh, 2, "float32", progress)
+    tune(table, path, TINY[:1], mesh, 2, "float32", progress)
     lines = path.read_text().splitlines()
     assert json.loads(lines[0])["machine"]["jax"] == jax.__version__
     assert len(lines) == 1 + len(table.cases) + len(table.transitions) and parts[0] > 0
@@ -101,10 +102,10 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path):
     lowerings = {case.lowering for case in table.cases if case.rows == 8 and case.out_channels == 4}
     assert lowerings == set(lowerings_of(TINY[0], "cpu", "float32"))
     path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10])  # cut short
-    tune(read_table(path, "cpu"), path, TINY[:2], mesh, 2, "float32")
+    tune(read_table(path, "cpu"), path, TINY[:1], mesh, 2, "float32")
     assert read_table(path, "cpu").cases.keys() == table.cases.keys()
     before = path.read_text()
-    tune(read_table(path, "cpu"), path, TINY[:2], mesh, 2, "float32")
+    tune(read_table(path, "cpu"), path, TINY[:1], mesh, 2, "float32")
     assert path.read_text() == before
 
 
@@ -148,3 +149,10 @@ def test_weights_count_as_large_as_their_transform_makes_them():
 def test_a_plan_with_a_lowering_that_rounds_too_much_is_not_considered():
     for layer in TINY:
         assert not any("4x4" in name for name in lowerings_of(layer, "cpu", "bfloat16"))
+
+
+@pytest.mark.parametrize("operation", ["loop", "halo", "sum", "whole>rows", "rows>samples", "channels>whole"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_each_kind_of_transition_can_be_measured(operation, dtype):
+    mesh = make_mesh(MeshShape(2, 2), jax.devices())
+    assert measure_transition(Transition(operation, "2x2", 2**12, dtype), mesh) > 0

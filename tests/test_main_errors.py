@@ -110,8 +110,8 @@ def test_too_little_device_memory(tmp_path):
     limit = ("--device_memory_limit", "100KiB")
     outcome = command(*command.small_flags(), "--mesh", "1x2", *limit, "--output_dir", tmp_path / "output")
     assert outcome.exit_code == 1
-    assert outcome.error.startswith("OutOfMemory: a device must hold ")
-    assert outcome.error.endswith("got a limit of 0 MiB")
+    assert outcome.error.startswith("OutOfMemory: a device must hold at least ")
+    assert outcome.error.endswith("bytes for weights and what a layer works with, got a limit of 102400")
     report = read_report(tmp_path / "output")
     assert (report["status"], report["failure_reason"]) == ("out_of_memory", outcome.error)
     assert report["num_images"] is None

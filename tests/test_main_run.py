@@ -28,7 +28,8 @@ _KEYS = """
     peak_host_memory_bytes plan versions
 """
 REPORT_KEYS = _KEYS.split()
-BATCH_SIZE = 8  # that the tiny model's configuration chooses on 1x2
+BATCH_SIZE = 8  # of `run_tiny`
+COMPILED = ("--config", "tiny.py", "--mesh", "1x2", "--batch_size", "8", "--precision", "float32")
 # Runs main.py, then writes what was traced, compiled and imported to the file named first.
 WATCH = """
 import json, runpy, sys
@@ -183,12 +184,12 @@ def test_a_report_as_config_runs_the_same_again(command_with_artifact, first):
 
 
 def test_a_compiled_artifact_runs_without_models_and_weights(command_with_artifact, first, tmp_path):
-    compiled = command_with_artifact("--mode", "compile", "--config", "tiny.py", "--mesh", "1x2")
+    compiled = command_with_artifact("--mode", "compile", *COMPILED)
     assert compiled.exit_code == 0
     assert compiled.stderr == "note: no trained weights: running on random ones; --weights PATH takes a checkpoint\n"
     path = compiled.stdout.removesuffix("\n")
     shutil.copy(ROOT / "main.py", tmp_path)
-    for package in ("engine", "sharding", "configs"):
+    for package in ("commands", "engine", "sharding", "configs"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     # Found before an installed one.
     (tmp_path / "models.py").write_text("raise ImportError('models must not be imported')")

@@ -14,6 +14,7 @@ from sharding import (
     LayerSpec,
     MeshShape,
     Option,
+    OutOfMemory,
     Partition,
     Plan,
     UsageError,
@@ -184,7 +185,7 @@ def test_within_a_memory_limit(name, mesh, seed):
         fastest = next(ms for ms, size in every if size <= limit)
         assert milliseconds_of(network, choices, costs) <= fastest * 1.005
     message = f"at least {needed} bytes for weights and what a layer works with, got a limit of {needed - 1}"
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(OutOfMemory, match=message):
         choose_plan(network, shape, BATCH_SIZE, costs, memory_limit_bytes=needed - 1)
 
 
