@@ -9,6 +9,7 @@ from command import TINY_CONFIG, write_images
 
 import engine.flags
 import main
+from commands.predict import predict
 from engine.command_line import command_line
 from engine.sweep.grid import Grid
 from engine.sweep.setup import sweep_of_flags
@@ -24,7 +25,7 @@ def parse(*arguments: object) -> flags.FlagValues:
 def sweep_of(*arguments: object):
     values = parse(*arguments)
     axes = engine.flags.read_axes(values)
-    return sweep_of_flags(values, axes, ["python3", "main.py"], main.predict, "digest")
+    return sweep_of_flags(values, axes, ["python3", "main.py"], predict, "digest")
 
 
 def test_the_papers_grid():
@@ -54,6 +55,8 @@ def test_a_single_value_stays_a_single_value():
         (("--precision", "float32,int8"), "precision must be one of auto, float32, bfloat16, got 'int8'"),
         (("--mesh", "1x2,1x4", "--batch_size", "3"), "batch_size must be a multiple of the data axis"),
         (("--mesh", "1x2,1x4", "--mode", "fly"), "a sweep needs mode run or compile, got 'fly'"),
+        (("--mesh", "1x1,1x2", "--mode", "train"), "a sweep needs mode run or compile, got 'train'"),
+        (("--mesh", "1x1,1x2", "--mode", "plan"), "a sweep needs mode run or compile, got 'plan'"),
         (("--mesh", "1x2,1x4", "--data", "absent"), "data must be auto, cifar10, synthetic or a folder of images"),
         (("--mesh", "1x2,1x4", "--artifact", "some"), "an artifact decides its own mesh"),
     ],

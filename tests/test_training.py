@@ -2,6 +2,11 @@
 
 import dataclasses
 import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +21,7 @@ from models.program import build_program
 from models.training.checkpoints import Checkpoints, model_facts
 from models.training.loop import EpochMetrics, TrainingData, TrainingDiverged, mean_cross_entropy, train
 from models.training.recipe import Recipe
+from models.training.steps import initial_state, steps_function
 from models.variables import initial_variables
 from models.weights import read_weights
 from sharding import MeshShape, UsageError, make_mesh
@@ -101,22 +107,40 @@ class Killed(BaseException):
     """Ends a training between two steps, of which nothing but the checkpoints is left."""
 
 
-@pytest.mark.parametrize("last_step", [1, 2, 5])
-def test_a_stopped_training_goes_on_to_the_same_numbers(tmp_path, undisturbed, last_step):
+def test_a_stopped_training_goes_on_to_the_same_numbers(tmp_path, undisturbed):
     def stop(progress):
-        if progress.step >= last_step:
+        if progress.step == 5:
             raise Killed
 
-    if last_step > 1:  # the first step is followed by no checkpoint when it is stopped right after
-        with pytest.raises(Killed):
-            run(tmp_path, on_progress=stop)
-        assert 0 < Checkpoints(tmp_path).latest_step() < 6
+    with pytest.raises(Killed):
+        run(tmp_path, on_progress=stop)
+    assert Checkpoints(tmp_path).latest_step() == 4  # the end of an epoch
     variables, epochs = run(tmp_path)
     assert_same(variables, undisturbed[0])
     assert epochs == undisturbed[1]
     again = run(tmp_path)  # nothing is left to do
     assert_same(again[0], variables)
     assert again[1] == epochs
+
+
+def run_until_killed(folder):
+    def kill(progress):
+        if progress.step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(Path(folder), on_progress=kill)
+
+
+def test_a_killed_process_leaves_what_another_goes_on_from(tmp_path, undisturbed):
+    code = "import conftest, sys, test_training; test_training.run_until_killed(sys.argv[1])"
+    folder = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent)])}
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert Checkpoints(tmp_path).latest_step() == 3  # amid an epoch
+    variables, epochs = run(tmp_path)
+    assert_same(variables, undisturbed[0])
+    assert epochs == undisturbed[1]
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
@@ -134,11 +158,44 @@ def test_the_number_of_devices_changes_rounding_only(tmp_path, undisturbed):
         np.testing.assert_allclose(variables[name], value, atol=1e-4)
 
 
-def test_adamw_in_parts_with_every_augmentation_trains(tmp_path):
-    recipe = dataclasses.replace(
-        RECIPE, optimizer="adamw", learning_rate=1e-2, accumulation_steps=2, cutout_size=2, mixup_alpha=0.2
-    )
-    variables, epochs = run(tmp_path, recipe=recipe, shape=MeshShape(1, 2))
+def steps_on_device(recipe, in_one_launch):
+    """A function from the steps of each launch, within an epoch of five, to the state after them and the last loss."""
+    mesh = make_mesh(ONE_DEVICE, jax.devices())
+    steps = jax.jit(
+        steps_function(
+            TINY, recipe, mesh,
+            num_images=40, dtype=jnp.float32, mean=MEAN, std=STD, seed=0, in_one_launch=in_one_launch,
+        )
+    )  # fmt: skip
+
+    def after(*calls):
+        state, loss = initial_state(initial_variables(TINY), recipe, 5), jnp.float32(0)
+        for number in calls:
+            state, loss = steps(state, jnp.asarray(DATA.images), jnp.asarray(DATA.labels), jnp.int32(number))
+        return state, loss
+
+    return after
+
+
+def test_a_device_that_goes_from_step_to_step_by_itself_takes_the_same_steps():
+    recipe = dataclasses.replace(RECIPE, batch_size=8, accumulation_steps=2)
+    after = steps_on_device(recipe, in_one_launch=True)
+    state, loss = after(4)
+    assert (state.step, state.num_images) == (4, 32)
+    jax.tree.map(np.testing.assert_array_equal, after(1, 3), (state, loss))
+    by_the_host = steps_on_device(recipe, in_one_launch=False)(1, 1, 1, 1)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-4), by_the_host, (state, loss))
+
+
+def test_a_device_that_goes_on_by_itself_stops_where_the_loss_is_no_number():
+    recipe = dataclasses.replace(RECIPE, batch_size=8, learning_rate=1e30, warmup_epochs=0.0, momentum=0.0)
+    state, loss = steps_on_device(recipe, in_one_launch=True)(5)
+    assert 1 < state.step < 5 and not jnp.isfinite(loss)
+
+
+def test_adamw_with_every_augmentation_trains(tmp_path):
+    recipe = dataclasses.replace(RECIPE, optimizer="adamw", learning_rate=1e-2, cutout_size=2, mixup_alpha=0.2)
+    variables, epochs = run(tmp_path, recipe=recipe)
     assert len(epochs) == 3 and all(np.isfinite(value).all() for value in variables.values())
     assert not np.array_equal(variables["fc.kernel"], initial_variables(TINY)["fc.kernel"])
 

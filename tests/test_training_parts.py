@@ -1,6 +1,7 @@
 """The parts of a training: augmentation, optimizer and schedule, the recipe's checks."""
 
 import re
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def updates_of(recipe: Recipe, params: dict, gradients: dict, steps: int) -> dic
     state = optimizer.init(params)
     for _ in range(steps):
         updates, state = optimizer.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
+        params = cast(dict, optax.apply_updates(params, updates))
     return {name: np.asarray(value) for name, value in params.items()}
 
 

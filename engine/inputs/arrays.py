@@ -31,6 +31,8 @@ def load_arrays(source: ImageSource, threads: int) -> tuple[np.ndarray, np.ndarr
         for index, image in enumerate(pool.map(source.__getitem__, range(len(source)))):
             if images is None:
                 images = np.empty((len(source), *image.pixels.shape), np.uint8)
+            if image.label is None:
+                raise UsageError(f"training needs labelled images, got {image.name} without a label")
             images[index], labels[index] = image.pixels, image.label
             progress.update()
     assert images is not None  # a source has at least one image

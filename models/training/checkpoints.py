@@ -103,10 +103,10 @@ def read_trained(path: Path) -> tuple[Architecture, dict[str, np.ndarray], Descr
     variables = {name: np.asarray(value) for name, value in trained_variables(TrainState(**fields)).items()}
     with _reading(path):
         told = facts["architecture"] | {"blocks": tuple(facts["architecture"]["blocks"])}
-        lists = {
+        described: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in facts["description"].items()
         }
-        return Architecture(**told), variables, Description(**lists), ()
+        return Architecture(**told), variables, Description(**described), ()
 
 
 def model_facts(architecture: Architecture, description: Description) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -186,7 +186,7 @@ def evaluator(
     precision: str,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-) -> Callable[[Variables], np.ndarray]:
+) -> Callable[[Mapping[str, Any]], np.ndarray]:
     """The function from variables to the logits (N, classes) float32 of these images, which stay on the devices."""
     data = mesh_shape(mesh).data
     batch_size = -(-min(_EVALUATION_BATCH, len(images)) // data) * data
@@ -195,7 +195,7 @@ def evaluator(
     batches = [jax.device_put(whole[at : at + batch_size], by_data) for at in range(0, len(images), batch_size)]
     logits_of = jax.jit(logits_function(architecture, dtype=jnp.dtype(precision), mean=mean, std=std))
 
-    def evaluate(variables: Variables) -> np.ndarray:
+    def evaluate(variables: Mapping[str, Any]) -> np.ndarray:
         variables = on_every_device(dict(variables), mesh)
         logits = [logits_of(variables, batch) for batch in batches]  # all are launched before the first is fetched
         return np.concatenate(jax.device_get(logits))[: len(images)]

@@ -1,5 +1,8 @@
 """The optimizer of a recipe, made of optax's parts."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,7 +10,7 @@ import optax
 from models.training.recipe import Recipe
 
 
-def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
+def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[Any], jax.Array]:
     """Step → learning rate: a linear rise, then half a cosine down to 0 (Loshchilov and Hutter, arXiv:1608.03983)."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if recipe.warmup_epochs else recipe.learning_rate,
@@ -15,7 +18,7 @@ def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedu
         warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
         decay_steps=recipe.epochs * steps_per_epoch,
     )
-    return lambda step: schedule(jnp.asarray(step, jnp.float32))  # optax would mix it with floats
+    return lambda step: jnp.asarray(schedule(jnp.asarray(step, jnp.float32)))  # optax would mix it with floats
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:

@@ -6,7 +6,7 @@ step and go on from there to the same numbers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -155,13 +155,13 @@ def steps_function(
             state.params, state.statistics, images[indices], labels[indices], jax.random.fold_in(key, state.step)
         )
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(Arrays, optax.apply_updates(state.params, updates))
         averages = state.average_params, state.average_statistics
         if recipe.ema_decay:
             # As TensorFlow's ExponentialMovingAverage: the start weighs less than it would.
             count = state.step.astype(jnp.float32)
             decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
-            averages = optax.incremental_update((params, statistics), averages, 1 - decay)
+            averages = cast(tuple[Arrays, Arrays], optax.incremental_update((params, statistics), averages, 1 - decay))
         first = position == 0
         state = TrainState(
             step=state.step + 1,
