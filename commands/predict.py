@@ -7,14 +7,14 @@ import models
 from engine.configuration import Configuration, ModelConfig, default_batch_size, parse_bytes
 from engine.launch import MAX_LAUNCHES_IN_FLIGHT
 from engine.prediction import Prediction
-from sharding import MeshShape, computes_bfloat16
+from sharding import MeshShape, OutOfMemory, computes_bfloat16
 
 
 def predict(configuration: Configuration) -> Prediction | None:
     """The prediction on CPU by the cost table in force; None where nothing is known before a backend is started.
 
     Raises:
-      UsageError: if the mesh can't cut the model as the configuration asks, or no plan fits the memory.
+      UsageError: if the mesh can't cut the model as the configuration asks.
     """
     if configuration.platform not in ("auto", "cpu") or configuration.artifact:
         return None
@@ -52,9 +52,11 @@ def _plan_costs(
     """Milliseconds of a launch, and bytes of weights and of the largest layer's activations on a device."""
     network = models.network(models.Architecture.resnet(model.depth, model.stem, model.num_classes), image_size)
     table = models.current_cost_table("cpu")
-    plan = models.make_plan(
-        network, mesh, batch_size, "cpu", precision, partition, memory_limit_bytes=memory_limit_bytes, table=table
-    )
+    make_plan = functools.partial(models.make_plan, network, mesh, batch_size, "cpu", precision, partition, table=table)
+    try:
+        plan = make_plan(memory_limit_bytes=memory_limit_bytes)
+    except OutOfMemory:  # what it would need is told beside the limit
+        plan = make_plan()
     costs = models.layer_costs(plan, network, mesh, batch_size, precision, table)
     samples = -(-batch_size // mesh.num_devices)
     activations = samples * max(math.prod(layer.in_shape) + math.prod(layer.out_shape) for layer in network)

@@ -49,11 +49,11 @@ def test_every_configuration_has_a_result(command, first):
     for row in rows(command):
         if row["status"] == "out_of_memory":
             assert row["overflow"] == "predicted"
-            assert row["reason"].startswith("OutOfMemory: a device must hold ") and "limit of 1 MiB" in row["reason"]
+            assert row["reason"].startswith("OutOfMemory: a device must hold ") and "limit of 1048576" in row["reason"]
         elif row["status"] == "refused":
             assert row["reason"].startswith("batch_size must be a multiple of the data axis of 3 in mesh 1x3, got ")
     results = [json.loads(line) for line in (command.home / "sweep" / "results.jsonl").read_text().splitlines()]
-    assert sorted(result["stage"] for result in results) == ["build"] * 3 + ["measure"] * 6
+    assert sorted(result["stage"] for result in results) == ["build"] * 3 + ["measure"] * 2
     # Loading and building are done before the time that counts.
     for result in results:
         if result["status"] == "ok" and result["stage"] == "measure":
@@ -94,9 +94,10 @@ def test_the_answer_runs(command, first):
 
 def test_compile_builds_each_executable_once_and_prints_its_path(command, flags, first):
     outcome = command(*flags, "--mode", "compile")
-    assert outcome.exit_code == 1  # those of mesh 1x3 make no sense
+    assert outcome.exit_code == 1  # those of mesh 1x3 make no sense, 1026 images don't fit the memory
     paths = outcome.stdout.splitlines()
-    assert sorted(paths) == sorted(map(str, command.artifacts)) and len(paths) == 3
+    assert paths == list(map(str, command.artifacts)) and len(paths) == 1
+    assert sum("not built: OutOfMemory: a device must hold at least" in note for note in outcome.notes) == 2
     assert sum("refused: batch_size must be a multiple" in note for note in outcome.notes) == 2
 
 
