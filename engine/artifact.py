@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from engine.artifact_files import (
     PARAMETERS,
@@ -46,16 +47,22 @@ _NO_NATIVE = "the artefact holds no native executable"
 
 
 def save(
-    executable: Executable, path: str | Path, signing_key: str | Path | None = None, *, cache_key: str = ""
+    executable: Executable,
+    path: str | Path,
+    signing_key: str | Path | None = None,
+    *,
+    cache_key: str = "",
+    reference: np.ndarray | None = None,
 ) -> None:
     """Saves an executable and all it needs as a new directory, which appears complete or not at all.
 
-    Runs the program's reference once, for the probe. Where XLA can't serialize the machine code, the artefact holds the
-    portable form only, and a note says so.
+    Runs the program's reference once, for the probe, unless its outputs are given. Where XLA can't serialize the
+    machine code, the artefact holds the portable form only, and a note says so.
 
     Args:
       signing_key: the user's key file; None for the default one.
       cache_key: the key under which a cache keeps the artefact.
+      reference: what `engine.parity.reference_outputs` gives for the probe's inputs.
 
     Raises:
       UsageError: if the executable was itself loaded from an artefact, or the key can't be used.
@@ -72,7 +79,7 @@ def save(
     directory = temporary_sibling(path)
     try:
         directory.mkdir()
-        files, notes = _write_parts(executable, directory)
+        files, notes = _write_parts(executable, directory, reference)
         manifest = Manifest(
             name=executable.name,
             cache_key=cache_key,
@@ -106,24 +113,31 @@ def save(
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _write_parts(executable: Executable, directory: Path) -> tuple[dict[str, FileRecord], list[str]]:
+def _write_parts(
+    executable: Executable, directory: Path, reference: np.ndarray | None
+) -> tuple[dict[str, FileRecord], list[str]]:
     program = executable.program
     assert program is not None
     inputs = probe_inputs(program.input_spec)
+    outputs = reference_outputs(program, inputs) if reference is None else reference
     tensors = {
         PARAMETERS: [(spec.name, array) for spec, array in zip(program.param_specs, program.params, strict=True)],
-        PROBE: [("inputs", inputs), ("outputs", reference_outputs(program, inputs))],
+        PROBE: [("inputs", inputs), ("outputs", outputs)],
     }
     files, notes = {}, []
     for name, named_arrays in tensors.items():
         digest = write_tensors(directory / name, named_arrays)
         files[name] = FileRecord(digest, (directory / name).stat().st_size)
     parts = {PORTABLE: to_portable(program)}
-    try:
-        native = to_native(executable.compiled)
-        parts[native_name(native)] = native
-    except NotSerializable as error:
-        notes.append(f"{_NO_NATIVE}, XLA could not serialize it: {error}")
+    if program.custom_calls:
+        calls = ", ".join(program.custom_calls)
+        notes.append(f"{_NO_NATIVE}, as XLA can't serialize {calls}: each start compiles the portable program")
+    else:
+        try:
+            native = to_native(executable.compiled)
+            parts[native_name(native)] = native
+        except NotSerializable as error:
+            notes.append(f"{_NO_NATIVE}, XLA could not serialize it: {error}")
     for name, data in parts.items():
         write_file(directory / name, data)
         files[name] = FileRecord.of(data)
