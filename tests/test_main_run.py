@@ -253,9 +253,12 @@ def test_an_interrupted_run_keeps_what_is_finished(command_with_artifact, tmp_pa
     flags = ("--config", "tiny.py", "--mesh", "1x2", "--num_images", 10**7, "--output_dir", tmp_path / "output")
     predictions = tmp_path / "output" / "predictions.csv"
     with command_with_artifact.start(*flags, "--precision", "float32") as process:
-        wait_until(lambda: predictions.exists() and predictions.stat().st_size, process)
-        process.send_signal(signal_number)
-        _, errors = process.communicate(timeout=10)
+        try:
+            wait_until(lambda: predictions.exists() and predictions.stat().st_size, process)
+            process.send_signal(signal_number)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()  # else leaving `with` waits for its 10,000,000 images
     assert process.returncode == 130
     finished = f"what is finished stands in {tmp_path / 'output'}"
     assert errors.splitlines()[-2:] == [finished, "error: interrupted"]
@@ -274,10 +277,13 @@ def test_an_interrupted_build_leaves_no_artifact(tmp_path):
     flags = ("--config", "tiny.py", "--mesh", "1x2", "--num_images", 10**7, "--output_dir", tmp_path / "output")
     cache = tmp_path / "cache" / "cambrian" / "artifacts"
     with command.start(*flags) as process:
-        wait_until(cache.exists, process)
-        time.sleep(1.5)  # into the compilation, which takes longer
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        try:
+            wait_until(cache.exists, process)
+            time.sleep(1.0)  # into tracing or compiling, which take longer
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "error: interrupted" and "Traceback" not in errors
     report = read_report(tmp_path / "output")
