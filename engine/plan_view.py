@@ -86,7 +86,9 @@ def draw_plan(
         axes.text(end, row, f" {plan[cost.name]['lowering']}", va="center", fontsize=6)
     axes.set_yticks(range(len(costs)), [cost.name for cost in costs], fontsize=6)
     axes.invert_yaxis()
-    axes.margins(x=0.15, y=0.005)
+    axes.margins(y=0.005)
+    longest_ms = max(cost.compute_ms + cost.communication_ms for cost in costs)
+    axes.set_xlim(0, 1.2 * longest_ms)  # room for the names of the lowerings
     axes.set_xlabel("predicted ms a launch")
     axes.set_title(f"{title}\npredicted {total_ms(costs):.0f} ms, measured {measured_ms:.0f} ms a launch", fontsize=9)
     used = {layer["partition"] for layer in plan.values()}
