@@ -42,7 +42,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
       UsageError: if PyTorch isn't installed, or the file holds anything but a state dict.
     """
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError(
             f"a file of PyTorch needs the extra torch (pip install 'cambrian[torch]'), got {path} without it"
