@@ -20,8 +20,12 @@ def plan_command(configuration: Configuration, tune: bool) -> Path:
       The folder with the plan's picture.
 
     Raises:
-      UsageError: as `build_program`, or if the cost table can't be written.
+      UsageError: as `build_program`; if the cost table can't be written; or if an artifact's plan should be tuned.
     """
+    if configuration.artifact:
+        if tune:
+            raise UsageError(f"an artifact has its plan: leave --tune out, got {configuration.artifact}")
+        return show_plan(configuration, build_program, code_digest)
     if tune:
         tune_table(configuration)
     devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)

@@ -58,6 +58,7 @@ class TableCosts:
         return self._transition("loop", values)
 
     def case(self, layer: LayerSpec, partition: Partition, lowering: str, samples: int) -> Case:
+        """The case of a layer on this mesh, `samples` at a time."""
         return case_of(layer, partition, lowering, samples, self.dtype, self.mesh)
 
     def _option(self, layer: LayerSpec, partition: Partition, lowering: str, micro_batch: int, samples: int) -> Option:

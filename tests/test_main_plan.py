@@ -24,6 +24,14 @@ def test_the_plan_is_shown_and_drawn_and_is_that_of_the_run(command):
     assert sorted(path.name for path in (command.home / "plan").iterdir()) == ["plan.png", "plan.svg"]
 
 
+def test_an_artifact_s_plan_is_shown_without_its_model(command):
+    (artifact,) = command.artifacts
+    outcome = command("--mode", "plan", "--artifact", artifact, "--output_dir", command.home / "received")
+    assert outcome.exit_code == 0 and "resnet18, mesh 2x2 on cpu, batch 4, float32" in outcome.stdout
+    outcome = command("--mode", "plan", "--artifact", artifact, "--tune")
+    assert (outcome.exit_code, outcome.error) == (2, f"an artifact has its plan: leave --tune out, got {artifact}")
+
+
 def test_tuning_is_refused_outside_mode_plan(command):
     outcome = command("--tune")
     assert (outcome.exit_code, outcome.error) == (2, "--tune belongs to mode plan, got mode run")
