@@ -1,4 +1,4 @@
-"""Small networks, random costs, and the time of a plan, computed a second time from the words of the planner's contract."""
+"""Small networks, random costs, and the time of a plan, computed a second time from the words of its contract."""
 
 import dataclasses
 import random
