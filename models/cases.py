@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from models.lowerings import LOWERINGS, Window
+from models.lowerings import LOWERINGS, Call, Window
 from sharding import Kind, LayerSpec, MeshShape, Partition
 
 
@@ -48,6 +48,10 @@ class Case:
     def out_shape(self) -> tuple[int, int, int, int]:
         rows, columns = (1, 1) if self.kind == Kind.MEAN_POOL else self.window.out_size(self.in_shape)
         return self.samples, rows, columns, self.out_channels
+
+    def call(self, *, relu: bool = True, summed: bool = False) -> Call:
+        """How a device applies the lowering; `relu` and `summed` as in `Finish`."""
+        return Call(self.in_shape, self.out_channels, self.window, self.dtype, self.residual, relu, summed)
 
     @property
     def has_weights(self) -> bool:

@@ -1,4 +1,4 @@
-"""Parameters as a plan wants them: each kernel transformed for its lowering, then cut for its partition."""
+"""Parameters as a plan wants them: each kernel cut for its partition, then transformed for its lowering."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,9 @@ from typing import TypeVar
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from models.lowerings import LOWERINGS
-from sharding import MODEL_AXIS, Kind, LayerSpec, Network, Partition, Plan, TensorSpec
+from models.cases import case_of
+from models.lowerings import LOWERINGS, Call
+from sharding import MODEL_AXIS, Kind, MeshShape, Network, Partition, Plan, TensorSpec, local_samples
 
 _T = TypeVar("_T")
 
@@ -18,15 +19,16 @@ _BIAS_CUT = {Partition.CHANNELS: -1}
 
 
 def place_params(
-    network: Network, plan: Plan, folded: Mapping[str, np.ndarray], model_parallel: int, dtype: str
+    network: Network, plan: Plan, folded: Mapping[str, np.ndarray], mesh: MeshShape, batch_size: int, dtype: str
 ) -> tuple[list[np.ndarray], tuple[TensorSpec, ...]]:
-    """Transforms and cuts the weights of `network`.
+    """Cuts and transforms the weights of `network`.
 
-    A cut tensor gets a leading dimension of `model_parallel`, sharded over the model axis: the shards lie one after the
-    other in memory, so that the devices of a group can share them without a copy.
+    A cut tensor gets a leading dimension of the model axis' size, sharded over it: the shards lie one after the other
+    in memory, so that the devices of a group can share them without a copy.
 
     Args:
       folded: `LAYER.kernel` (kh, kw, C_in, C_out) or (C_in, C_out) and `LAYER.bias` (C_out,), float32.
+      batch_size: global number of samples of a launch.
       dtype: of the kernels; biases stay float32, the type they are added in.
 
     Returns:
@@ -35,24 +37,40 @@ def place_params(
     """
     arrays, specs = [], []
 
-    def add(name: str, array: np.ndarray, cut: int | None) -> None:
-        if cut is not None and model_parallel > 1:
-            array = np.stack(np.split(array, model_parallel, axis=cut))
-            spec = P(MODEL_AXIS)
-        else:
-            spec = P()
-        arrays.append(np.ascontiguousarray(array))
-        specs.append(TensorSpec(name, array.shape, str(array.dtype), spec))
+    def add(name: str, shards: Sequence[np.ndarray]) -> None:
+        array = np.stack(shards) if len(shards) > 1 else np.ascontiguousarray(shards[0])
+        arrays.append(array)
+        specs.append(TensorSpec(name, array.shape, str(array.dtype), P(MODEL_AXIS) if len(shards) > 1 else P()))
 
     for layer in network:
-        if layer.has_weights:
-            layer_plan = plan[layer.name]
-            kernels = transformed_kernel(layer, layer_plan.lowering, folded[f"{layer.name}.kernel"])
-            for number, kernel in enumerate(kernels):
-                name = f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else "")
-                add(name, kernel.astype(dtype), _KERNEL_CUT.get(layer_plan.partition))
-            add(f"{layer.name}.bias", folded[f"{layer.name}.bias"], _BIAS_CUT.get(layer_plan.partition))
+        if not layer.has_weights:
+            continue
+        layer_plan = plan[layer.name]
+        partition = layer_plan.partition
+        samples = layer_plan.micro_batch or local_samples(partition, mesh, batch_size)
+        case = case_of(layer, partition, layer_plan.lowering, samples, dtype, mesh)
+        call = case.call(relu=layer.relu, summed=partition == Partition.INPUT_CHANNELS)
+        kernel_shards = _cut(folded[f"{layer.name}.kernel"], _KERNEL_CUT.get(partition), mesh.model)
+        if layer.kind == Kind.DENSE:
+            kernels = [[shard.astype(dtype) for shard in kernel_shards]]
+        else:
+            of_shards = [local_kernels(shard, layer_plan.lowering, dtype, call) for shard in kernel_shards]
+            kernels = list(zip(*of_shards, strict=True))
+        for number, shards in enumerate(kernels):
+            add(f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else ""), shards)
+        add(f"{layer.name}.bias", _cut(folded[f"{layer.name}.bias"], _BIAS_CUT.get(partition), mesh.model))
     return arrays, tuple(specs)
+
+
+def local_kernels(kernel: np.ndarray, lowering: str, dtype: str, call: Call) -> list[np.ndarray]:
+    """The arrays that a device keeps of its part (kh, kw, C_in, C_out) of a convolution's kernel."""
+    how = LOWERINGS[lowering]
+    arrays = [array.astype(dtype) for array in how.transform(kernel)]
+    return arrays if how.pack is None else [how.pack(array, call) for array in arrays]
+
+
+def _cut(array: np.ndarray, axis: int | None, parts: int) -> list[np.ndarray]:
+    return [array] if axis is None else np.split(array, parts, axis=axis)
 
 
 def params_by_layer(names: Sequence[str], params: Sequence[_T]) -> dict[str, list[_T]]:
@@ -62,8 +80,3 @@ def params_by_layer(names: Sequence[str], params: Sequence[_T]) -> dict[str, lis
         layer = re.sub(r"\.(kernel(\.\d+)?|bias)$", "", name)
         grouped.setdefault(layer, []).append(param)
     return grouped
-
-
-def transformed_kernel(layer: LayerSpec, lowering: str, kernel: np.ndarray) -> Sequence[np.ndarray]:
-    """The arrays that `lowering` keeps for `kernel`, float32."""
-    return [kernel] if layer.kind == Kind.DENSE else LOWERINGS[lowering].transform(kernel)

@@ -17,10 +17,11 @@ from sharding import (
     plan_milliseconds,
 )
 
-# An executable with custom calls can't be serialized and is compiled at each start, which takes seconds instead of a
-# fraction of one: its plan must be faster by this factor to be chosen.
-_WORTH_COMPILING = 1.2
+# An executable with custom calls can't be serialized and is compiled at each start: its plan must be faster by this
+# factor to be chosen, and does without lowerings that would make a start slow.
+_WORTH_COMPILING = 1.1
 _CUSTOM_CALLS = frozenset(name for name, lowering in LOWERINGS.items() if lowering.custom_call)
+_SLOW_TO_COMPILE = frozenset(name for name, lowering in LOWERINGS.items() if lowering.slow_to_compile)
 
 
 def make_plan(
@@ -57,12 +58,12 @@ def make_plan(
     serializable_ms, plan = best(without=_CUSTOM_CALLS)
     if not any(case.lowering in _CUSTOM_CALLS for case in table.cases):
         return plan
-    fastest_ms, fastest = best(without=frozenset())
-    gain = serializable_ms / fastest_ms
+    compiled_ms, compiled = best(without=_SLOW_TO_COMPILE)
+    gain = serializable_ms / compiled_ms
     if gain < _WORTH_COMPILING:
         return plan
     note = f"layers are computed by oneDNN, predicted {gain:.2f} times as fast as without"
-    return dataclasses.replace(fastest, notes=(*fastest.notes, note))
+    return dataclasses.replace(compiled, notes=(*compiled.notes, note))
 
 
 def layer_costs(

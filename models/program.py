@@ -59,7 +59,7 @@ def build_program(
     shape, network = mesh_shape(mesh), network_of(architecture, image_size)
     plan.check(network, shape, batch_size)
     check_lowerings(network, plan)
-    params, param_specs = place_params(network, plan, fold(architecture, variables), shape.model, precision)
+    params, param_specs = place_params(network, plan, fold(architecture, variables), shape, batch_size, precision)
 
     reads = layouts(network[0], plan[network[0].name].partition)[0]
     images_layout = reads if reads in _BATCH_SPEC else Layout.WHOLE

@@ -1,7 +1,7 @@
 """How one convolution is computed: each lowering is a weight transform, done once at build, and a local apply."""
 
 from models.lowerings.direct import IM2COL, MATMUL, NATIVE, contract_channels as contract_channels
-from models.lowerings.lowering import Finish as Finish, Lowering as Lowering, Window as Window
+from models.lowerings.lowering import Call as Call, Finish as Finish, Lowering as Lowering, Window as Window
 from models.lowerings.onednn import ONEDNN
 from models.lowerings.winograd import winograd_1d, winograd_2d
 

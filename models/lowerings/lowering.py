@@ -1,8 +1,7 @@
 """What a lowering is, and the pass that ends every layer.
 
 Images are (N, H, W, C). Products are accumulated in float32 whatever the operands' type; in float32 itself they are
-computed in full (no TF32). Every transformed kernel keeps its input and output channels as the last two dimensions, so
-that a partition can cut them after the transform.
+computed in full (no TF32).
 """
 
 import dataclasses
@@ -33,6 +32,25 @@ class Window:
             for length, pad in zip(shape[1:3], self.padding, strict=True)
         )
         return next(sizes), next(sizes)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """What is known of an application before its operands are.
+
+    Attributes:
+      in_shape: (N, H, W, C_in) of the images.
+      dtype: of images and kernel.
+      residual, relu, summed: as in `Finish`.
+    """
+
+    in_shape: tuple[int, int, int, int]
+    out_channels: int
+    window: Window
+    dtype: str
+    residual: bool
+    relu: bool
+    summed: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,12 +85,15 @@ class Lowering:
     """One way to compute a convolution.
 
     Attributes:
-      transform: kernel (kh, kw, C_in, C_out) float32 → the arrays (…, C_in, C_out) that `apply` takes.
+      transform: kernel (kh, kw, C_in, C_out) float32 → the arrays that `apply` takes.
+      pack: puts those, already of the operands' type, in the order in which this machine's library wants them for a
+        call; None where any order is as good.
       apply: (images (N, H, W, C_in), transformed kernel, window, finish) → (N, H', W', C_out) of `finish.dtype`.
       supports: whether it computes a convolution of this kernel size and stride.
       obstacle: why it can't be used on this platform (cpu, gpu, tpu) and this version of jaxlib; None where it can.
       dtypes: of the operands with which it is exact enough: a network's logits stay within 1e-5 of unsharded float32 in
         float32, 1e-2 in bfloat16.
+      slow_to_compile: whether XLA takes a good part of a second for a few layers of it.
       custom_call: target of the custom call that it makes, which is internal to one version of jaxlib and which XLA
         can't serialize; None for operations of StableHLO.
     """
@@ -80,8 +101,10 @@ class Lowering:
     transform: Callable[[np.ndarray], Sequence[np.ndarray]]
     apply: Callable[[jax.Array, Sequence[jax.Array], Window, Finish], jax.Array]
     supports: Callable[[int, int], bool]
+    pack: Callable[[np.ndarray, Call], np.ndarray] | None = None
     obstacle: Callable[[str], str | None] = lambda platform: None
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    slow_to_compile: bool = False
     custom_call: str | None = None
 
 

@@ -80,7 +80,7 @@ def winograd_2d(outputs: int, split: bool = False) -> Lowering:
 
     # Of operands rounded to bfloat16 the transform of F(4 × 4) loses a digit more than the logits can bear.
     dtypes = ("float32", "bfloat16") if outputs == 2 else ("float32",)
-    return Lowering(transform, apply, _supports, dtypes=dtypes)
+    return Lowering(transform, apply, _supports, dtypes=dtypes, slow_to_compile=split)
 
 
 def winograd_1d(outputs: int) -> Lowering:
