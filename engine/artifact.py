@@ -27,7 +27,7 @@ from engine.compile import compile_exported
 from engine.errors import ArtifactExists, DamagedArtifact
 from engine.executable import Analysis, Executable
 from engine.files import replace_file, sync_directory, temporary_sibling, write_file
-from engine.fingerprint import difference, fingerprint
+from engine.fingerprint import Fingerprint, difference, fingerprint
 from engine.manifest import MANIFEST, FileRecord, Manifest
 from engine.parity import probe_inputs, reference_outputs, run_probe
 from engine.serialization import (
@@ -44,6 +44,8 @@ from engine.versions import versions
 from sharding import UsageError, mesh_shape
 
 _NO_NATIVE = "the artefact holds no native executable"
+# What custom calls, and the order of weights that they want, depend on.
+_CUSTOM_CALLS_NEED = ("jaxlib", "CPU model", "CPU features", "CPU threads")
 
 
 def save(
@@ -173,7 +175,6 @@ def load(
     manifest, is_signed = read_artifact(path, key)
     if cache_key not in (None, manifest.cache_key):
         raise DamagedArtifact(f"{path / MANIFEST} must be of the cache key {cache_key}, got {manifest.cache_key!r}")
-    _check_custom_calls(manifest, path)
     mesh, notes = rebuild_mesh(manifest, devices)
     notes = [*manifest.notes, *notes]
     native_file = find_native(manifest)
@@ -183,6 +184,7 @@ def load(
 
     here = fingerprint(mesh_devices(mesh))
     differs = difference(manifest.fingerprint, here)
+    _check_custom_calls(manifest, here, path)
     if native is None:
         obstacle = _NO_NATIVE
     elif not is_signed:
@@ -228,12 +230,12 @@ def load(
     return dataclasses.replace(executable, parity=parity, notes=tuple(notes))
 
 
-def _check_custom_calls(manifest: Manifest, path: Path) -> None:
-    built, here = manifest.versions.get("jaxlib"), versions()["jaxlib"]
-    if manifest.custom_calls and built != here:
+def _check_custom_calls(manifest: Manifest, here: Fingerprint, path: Path) -> None:
+    built_with, found = ({name: of.get(name) for name in _CUSTOM_CALLS_NEED} for of in (manifest.fingerprint, here))
+    if manifest.custom_calls and (differs := difference(built_with, found)):
         raise DamagedArtifact(
-            f"{path} calls {manifest.custom_calls[0]}, which is internal to jaxlib {built} it was built with, "
-            f"got jaxlib {here}"
+            f"{path} calls {manifest.custom_calls[0]}, which is internal to jaxlib and orders weights for one CPU: "
+            f"artefact {differs}"
         )
 
 

@@ -50,7 +50,7 @@ class Manifest:
       mesh, platform: what it runs on.
       plan: layer name → partition, lowering and micro_batch; empty for a user's function.
       rules: (pattern, partition spec) pairs of a user's function, as text.
-      custom_calls: targets that the program calls, which are internal to the version of jaxlib that it was built with.
+      custom_calls: targets that the program calls, which are internal to the jaxlib and CPU that it was built with.
       metadata: facts of the program: preprocessing, labels, weights.
       notes: in words, where the program differs from what was asked, or the artefact lacks a part.
       versions: package → version, of the process that built the artefact.

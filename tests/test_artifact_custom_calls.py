@@ -1,4 +1,4 @@
-"""Artefacts of plans with oneDNN: no machine code, and bound to the version of jaxlib."""
+"""Artefacts of plans with oneDNN: no machine code, and bound to jaxlib and CPU."""
 
 import dataclasses
 
@@ -56,13 +56,16 @@ def test_what_calls_into_this_process_is_refused_unsigned(saved, tmp_path):
         load(saved[0] / "artifact", signing_key=tmp_path / "another key")
 
 
-def test_another_version_of_jaxlib_is_refused(saved):
+@pytest.mark.parametrize("entry, value", [("jaxlib", "0.9.9"), ("CPU model", "Z80")])
+def test_another_jaxlib_or_cpu_is_refused(saved, entry, value):
     folder, _ = saved
     path = folder / "artifact" / MANIFEST
     original = path.read_bytes()
     key = load_key(folder / "key")
     manifest, _ = read_manifest(folder / "artifact", key)
-    path.write_bytes(dataclasses.replace(manifest, versions=manifest.versions | {"jaxlib": "0.9.9"}).signed(key))
-    with pytest.raises(DamagedArtifact, match="internal to jaxlib 0.9.9 it was built with, got jaxlib "):
+    path.write_bytes(dataclasses.replace(manifest, fingerprint=manifest.fingerprint | {entry: value}).signed(key))
+    with pytest.raises(
+        DamagedArtifact, match=f"orders weights for one CPU: artefact built with {entry} {value}, here "
+    ):
         load(folder / "artifact", signing_key=folder / "key")
     path.write_bytes(original)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.lowerings import LOWERINGS, Finish, Window
+from models.lowerings import LOWERINGS, Call, Finish, Window
 from models.lowerings.winograd import filtering_matrices
 
 PADDINGS = {"same": None, "halo": ((0, 0), (1, 1)), "none": ((0, 0), (0, 0))}
@@ -105,11 +105,23 @@ def test_filtering_matrices_give_the_outputs_of_a_filter(outputs):
     np.testing.assert_allclose(a @ ((g @ taps) * (b @ data)), np.correlate(data, taps), rtol=1e-12)
 
 
-def test_transformed_kernels_keep_their_channels_last():
-    kernel = np.zeros((3, 3, 5, 7), np.float32)
-    for name, lowering in LOWERINGS.items():
-        if lowering.supports(3, 1):
-            assert all(array.shape[-2:] == (5, 7) for array in lowering.transform(kernel)), name
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("in_channels, out_channels", [(32, 16), (64, 64), (64, 96), (31, 40), (33, 48), (512, 512)])
+def test_onednn_computes_the_same_of_a_packed_kernel(in_channels, out_channels, dtype, summed):
+    lowering = usable("onednn")
+    random = np.random.default_rng(4)
+    window = Window(3, 1, ((1, 1), (1, 1)))
+    images = random.standard_normal((2, 5, 6, in_channels), np.float32)
+    kernel = random.standard_normal((3, 3, in_channels, out_channels), np.float32) / in_channels**0.5
+    call = Call(images.shape, out_channels, window, dtype, residual=False, relu=False, summed=summed)
+    assert lowering.pack is not None
+    packed = lowering.pack(kernel.astype(dtype), call)
+    # bfloat16 values come in pairs, and where blocks of 16 of them aren't full the kernel stays as it is.
+    assert packed.ndim == (4 if dtype == "bfloat16" and in_channels % 32 else 1)
+    finish = plain(out_channels, dtype)
+    got = lowering.apply(jnp.asarray(images, dtype), [jnp.asarray(packed)], window, finish)
+    assert relative_error(got, convolve(images, kernel, 1, window.padding)) <= TOLERANCE[dtype]
 
 
 def test_onednn_says_why_it_cannot_be_used_elsewhere():

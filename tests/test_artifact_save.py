@@ -1,0 +1,93 @@
+"""What saving an artefact leaves, and what it refuses."""
+
+import errno
+
+import jax
+import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from toy_program import toy_program
+
+import engine.artifact
+from engine.artifact import load, save
+from engine.compile import compile_program, jit_program
+from engine.errors import ArtifactExists, DamagedArtifact
+from engine.manifest import MANIFEST
+from engine.serialization import NotSerializable
+from sharding import UsageError
+
+
+@pytest.fixture(scope="module")
+def online():
+    return compile_program(toy_program())
+
+
+@pytest.fixture
+def key(tmp_path):
+    return tmp_path / "key"
+
+
+def test_jaxs_compilation_cache_does_not_spoil_the_native_part(key, tmp_path):
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        reset_cache()
+        program = toy_program()
+        jit_program(program).lower(*program.abstract_arguments()).compile()
+        assert list((tmp_path / "jax").glob("*apply*"))
+        save(compile_program(toy_program()), tmp_path / "artifact", key)
+        assert getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009 (unknown to pyright)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()
+    assert load(tmp_path / "artifact", signing_key=key).kind == "native"
+
+
+def test_without_native_serialization_the_portable_part_remains(online, key, tmp_path, monkeypatch):
+    def refuse(compiled):
+        raise NotSerializable("MemoryError std::bad_alloc")
+
+    monkeypatch.setattr(engine.artifact, "to_native", refuse)
+    save(online, tmp_path / "artifact", key)
+    assert not list((tmp_path / "artifact").glob("native*"))
+    loaded = load(tmp_path / "artifact", signing_key=key, refresh=True)
+    assert loaded.kind == "portable"
+    reason = "the artefact holds no native executable, XLA could not serialize it: MemoryError std::bad_alloc"
+    assert loaded.notes == (*online.notes, reason)
+
+
+def test_an_artifact_of_another_cache_key_is_refused(online, key, tmp_path):
+    save(online, tmp_path / "artifact", key, cache_key="a")
+    with pytest.raises(
+        DamagedArtifact, match=f"{tmp_path / 'artifact' / MANIFEST} must be of the cache key b, got 'a'"
+    ):
+        load(tmp_path / "artifact", signing_key=key, cache_key="b")
+    for cache_key in ("a", None):
+        assert load(tmp_path / "artifact", signing_key=key, cache_key=cache_key).kind == "native"
+
+
+def test_save_refuses_what_it_can_not_do(online, key, tmp_path):
+    artifact = tmp_path / "artifact"
+    save(online, artifact, key)
+    with pytest.raises(ArtifactExists, match=str(artifact)):
+        save(online, artifact, key)
+    with pytest.raises(UsageError, match="got a native one"):
+        save(load(artifact, signing_key=key), tmp_path / "again", key)
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("part", ["to_portable", "write_tensors", "write_file"])
+def test_a_failed_save_leaves_nothing(online, key, tmp_path, monkeypatch, part):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(engine.artifact, part, fail)
+    with pytest.raises(OSError, match="No space"):
+        save(online, tmp_path / "new" / "artifact", key)
+    assert list((tmp_path / "new").iterdir()) == []
