@@ -16,6 +16,8 @@ from pathlib import Path
 from absl import app, flags
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of images.", required=True)
+_PARTITIONS = flags.DEFINE_list("partitions", ["intra_sample", "auto"], "How the model axis may cut.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each configuration.", lower_bound=1)
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 512, "Images of each run.")
 _CONFIG = flags.DEFINE_string("config", "configs/cambricon_grid.py", "The grid.")
 _DOCUMENT = flags.DEFINE_string("document", "docs/paper.md", "The file with the markers.")
@@ -27,7 +29,8 @@ def sweep(partition: str) -> Path:
     """Runs or resumes the sweep and returns its directory."""
     directory = Path("runs") / f"paper-{partition}"
     command = [sys.executable, "main.py", "--config", _CONFIG.value, "--partition", partition]
-    command += ["--data", _IMAGES.value, "--num_images", str(_NUM_IMAGES.value), "--output_dir", str(directory)]
+    command += ["--data", _IMAGES.value, "--num_images", str(_NUM_IMAGES.value)]
+    command += ["--repeats", str(_REPEATS.value), "--output_dir", str(directory)]
     subprocess.run(command, check=True, cwd=_ROOT)
     return _ROOT / directory
 
@@ -52,7 +55,7 @@ def section(partition: str, directory: Path, document: Path) -> str:
 
 def measure(_: list[str]) -> None:
     document = _ROOT / _DOCUMENT.value
-    for partition in ("intra_sample", "auto"):
+    for partition in _PARTITIONS.value:
         made = section(partition, sweep(partition), document)
         marked = re.compile(rf"(<!-- {partition} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, count = marked.subn(lambda match, made=made: match[1] + made + match[2], document.read_text())
