@@ -38,7 +38,8 @@ def test_the_papers_grid():
     assert len({cell.executable for cell in grid.cells}) == 5
     first = grid.cells[0]
     assert (grid.name(first), grid.folder(first)) == ("mesh 2x16, threads 2", "mesh=2x16,threads=2")
-    typed = parse("--mesh", "2x16,4x8,8x4,16x2,32x1", "--threads", "2,4,6,8,10,12,14,16", "--partition", "intra_sample")
+    meshes, threads = "2x16,4x8,8x4,16x2,32x1", "2,4,6,8,10,12,14,16"
+    typed = parse("--mesh", meshes, "--threads", threads, "--partition", "intra_sample", "--batch_size", "64")
     assert Grid.of(engine.flags.read_axes(typed)) == grid
 
 
