@@ -94,7 +94,8 @@ def measure(_: list[str]) -> None:
     unsharded = {setting: rounds for setting, rounds in rates.items() if setting.mesh == UNSHARDED}
     best_unsharded = unsharded[best(unsharded)]
     precision = next(iter(runs.values()))[0]["precision"]
-    title = f"{_CONFIG.value}, {precision}, {_ROUNDS.value} rounds, {report['cpu']}, {report['date']}"
+    rounds = "one round" if _ROUNDS.value == 1 else f"{_ROUNDS.value} rounds"
+    title = f"{_CONFIG.value}, {precision}, {rounds}, {report['cpu']}, {report['date']}"
     print_table(ratio_table(title, runs, best_unsharded))
     draw(
         panels(rates, _BATCH.value),
