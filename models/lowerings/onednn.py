@@ -110,16 +110,22 @@ def _block(call: Call) -> int | None:
     padded = np.pad(image, ((0, 0), *window.padding, (0, 0)))[0]
     seen = padded[row * window.stride :, column * window.stride :][: window.size, : window.size]
     expected = np.tensordot(seen, kernel, 3)
+    # Arrays of NumPy: JAX would compile a program to make each of another shape.
+    images = np.zeros(call.in_shape, call.dtype)
+    images[0] = image[0]
+    following: dict[str, np.ndarray] = {} if call.summed else {"BIAS": np.zeros(call.out_channels, call.dtype)}
+    if call.residual and not call.summed:
+        shape = (call.in_shape[0], *window.out_size(call.in_shape), call.out_channels)
+        following["BINARY_ADD"] = np.zeros(shape, call.dtype)
+    relu = call.relu and not call.summed
+
+    def apply(x: jax.Array, kernel: jax.Array, following: Mapping[str, jax.Array]) -> jax.Array:
+        return _convolve(x, kernel, window, call.out_channels, following, relu)[0, row, column]
+
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        images = jnp.zeros(call.in_shape, call.dtype).at[0].set(image[0].astype(call.dtype))
-        following = {} if call.summed else {"BIAS": jnp.zeros(call.out_channels, call.dtype)}
-        if call.residual and not call.summed:
-            shape = (call.in_shape[0], *window.out_size(call.in_shape), call.out_channels)
-            following["BINARY_ADD"] = jnp.zeros(shape, call.dtype)
-        relu = call.relu and not call.summed
-        apply = jax.jit(lambda x, k: _convolve(x, k, window, call.out_channels, following, relu)[0, row, column])
+        apply = jax.jit(apply)
         for block in _BLOCKS:
-            got = apply(images, jnp.asarray(_packed(kernel.astype(call.dtype), block)))
+            got = apply(images, _packed(kernel.astype(call.dtype), block), following)
             if np.allclose(np.asarray(got, np.float32), np.maximum(expected, 0) if relu else expected, 1e-2):
                 return block
     return None
