@@ -1,7 +1,9 @@
 """A grid of 200 configurations of a small network, for `search_cost.py`: precision × batch × mesh × threads.
 
-python main.py --config benchmarks/search_grid.py --repeats 1 --output_dir runs/search-grid
-python benchmarks/search_cost.py --full runs/search-grid
+    python main.py --config benchmarks/search_grid.py --repeats 1 --output_dir runs/search-grid
+    python benchmarks/search_cost.py --full runs/search-grid
+
+The same with `--search auto` in another directory is the search; docs/paper.md says what the two came to.
 """
 
 import dataclasses
