@@ -6,7 +6,8 @@
 The sides are OpenVINO (latency and throughput mode), ONNX Runtime (float32 only), PyTorch (eager and compiled), the
 Flax NNX model under `jax.jit`, and ours (one device, called or streamed to by two host threads, and two devices on the
 model axis). All have the same random weights and the same images. The others are given normalised images in the layout
-they prefer, prepared outside the timing; ours is given uint8 and normalises within it.
+they prefer, prepared outside the timing; ours is given uint8 and normalises within it. Ours keeps the cores from
+sleeping during its launches, where the system allows it; so they are kept awake for all.
 
 Each side, mode and precision is a process of its own, idle unless it is asked. It compiles for each batch, and its
 logits are compared with a float64 reference; what fails is reported and left out. Then follow the rounds: in each,
@@ -35,6 +36,7 @@ from benchmarks.sides.race import Contender, start
 from benchmarks.sides.reference import reference_logits
 from benchmarks.sides.result import Row, summarise
 from benchmarks.sides.result_table import result_table
+from engine.awake import awake
 from engine.flags import load_preset
 from models.architecture import IMAGE_CHANNELS
 
@@ -65,7 +67,7 @@ def measure(_: list[str]) -> None:
         print("computing the reference", flush=True)
         write_problem(Path(folder), size, max(batches))
         for precision in _PRECISION.value:
-            with start(_SIDES.value, precision, _STEM.value, Path(folder)) as race:
+            with awake("cpu"), start(_SIDES.value, precision, _STEM.value, Path(folder)) as race:
                 for batch in sorted({1, *batches}):
                     print(f"building {precision}, batch {batch}", flush=True)
                     race.each(Contender.build, batch)

@@ -7,6 +7,7 @@ import tqdm
 
 import models
 from commands.build import build_program, code_digest, read_model
+from engine.awake import awake
 from engine.configuration import Configuration
 from engine.obtain import resolve
 from engine.plan_mode import show_plan
@@ -47,14 +48,15 @@ def tune_table(configuration: Configuration) -> None:
     path = own_table_path(configuration.platform)
     print(f"measuring into the cost table {path}", file=sys.stderr, flush=True)
     try:
-        models.tune(
-            models.read_table(path, configuration.platform),
-            path,
-            models.network(model.architecture, model.image_size),
-            make_mesh(configuration.mesh, devices),
-            configuration.batch_size,
-            configuration.precision,
-            progress=lambda parts: tqdm.tqdm(parts, desc="layers and transitions", unit=""),
-        )
+        with awake(configuration.platform):
+            models.tune(
+                models.read_table(path, configuration.platform),
+                path,
+                models.network(model.architecture, model.image_size),
+                make_mesh(configuration.mesh, devices),
+                configuration.batch_size,
+                configuration.precision,
+                progress=lambda parts: tqdm.tqdm(parts, desc="layers and transitions", unit=""),
+            )
     except OSError as error:
         raise UsageError(f"the cost table must be writable, got {path}: {error.strerror}") from None

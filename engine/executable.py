@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from engine.awake import awake
 from engine.executor import stream
 from engine.launch import launch
 from engine.parity import Parity
@@ -74,6 +75,11 @@ class Executable:
         """Number of samples of one launch, over all devices."""
         return self.input_spec.shape[0]
 
+    @property
+    def platform(self) -> str:
+        """cpu, gpu or tpu."""
+        return self.mesh.devices.flat[0].platform
+
     def put(self, inputs: np.ndarray) -> jax.Array:
         """Pads up to `batch_size` inputs to a whole batch with zeros and moves it to the devices.
 
@@ -103,9 +109,12 @@ class Executable:
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
         """The outputs (N, …) for inputs (N, …) of any N, launched batch by batch; nothing is launched for N = 0."""
-        starts = range(0, max(1, len(inputs)), self.batch_size)
-        batches = (inputs[start : start + self.batch_size] for start in starts)
-        return np.concatenate(list(self.stream(batches, threads=1)))
+        outputs = [np.empty((0, *self.output_spec.shape[1:]), self.output_spec.dtype)]
+        with awake(self.platform):
+            for start in range(0, len(inputs), self.batch_size):
+                batch = inputs[start : start + self.batch_size]
+                outputs.append(np.asarray(self.launch(self.put(batch)))[: len(batch)])
+        return np.concatenate(outputs)
 
     def stream(self, batches: Iterable[np.ndarray], threads: int = 2) -> Iterator[np.ndarray]:
         """The outputs of each batch (0 ≤ N ≤ `batch_size` inputs), in order, computed by `threads` host threads.

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from engine.awake import awake
 from engine.metrics import BatchTimes, Timeline
 from sharding import UsageError
 
@@ -74,7 +75,8 @@ def stream(
             # keeps the transfer out of the launch's time.
             inputs_on_devices = executable.put(inputs).block_until_ready()
             launched = time.perf_counter()
-            outputs_on_devices = executable.launch(inputs_on_devices).block_until_ready()
+            with awake(executable.platform):
+                outputs_on_devices = executable.launch(inputs_on_devices).block_until_ready()
             ready = time.perf_counter()
             outputs = np.asarray(outputs_on_devices)[: len(inputs)]
             fetched = time.perf_counter()

@@ -71,7 +71,7 @@ def predicted_host_memory_bytes(executable: Executable, threads: int, loaded_byt
       loaded_bytes: resident memory with the executable loaded: the process's own, machine code, and the distinct
         parameters, which virtual devices share.
     """
-    if executable.mesh.devices.flat[0].platform != "cpu":
+    if executable.platform != "cpu":
         return loaded_bytes
     return loaded_bytes + executable.mesh.size * _bytes_in_flight_per_device(executable, threads)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.awake import awake
 from engine.configuration import Configuration
 from engine.executable import Executable
 from engine.obtain import BuildProgram, SourceDigest, obtain
@@ -40,7 +41,7 @@ def show_plan(configuration: Configuration, build_program: BuildProgram, source_
     measured_ms = launch_milliseconds(executable)
     model, data = executable.mesh.devices.shape
     title = (
-        f"{executable.name}, mesh {model}x{data} on {executable.mesh.devices.flat[0].platform}, "
+        f"{executable.name}, mesh {model}x{data} on {executable.platform}, "
         f"batch {executable.batch_size}, {executable.metadata.get('precision')}"
     )
     output_dir = make_output_dir(configuration)
@@ -59,8 +60,9 @@ def launch_milliseconds(executable: Executable) -> float:
     inputs = executable.put(np.asarray(probe_inputs(executable.input_spec))).block_until_ready()
     executable.launch(inputs).block_until_ready()
     times, end = [], time.perf_counter() + _SECONDS
-    while len(times) < _LEAST_LAUNCHES or time.perf_counter() < end:
-        start = time.perf_counter()
-        executable.launch(inputs).block_until_ready()
-        times.append(1e3 * (time.perf_counter() - start))
+    with awake(executable.platform):
+        while len(times) < _LEAST_LAUNCHES or time.perf_counter() < end:
+            start = time.perf_counter()
+            executable.launch(inputs).block_until_ready()
+            times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)

@@ -29,7 +29,7 @@ def place_params(
     Args:
       folded: `LAYER.kernel` (kh, kw, C_in, C_out) or (C_in, C_out) and `LAYER.bias` (C_out,), float32.
       batch_size: global number of samples of a launch.
-      dtype: of the kernels; biases stay float32, the type they are added in.
+      dtype: of the kernels. Biases stay float32, the type they are added in, unless a library adds them itself.
 
     Returns:
       The arrays and their specs, in the network's order: of each layer `LAYER.kernel`, or `LAYER.kernel.0`, `.1`, …
@@ -58,7 +58,10 @@ def place_params(
             kernels = list(zip(*of_shards, strict=True))
         for number, shards in enumerate(kernels):
             add(f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else ""), shards)
-        add(f"{layer.name}.bias", _cut(folded[f"{layer.name}.bias"], _BIAS_CUT.get(partition), mesh.model))
+        bias = folded[f"{layer.name}.bias"]
+        if LOWERINGS[layer_plan.lowering].opaque and not call.summed:
+            bias = bias.astype(dtype)
+        add(f"{layer.name}.bias", _cut(bias, _BIAS_CUT.get(partition), mesh.model))
     return arrays, tuple(specs)
 
 

@@ -37,8 +37,8 @@ def apply_planned(
       params: local, as `place_params` cuts them.
       images: local (N, H, W, C), normalised; their dtype is the one activations have.
       images_layout: how the images lie on the model axis.
-      isolate: whether each layer is compiled on its own, unless it is a custom call, which is so anyway. XLA:CPU
-        otherwise computes a residual stream anew in each of its readers, all the way back to the stage's start.
+      isolate: whether each layer is compiled on its own, unless it is so anyway. XLA:CPU otherwise computes a residual
+        stream anew in each of its readers, all the way back to the stage's start.
 
     Returns:
       The last layer's output (N, H', W', C') in float32, in the layout its partition leaves.
@@ -102,7 +102,7 @@ def _run_part(
             layer_plan = plan[layer.name]
             operands = [local.read(name, layout) for name, layout in _reads(layer, layer_plan)]
             run = layer_function(layer, layer_plan, dtype)
-            run = isolated(run) if isolate and not LOWERINGS[layer_plan.lowering].custom_call else run
+            run = isolated(run) if isolate and not LOWERINGS[layer_plan.lowering].opaque else run
             local.values[layer.name, made_in[layer.name]] = run(params.get(layer.name, ()), *operands)
         return {key: value for key, value in local.values.items() if key[0] in inside & later}
 

@@ -13,7 +13,7 @@ from models.lowerings.winograd import filtering_matrices
 PADDINGS = {"same": None, "halo": ((0, 0), (1, 1)), "none": ((0, 0), (0, 0))}
 # What a lowering doesn't compute; every other one computes all kernels and strides.
 ONLY = {"matmul": lambda size, stride: size == 1, "im2col": lambda size, stride: size > 1} | {
-    name: lambda size, stride: (size, stride) == (3, 1) for name in LOWERINGS if name.startswith("winograd")
+    name: lambda size, stride: (size, stride) == (3, 1) for name in LOWERINGS if "winograd" in name
 }
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
 WINDOWS = list(itertools.product((1, 3, 7), (1, 2)))
@@ -79,7 +79,7 @@ def test_lowering_is_the_convolution_at_every_image_size(name, size, stride, pad
 def test_the_finish_adds_bias_and_residual_before_the_relu(name, dtype):
     lowering = usable(name)
     if dtype not in lowering.dtypes:
-        assert name in ("winograd_4x4", "winograd_4x4_split")
+        assert name in ("winograd_4x4", "winograd_4x4_split", "onednn_winograd_4x4")
         return
     size = next(
         size for other, size, stride in CASES if other == name and stride == 1 and (size > 1 or name == "matmul")
@@ -108,20 +108,29 @@ def test_filtering_matrices_give_the_outputs_of_a_filter(outputs):
 @pytest.mark.parametrize("summed", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("in_channels, out_channels", [(32, 16), (64, 64), (64, 96), (31, 40), (33, 48), (512, 512)])
-def test_onednn_computes_the_same_of_a_packed_kernel(in_channels, out_channels, dtype, summed):
-    lowering = usable("onednn")
+@pytest.mark.parametrize("name", [name for name in LOWERINGS if LOWERINGS[name].pack])
+def test_onednn_computes_the_same_of_a_packed_kernel(name, in_channels, out_channels, dtype, summed):
+    lowering = usable(name)
+    if dtype not in lowering.dtypes:
+        return
     random = np.random.default_rng(4)
     window = Window(3, 1, ((1, 1), (1, 1)))
     images = random.standard_normal((2, 5, 6, in_channels), np.float32)
     kernel = random.standard_normal((3, 3, in_channels, out_channels), np.float32) / in_channels**0.5
     call = Call(images.shape, out_channels, window, dtype, residual=False, relu=False, summed=summed)
     assert lowering.pack is not None
-    packed = lowering.pack(kernel.astype(dtype), call)
-    # bfloat16 values come in pairs, and where blocks of 16 of them aren't full the kernel stays as it is.
-    assert packed.ndim == (4 if dtype == "bfloat16" and in_channels % 32 else 1)
+    (transformed,) = lowering.transform(kernel)
+    packed = lowering.pack(transformed.astype(dtype), call)
+    # bfloat16 values come in pairs, and where blocks of 16 of them aren't full the kernel stays as it is; as it does
+    # where the channels of many groups don't fill blocks.
+    misfit = 32 if dtype == "bfloat16" else 1 if name == "onednn" else 16
+    stays = in_channels % misfit or (name != "onednn" and out_channels % 16)
+    assert packed.ndim == (4 if stays else 1)
     finish = plain(out_channels, dtype)
     got = lowering.apply(jnp.asarray(images, dtype), [jnp.asarray(packed)], window, finish)
-    assert relative_error(got, convolve(images, kernel, 1, window.padding)) <= TOLERANCE[dtype]
+    # F(4 × 4) loses half a digit over so many channels.
+    tolerance = TOLERANCE[dtype] * (3 if "4x4" in name else 1)
+    assert relative_error(got, convolve(images, kernel, 1, window.padding)) <= tolerance
 
 
 def test_onednn_says_why_it_cannot_be_used_elsewhere():

@@ -2,7 +2,8 @@
 
 from models.lowerings.direct import IM2COL, MATMUL, NATIVE, contract_channels as contract_channels
 from models.lowerings.lowering import Call as Call, Finish as Finish, Lowering as Lowering, Window as Window
-from models.lowerings.onednn import ONEDNN
+from models.lowerings.onednn_direct import ONEDNN
+from models.lowerings.onednn_winograd import onednn_winograd
 from models.lowerings.winograd import winograd_1d, winograd_2d
 
 LOWERINGS: dict[str, Lowering] = {
@@ -16,4 +17,6 @@ LOWERINGS: dict[str, Lowering] = {
     "winograd_2x2_split": winograd_2d(2, split=True),
     "winograd_4x4_split": winograd_2d(4, split=True),
     "onednn": ONEDNN,
+    "onednn_winograd_2x2": onednn_winograd(2),
+    "onednn_winograd_4x4": onednn_winograd(4),
 }

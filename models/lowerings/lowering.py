@@ -44,7 +44,7 @@ class Call:
       residual, relu, summed: as in `Finish`.
     """
 
-    in_shape: tuple[int, int, int, int]
+    in_shape: tuple[int, ...]
     out_channels: int
     window: Window
     dtype: str
@@ -96,6 +96,7 @@ class Lowering:
       slow_to_compile: whether XLA takes a good part of a second for a few layers of it.
       custom_call: target of the custom call that it makes, which is internal to one version of jaxlib and which XLA
         can't serialize; None for operations of StableHLO.
+      opaque: whether it is that call and nothing else: XLA compiles it on its own in any case.
     """
 
     transform: Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -106,6 +107,7 @@ class Lowering:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     slow_to_compile: bool = False
     custom_call: str | None = None
+    opaque: bool = False
 
 
 def pad(images: jax.Array, padding: Padding) -> jax.Array:

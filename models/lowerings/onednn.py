@@ -1,159 +1,172 @@
 """The convolution of oneDNN, which jaxlib for x86 carries and XLA offers as a custom call.
 
 The target is internal to XLA: no version promises it, and an executable that holds it can't be serialized. So it is
-used only where a probe has found that it computes a small convolution right.
+used only where a probe has found that it computes small convolutions right.
 
 oneDNN keeps kernels in blocks of output channels. Given one in another order, it reorders it at every launch, which
-takes most of the time where images are few. So kernels are packed once, at build: (C_out / block, kh, kw, C_in / pair,
-block, pair), where two bfloat16 values make a pair. oneDNN doesn't say which block it wants for a call; a probe finds
-out, and where none of those known is right, the kernel stays as it is.
+takes most of the time where images are few. So kernels are packed once, at build: (groups, C_out / block, kh, kw,
+C_in / pair, block, pair), where two bfloat16 values make a pair. oneDNN doesn't say which block it wants for a call; a
+probe finds out, and where none of those known is right, the kernel stays as it is.
 """
 
+import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from models.lowerings.direct import NATIVE
-from models.lowerings.lowering import Call, Finish, Lowering, Window
+from models.lowerings.lowering import Window
 
-_TARGET = "__onednn$convolution"
+TARGET = "__onednn$convolution"
 _BLOCKS = (64, 48, 32, 16)
 # A packed kernel has a multiple of this many input channels; of others oneDNN pads them.
 _IN_CHANNELS = {"float32": 1, "bfloat16": 32}
+_CHANNELS_OF_GROUP = 16  # in a group, of input and of output channels
 
 
-def _apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
-    # A sum over devices stands between products and bias, and oneDNN rounds its result to the operands' type.
-    if finish.summed:
-        return finish(_convolve(x, kernel[0], window, finish.bias.shape[0], {}).astype(jnp.float32))
-    following = {"BIAS": finish.bias.astype(x.dtype)}
-    if finish.residual is not None:
-        following["BINARY_ADD"] = finish.residual
-    return _convolve(x, kernel[0], window, finish.bias.shape[0], following, finish.relu).astype(finish.dtype)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Convolution:
+    """One call: everything about it but its operands.
+
+    Attributes:
+      in_shape: (N, H, W, C_in) of the images.
+      out_channels: of all groups.
+      dtype: of images, kernel and the operands that follow.
+      out_dtype: of the result; products are accumulated in float32.
+      groups: of channels, each of which is convolved with kernels of its own.
+      following: computed in the same pass, in this order: BIAS and BINARY_ADD, which have an operand each, and RELU.
+    """
+
+    in_shape: tuple[int, ...]
+    out_channels: int
+    window: Window
+    dtype: str
+    out_dtype: str
+    groups: int = 1
+    following: tuple[str, ...] = ()
+
+    @property
+    def kernel_shape(self) -> tuple[int, int, int, int]:
+        """(kh, kw, C_in of a group, C_out of all groups)."""
+        return self.window.size, self.window.size, self.in_shape[3] // self.groups, self.out_channels
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.in_shape[0], *self.window.out_size(self.in_shape), self.out_channels
+
+    def __call__(self, images: jax.Array, kernel: jax.Array, operands: Sequence[jax.Array] = ()) -> jax.Array:
+        """(N, H', W', C_out); `kernel` is of `kernel_shape`, or what `pack` made of one."""
+        configuration = self._configuration(packed=kernel.ndim == 1)
+        return jax.ffi.ffi_call(
+            TARGET,
+            jax.ShapeDtypeStruct(self.out_shape, self.out_dtype),
+            custom_call_api_version=2,
+            legacy_backend_config=json.dumps({"onednn_conv_config": configuration}),
+        )(images, kernel, *operands)
+
+    def pack(self, kernel: np.ndarray) -> np.ndarray:
+        """A kernel of `kernel_shape` in one dimension, as oneDNN wants it; itself where its order isn't known."""
+        block = _block(self)
+        return kernel if block is None else _packed(kernel, self.groups, block)
+
+    def _configuration(self, packed: bool) -> dict:
+        image = {"dims": "4", "data": {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}}
+        kernel: dict = {"input_feature_dim": "2", "output_feature_dim": "3", "spatial_dims": ["0", "1"]}
+        if packed:
+            kernel["shape"] = [str(size) for size in self.kernel_shape]
+        return {
+            "dims": "4",
+            "feature_groups": str(self.groups),
+            "input": image,
+            "output": image,
+            "kernel": {"dims": "4", "filter": kernel},
+            "window": {
+                "size": [],
+                "pad_left": [str(before) for before, _ in self.window.padding],
+                "pad_right": [str(after) for _, after in self.window.padding],
+                "strides": [str(self.window.stride)] * 2,
+                "window_dilations": ["1", "1"],
+            },
+            "fusions": {"ops": list(self.following)},
+            "optimization_config": {"weights_prepacked": packed},
+        }
 
 
-def _convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    window: Window,
-    out_channels: int,
-    following: Mapping[str, jax.Array],
-    relu: bool = False,
-) -> jax.Array:
-    """The convolution and, in the same pass, the operations `following` with their operands, then the ReLU."""
-    packed_shape = (window.size, window.size, x.shape[-1], out_channels) if kernel.ndim == 1 else None
-    ops = [*following, *(["RELU"] if relu else [])]
-    rows, columns = window.out_size(x.shape)
-    return jax.ffi.ffi_call(
-        _TARGET,
-        jax.ShapeDtypeStruct((x.shape[0], rows, columns, out_channels), x.dtype),
-        custom_call_api_version=2,
-        legacy_backend_config=json.dumps({"onednn_conv_config": _configuration(window, ops, packed_shape)}),
-    )(x, kernel, *following.values())
-
-
-def _configuration(window: Window, ops: Sequence[str], packed_shape: tuple[int, ...] | None) -> dict:
-    image = {"dims": "4", "data": {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}}
-    kernel: dict = {"input_feature_dim": "2", "output_feature_dim": "3", "spatial_dims": ["0", "1"]}
-    if packed_shape:
-        kernel["shape"] = [str(size) for size in packed_shape]
-    return {
-        "dims": "4",
-        "feature_groups": "1",
-        "input": image,
-        "output": image,
-        "kernel": {"dims": "4", "filter": kernel},
-        "window": {
-            "size": [],
-            "pad_left": [str(before) for before, _ in window.padding],
-            "pad_right": [str(after) for _, after in window.padding],
-            "strides": [str(window.stride)] * 2,
-            "window_dilations": ["1", "1"],
-        },
-        "fusions": {"ops": list(ops)},
-        "optimization_config": {"weights_prepacked": packed_shape is not None},
-    }
-
-
-def _pack(kernel: np.ndarray, call: Call) -> np.ndarray:
-    block = _block(call)
-    return kernel if block is None else _packed(kernel, block)
-
-
-def _packed(kernel: np.ndarray, block: int) -> np.ndarray:
-    height, width, in_channels, out_channels = kernel.shape
+def _packed(kernel: np.ndarray, groups: int, block: int) -> np.ndarray:
+    height, width, in_channels, _ = kernel.shape
+    by_group = kernel.reshape(height, width, in_channels, groups, -1)
+    out_channels = by_group.shape[-1]
     pair = 4 // kernel.dtype.itemsize
     blocks = -(-out_channels // block)
-    padded = np.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, blocks * block - out_channels)))
-    parts = padded.reshape(height, width, in_channels // pair, pair, blocks, block)
-    flat = parts.transpose(4, 0, 1, 2, 5, 3).reshape(-1)
+    padded = np.pad(by_group, ((0, 0), (0, 0), (0, 0), (0, 0), (0, blocks * block - out_channels)))
+    parts = padded.reshape(height, width, in_channels // pair, pair, groups, blocks, block)
+    flat = parts.transpose(4, 5, 0, 1, 2, 6, 3).reshape(-1)
     # As large as for any block: oneDNN would read beyond the end of a kernel packed for another.
-    most = max(-(-out_channels // other) * other for other in _BLOCKS) * height * width * in_channels
+    most = max(-(-out_channels // other) * other for other in _BLOCKS) * groups * height * width * in_channels
     return np.pad(flat, (0, most - flat.size))
 
 
 @functools.cache
-def _block(call: Call) -> int | None:
+def _block(convolution: Convolution) -> int | None:
     """The block of output channels that oneDNN wants for a call, by which one output pixel comes out right."""
-    if call.in_shape[3] % _IN_CHANNELS[call.dtype]:
+    _, _, in_channels, out_channels = convolution.kernel_shape
+    groups = convolution.groups
+    if in_channels % _IN_CHANNELS[convolution.dtype]:
+        return None
+    if groups > 1 and (in_channels % _CHANNELS_OF_GROUP or out_channels // groups % _CHANNELS_OF_GROUP):
         return None
     random = np.random.default_rng(0)
-    window = call.window
-    kernel = random.integers(-2, 3, (window.size, window.size, call.in_shape[3], call.out_channels))
-    kernel = kernel.astype(np.float32)
-    image = random.integers(-2, 3, (1, *call.in_shape[1:])).astype(np.float32)
-    row, column = (size // 2 for size in window.out_size(call.in_shape))
-    padded = np.pad(image, ((0, 0), *window.padding, (0, 0)))[0]
-    seen = padded[row * window.stride :, column * window.stride :][: window.size, : window.size]
-    expected = np.tensordot(seen, kernel, 3)
+    kernel = random.integers(-2, 3, convolution.kernel_shape).astype(np.float32)
     # Arrays of NumPy: JAX would compile a program to make each of another shape.
-    images = np.zeros(call.in_shape, call.dtype)
-    images[0] = image[0]
-    following: dict[str, np.ndarray] = {} if call.summed else {"BIAS": np.zeros(call.out_channels, call.dtype)}
-    if call.residual and not call.summed:
-        shape = (call.in_shape[0], *window.out_size(call.in_shape), call.out_channels)
-        following["BINARY_ADD"] = np.zeros(shape, call.dtype)
-    relu = call.relu and not call.summed
+    images = np.zeros(convolution.in_shape, convolution.dtype)
+    images[0] = random.integers(-2, 3, convolution.in_shape[1:])
+    row, column = (size // 2 for size in convolution.out_shape[1:3])
+    expected = _output_pixel(images[0].astype(np.float32), kernel, convolution, row, column)
+    shapes = {"BIAS": (convolution.out_channels,), "BINARY_ADD": convolution.out_shape}
+    zeros = [np.zeros(shapes[name], convolution.dtype) for name in convolution.following if name in shapes]
 
-    def apply(x: jax.Array, kernel: jax.Array, following: Mapping[str, jax.Array]) -> jax.Array:
-        return _convolve(x, kernel, window, call.out_channels, following, relu)[0, row, column]
+    def apply(images: jax.Array, kernel: jax.Array, operands: Sequence[jax.Array]) -> jax.Array:
+        return convolution(images, kernel, operands)[0, row, column]
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         apply = jax.jit(apply)
         for block in _BLOCKS:
-            got = apply(images, _packed(kernel.astype(call.dtype), block), following)
-            if np.allclose(np.asarray(got, np.float32), np.maximum(expected, 0) if relu else expected, 1e-2):
+            got = apply(images, _packed(kernel.astype(convolution.dtype), groups, block), zeros)
+            if np.allclose(np.asarray(got, np.float32), expected, 1e-2):
                 return block
     return None
 
 
+def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolution, row: int, column: int) -> np.ndarray:
+    """(C_out,) of an image (H, W, C_in): what `convolution` computes where its operands are zero."""
+    window, groups = convolution.window, convolution.groups
+    padded = np.pad(image, (*window.padding, (0, 0)))
+    seen = padded[row * window.stride :, column * window.stride :][: window.size, : window.size]
+    parts = zip(np.split(seen, groups, axis=2), np.split(kernel, groups, axis=3), strict=True)
+    pixel = np.concatenate([np.tensordot(part, kernel_part, 3) for part, kernel_part in parts])
+    return np.maximum(pixel, 0) if "RELU" in convolution.following else pixel
+
+
 @functools.cache
-def _obstacle(platform: str) -> str | None:
+def obstacle(platform: str) -> str | None:
+    """Why oneDNN can't be called on this platform and this version of jaxlib; None where it can."""
     if platform != "cpu":
         return f"oneDNN computes on cpu, not on {platform}"
     random = np.random.default_rng(0)
-    images = random.standard_normal((2, 6, 6, 16), np.float32)
-    kernel = random.standard_normal((3, 3, 16, 16), np.float32)
-    window, bias = Window(3, 2, ((1, 1), (0, 1))), np.ones(16, np.float32)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        finish = Finish(jnp.asarray(bias), None, True, jnp.float32)
-        expected = NATIVE.apply(jnp.asarray(images), [jnp.asarray(kernel)], window, finish)
-        try:
-            got = jax.jit(lambda x, k: _apply(x, [k], window, finish))(images, kernel)
-        except Exception as error:  # an unknown target, another form of its configuration
-            return f"XLA doesn't take the call: {str(error).splitlines()[0]}"
-    return None if np.allclose(got, expected, rtol=1e-4, atol=1e-4) else "its result on the probe is wrong"
-
-
-ONEDNN = Lowering(
-    transform=lambda kernel: [kernel],
-    apply=_apply,
-    supports=lambda size, stride: True,
-    pack=_pack,
-    obstacle=_obstacle,
-    custom_call=_TARGET,
-)
+    for groups in (1, 2):
+        window = Window(3, 2, ((1, 1), (0, 1)))
+        convolution = Convolution((2, 6, 6, 16 * groups), 16 * groups, window, "float32", "float32", groups, ("RELU",))
+        images = random.standard_normal(convolution.in_shape, np.float32)
+        kernel = random.standard_normal(convolution.kernel_shape, np.float32)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            try:
+                got = np.asarray(jax.jit(lambda x, k, call=convolution: call(x, k))(images, kernel))
+            except Exception as error:  # an unknown target, another form of its configuration
+                return f"XLA doesn't take the call: {str(error).splitlines()[0]}"
+        for image, row, column in np.ndindex(got.shape[:3]):
+            expected = _output_pixel(images[image], kernel, convolution, row, column)
+            if not np.allclose(got[image, row, column], expected, rtol=1e-4, atol=1e-4):
+                return "its result on the probe is wrong"
+    return None

@@ -20,7 +20,7 @@ from jax import lax
 
 from models.lowerings.lowering import Finish, Lowering, Window, pad
 
-_TAPS = 3
+TAPS = 3
 # Interpolation points beside infinity; small ones of both signs keep the rounding error low.
 _POINTS = {2: (0, 1, -1), 4: (0, 1, -1, Fraction(1, 2), Fraction(-1, 2))}
 
@@ -35,9 +35,9 @@ def filtering_matrices(outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     for point in points:
         others = [other for other in points if other != point]
         scale = functools.reduce(lambda product, other: product * (point - other), others, Fraction(1))
-        g.append([point**tap / scale for tap in range(_TAPS)])
+        g.append([point**tap / scale for tap in range(TAPS)])
         b.append([*_polynomial(others), Fraction(0)])
-    g.append([Fraction(0)] * (_TAPS - 1) + [last])
+    g.append([Fraction(0)] * (TAPS - 1) + [last])
     b.append(_polynomial(points))
     a_matrix, g_matrix, b_matrix = (np.array(matrix, np.float64) for matrix in (a, g, b))
     return a_matrix, g_matrix, b_matrix
@@ -55,7 +55,7 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
 def winograd_2d(outputs: int, split: bool = False) -> Lowering:
     """F(m × m, 3 × 3), where m is `outputs`: 2.25 times less arithmetic for 2, 4 times for 4."""
     a, g, b = filtering_matrices(outputs)
-    positions = outputs + _TAPS - 1
+    positions = outputs + TAPS - 1
 
     def transform(kernel: np.ndarray) -> list[np.ndarray]:
         rows = np.einsum("ai,ijco,bj->abco", g, kernel.astype(np.float64), g).astype(np.float32)
@@ -64,23 +64,23 @@ def winograd_2d(outputs: int, split: bool = False) -> Lowering:
     def apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
         rows, columns = window.out_size(x.shape)
         tile_rows, tile_columns = -(-rows // outputs), -(-columns // outputs)
-        tiled = pad(x, _tiled_padding(x, window, tile_rows * outputs, tile_columns * outputs)).astype(jnp.float32)
-        by_row = _every(tiled, 1, positions, tile_rows, outputs)
+        tiled = pad(x, tiled_padding(x, window, tile_rows * outputs, tile_columns * outputs)).astype(jnp.float32)
+        by_row = every(tiled, 1, positions, tile_rows, outputs)
         partial = []
         for i in range(positions):
-            transformed = _combine(b[i], by_row)
-            by_column = _every(transformed, 2, positions, tile_columns, outputs)
-            tiles = [_combine(row, by_column).astype(x.dtype) for row in b]
+            transformed = combine(b[i], by_row)
+            by_column = every(transformed, 2, positions, tile_columns, outputs)
+            tiles = [combine(row, by_column).astype(x.dtype) for row in b]
             weights = kernel[i * positions : (i + 1) * positions] if split else kernel[i]
             products = _products(tiles, weights)
-            partial.append(jnp.stack([_combine(row, products) for row in a], axis=3))
-        y = jnp.stack([_combine(row, partial) for row in a], axis=2)
+            partial.append(jnp.stack([combine(row, products) for row in a], axis=3))
+        y = jnp.stack([combine(row, partial) for row in a], axis=2)
         y = y.reshape(x.shape[0], tile_rows * outputs, tile_columns * outputs, -1)
         return finish(y[:, :rows, :columns])
 
     # Of operands rounded to bfloat16 the transform of F(4 × 4) loses a digit more than the logits can bear.
     dtypes = ("float32", "bfloat16") if outputs == 2 else ("float32",)
-    return Lowering(transform, apply, _supports, dtypes=dtypes, slow_to_compile=split)
+    return Lowering(transform, apply, supports, dtypes=dtypes, slow_to_compile=split)
 
 
 def winograd_1d(outputs: int) -> Lowering:
@@ -89,7 +89,7 @@ def winograd_1d(outputs: int) -> Lowering:
     1.5 times less arithmetic for 2, 2 times for 4, in fewer and larger products than in two dimensions.
     """
     a, g, b = filtering_matrices(outputs)
-    positions = outputs + _TAPS - 1
+    positions = outputs + TAPS - 1
 
     def transform(kernel: np.ndarray) -> list[np.ndarray]:
         return [np.einsum("bj,ijco->bico", g, kernel.astype(np.float64)).astype(np.float32)]
@@ -97,40 +97,42 @@ def winograd_1d(outputs: int) -> Lowering:
     def apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
         rows, columns = window.out_size(x.shape)
         tile_columns = -(-columns // outputs)
-        tiled = pad(x, _tiled_padding(x, window, rows, tile_columns * outputs)).astype(jnp.float32)
-        by_column = _every(tiled, 2, positions, tile_columns, outputs)
+        tiled = pad(x, tiled_padding(x, window, rows, tile_columns * outputs)).astype(jnp.float32)
+        by_column = every(tiled, 2, positions, tile_columns, outputs)
         stacks = []
         for row in b:
-            transformed = _combine(row, by_column).astype(x.dtype)
-            stacks.append(jnp.stack([transformed[:, i : i + rows] for i in range(_TAPS)], axis=3))
-        channels = _TAPS * x.shape[3]
+            transformed = combine(row, by_column).astype(x.dtype)
+            stacks.append(jnp.stack([transformed[:, i : i + rows] for i in range(TAPS)], axis=3))
+        channels = TAPS * x.shape[3]
         tiles = [stack.reshape(*stack.shape[:3], channels) for stack in stacks]
         products = _products(tiles, kernel[0].reshape(positions, channels, -1))
-        y = jnp.stack([_combine(row, products) for row in a], axis=3)
+        y = jnp.stack([combine(row, products) for row in a], axis=3)
         return finish(y.reshape(x.shape[0], rows, tile_columns * outputs, -1)[:, :, :columns])
 
-    return Lowering(transform, apply, _supports)
+    return Lowering(transform, apply, supports)
 
 
-def _supports(size: int, stride: int) -> bool:
-    return size == _TAPS and stride == 1
+def supports(size: int, stride: int) -> bool:
+    """Whether F(m, 3) computes a convolution of this kernel size and stride."""
+    return size == TAPS and stride == 1
 
 
-def _tiled_padding(x: jax.Array, window: Window, rows: int, columns: int):
+def tiled_padding(x: jax.Array, window: Window, rows: int, columns: int):
     """The window's padding, below and on the right as much more as tiles of `rows` × `columns` outputs need."""
     (above, _), (left, _) = window.padding
-    below, right = rows + _TAPS - 1 - above - x.shape[1], columns + _TAPS - 1 - left - x.shape[2]
+    below, right = rows + TAPS - 1 - above - x.shape[1], columns + TAPS - 1 - left - x.shape[2]
     return (above, below), (left, right)
 
 
-def _every(x: jax.Array, axis: int, positions: int, tiles: int, step: int) -> list[jax.Array]:
+def every(x: jax.Array, axis: int, positions: int, tiles: int, step: int) -> list[jax.Array]:
     """For each position in a tile the slice of `x` that holds it for all tiles."""
     return [
         lax.slice_in_dim(x, position, position + (tiles - 1) * step + 1, step, axis) for position in range(positions)
     ]
 
 
-def _combine(coefficients: np.ndarray, terms: Sequence[jax.Array]) -> jax.Array:
+def combine(coefficients: np.ndarray, terms: Sequence[jax.Array]) -> jax.Array:
+    """The sum of `terms`, each times its coefficient."""
     total = None
     for coefficient, term in zip(coefficients, terms, strict=True):
         if coefficient == 0:
