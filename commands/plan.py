@@ -9,6 +9,7 @@ import models
 from commands.build import build_program, code_digest, read_model
 from engine.awake import awake
 from engine.configuration import Configuration
+from engine.memory import keep_freed_memory
 from engine.obtain import resolve
 from engine.plan_mode import show_plan
 from sharding import UsageError, acquire_devices, machine_of, make_mesh, own_table_path
@@ -42,6 +43,7 @@ def tune_table(configuration: Configuration) -> None:
     Raises:
       UsageError: if the cost table can't be written.
     """
+    keep_freed_memory()
     devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)
     configuration = resolve(configuration, devices)
     model = read_model(configuration)
