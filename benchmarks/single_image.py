@@ -1,0 +1,123 @@
+"""Where the time of a single image goes: ResNet101's layers by ours and by OpenVINO, summed by their kernel.
+
+    pip install -e '.[bench]'
+    python benchmarks/single_image.py --stem cifar
+
+Ours is measured layer by layer, each in a chain of a few of its kind with weights out of the caches; OpenVINO tells the
+time of each of its nodes itself, in the network. Below stand the whole launches, in turns, ours with the image moved to
+the device and the logits fetched; and what the sum of the layers lacks of them. Where the system allows it the cores are
+kept awake for both.
+"""
+
+import collections
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import jax
+import numpy as np
+import openvino as ov  # pyright: ignore[reportMissingImports]
+from absl import app, flags, logging
+
+import models
+from benchmarks.machine import circumstances
+from benchmarks.output import make_table, print_table
+from benchmarks.sides import ours
+from benchmarks.sides.onnx_graph import onnx_model
+from benchmarks.sides.problem import PRESET_OF_STEM, Problem, resnet101
+from engine.awake import awake
+from engine.flags import load_preset
+from engine.memory import keep_freed_memory
+from models.cases import Case, case_of
+from models.measuring import measure_case
+from sharding import Kind, LayerSpec, MeshShape, acquire_devices, make_mesh
+
+_STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
+_SIZE = flags.DEFINE_integer("size", 0, "Height and width of the image in pixels. 0: those of the stem's preset.")
+_LAUNCHES = flags.DEFINE_integer("launches", 60, "Of each side, in turns.", lower_bound=1)
+_UNSHARDED = MeshShape(1, 1)
+Seconds = dict[str, float]  # of each layer
+
+
+def measure(_: list[str]) -> None:
+    keep_freed_memory()
+    size = _SIZE.value or load_preset(PRESET_OF_STEM[_STEM.value]).model.image_size
+    problem = resnet101(_STEM.value, np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8))
+    with awake("cpu"):
+        for precision in ("float32", "bfloat16"):
+            title = f"{_STEM.value} stem, {size}×{size}, {precision}, {circumstances()['cpu']}"
+            show(title, problem, *in_turns(problem, precision), own_layers(problem, precision))
+
+
+def in_turns(problem: Problem, precision: str) -> tuple[float, float, Seconds]:
+    """Median seconds of a launch of ours and of OpenVINO, and the median of each of its layers."""
+    run = ours.make_runner(problem, 1, precision, "1x1 call").run
+    model = ov.Core().read_model(onnx_model(problem.network, problem.params, 1).SerializeToString())
+    element = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": element}
+    plain, profiled = (
+        ov.Core().compile_model(model, "CPU", hints | {"PERF_COUNT": count}).create_infer_request()
+        for count in ("NO", "YES")
+    )
+    image = np.ascontiguousarray(problem.normalised(1).transpose(0, 3, 1, 2))
+    launches, others, layers = [], [], collections.defaultdict(list)
+    for _ in range(_LAUNCHES.value):
+        launches.append(seconds(lambda: run(1)))
+        others.append(seconds(lambda: plain.infer({0: image})))
+        profiled.infer({0: image})
+        for node in profiled.get_profiling_info():
+            layers[re.sub(r"\.\d+$", "", node.node_name.split("/")[0])].append(node.real_time.total_seconds())
+    number = len(launches)
+    return statistics.median(launches), statistics.median(others), {k: sum(v) / number for k, v in layers.items()}
+
+
+def own_layers(problem: Problem, precision: str) -> Seconds:
+    devices, _ = acquire_devices(1, "cpu")
+    mesh = make_mesh(_UNSHARDED, devices)
+    plan = models.make_plan(problem.network, _UNSHARDED, 1, "cpu", precision)
+    measured: dict[Case, float] = {}  # most layers are alike
+    own = {}
+    for layer in problem.network:
+        layer_plan = plan[layer.name]
+        case = case_of(layer, layer_plan.partition, layer_plan.lowering, 1, precision, _UNSHARDED)
+        if case not in measured:
+            measured[case] = measure_case(case, mesh) / 1e3
+        own[layer.name] = measured[case]
+    return own
+
+
+def show(title: str, problem: Problem, launch: float, other: float, theirs: Seconds, own: Seconds) -> None:
+    groups: dict[str, list[LayerSpec]] = collections.defaultdict(list)
+    for layer in problem.network:
+        is_convolution = layer.kind == Kind.CONV
+        groups[f"{layer.kernel}×{layer.kernel}, {layer.in_shape[0]} rows" if is_convolution else "rest"].append(layer)
+    table = make_table(f"ResNet101, {title}", ("convolutions",), ("layers", "MFLOP", "ours ms", "OpenVINO ms", "ratio"))
+
+    def row(name: str, number: int | str, flops: float | str, a: float, b: float) -> None:
+        table.add_row(name, f"{number}", f"{flops}", f"{1e3 * a:.2f}", f"{1e3 * b:.2f}", f"{b / a:.2f}")
+
+    for name, layers in groups.items():
+        flops = sum(layer.flops for layer in layers) / 1e6
+        ours_theirs = (sum(times.get(layer.name, 0.0) for layer in layers) for times in (own, theirs))
+        row(name, len(layers), f"{flops:.0f}", *ours_theirs)
+    named = {layer.name for layer in problem.network}
+    row("sum", len(named), "", sum(own.values()), sum(theirs.values()))
+    row("whole launch", "", "", launch, other)
+    row("not in the sum", "", "", launch - sum(own.values()), other - sum(theirs.values()))
+    print_table(table)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    app.run(measure)
