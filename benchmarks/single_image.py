@@ -5,8 +5,8 @@
 
 Ours is measured layer by layer, each in a chain of a few of its kind with weights out of the caches; OpenVINO tells the
 time of each of its nodes itself, in the network. Below stand the whole launches, in turns, ours with the image moved to
-the device and the logits fetched; and what the sum of the layers lacks of them. Where the system allows it the cores are
-kept awake for both.
+the device and the logits fetched; and what the sum of the layers lacks of them. Where the system allows it, the cores
+are kept awake for both.
 """
 
 import collections
