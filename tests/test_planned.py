@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from models.architecture import Architecture, network
 from models.cases import lowerings_of
 from models.cost_table import CostTable
+from models.lowerings import LOWERINGS
 from models.planning import make_plan
 from models.program import build_program
 from models.variables import random_variables
@@ -232,3 +233,21 @@ def test_a_plan_the_mesh_cannot_do_is_refused_naming_layer_dimension_and_axis():
     matmul = Plan(tuple((name, LayerPlan(p.partition, "matmul")) for name, p in plan.layers))
     with pytest.raises(UsageError, match="lowering matmul of conv1 doesn't compute a 3×3 convolution"):
         build(architecture, MeshShape(4, 1), matmul, 8, 4)
+
+
+def test_a_bias_has_the_type_it_is_added_in():
+    if obstacle := LOWERINGS["onednn"].obstacle("cpu"):
+        pytest.skip(obstacle)
+    architecture = Architecture("cifar", blocks=(1,), bottleneck=True, num_classes=10, width=8)
+    net = network(architecture, 8)
+    plan = Plan(
+        tuple(
+            (layer.name, LayerPlan(Partition.WHOLE, "onednn" if layer.name == "conv1" else "im2col"))
+            if layer.kernel == 3
+            else (layer.name, LayerPlan(Partition.WHOLE, "matmul"))
+            for layer in net
+        )
+    )
+    specs = {spec.name: spec for spec in build(architecture, MeshShape(1, 1), plan, 8, 4, "bfloat16").param_specs}
+    assert specs["conv1.bias"].dtype == "bfloat16"  # by oneDNN, whose operands are all of one type
+    assert specs["layer1.0.conv2.bias"].dtype == "float32"
