@@ -55,7 +55,7 @@ def measure(_: list[str]) -> None:
 
 
 def in_turns(problem: Problem, precision: str) -> tuple[float, float, Seconds]:
-    """Median seconds of a launch of ours and of OpenVINO, and the median of each of its layers."""
+    """Median seconds of a launch of ours and of OpenVINO, and the mean of each of its layers."""
     run = ours.make_runner(problem, 1, precision, "1x1 call").run
     model = ov.Core().read_model(onnx_model(problem.network, problem.params, 1).SerializeToString())
     element = {"float32": "f32", "bfloat16": "bf16"}[precision]
@@ -105,8 +105,7 @@ def show(title: str, problem: Problem, launch: float, other: float, theirs: Seco
         flops = sum(layer.flops for layer in layers) / 1e6
         ours_theirs = (sum(times.get(layer.name, 0.0) for layer in layers) for times in (own, theirs))
         row(name, len(layers), f"{flops:.0f}", *ours_theirs)
-    named = {layer.name for layer in problem.network}
-    row("sum", len(named), "", sum(own.values()), sum(theirs.values()))
+    row("sum", len(problem.network), "", sum(own.values()), sum(theirs.values()))
     row("whole launch", "", "", launch, other)
     row("not in the sum", "", "", launch - sum(own.values()), other - sum(theirs.values()))
     print_table(table)

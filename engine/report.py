@@ -88,7 +88,7 @@ class Report:
         self.model_parallel, self.data_parallel = mesh.devices.shape
         self.mesh = f"{self.model_parallel}x{self.data_parallel}"
         self.device_count = mesh.size
-        self.platform = mesh.devices.flat[0].platform
+        self.platform = executable.platform
         self.batch_size = executable.batch_size
         self.precision = executable.metadata.get("precision")
         self.weights = executable.metadata.get("weights")

@@ -96,7 +96,8 @@ class Lowering:
       slow_to_compile: whether XLA takes a good part of a second for a few layers of it.
       custom_call: target of the custom call that it makes, which is internal to one version of jaxlib and which XLA
         can't serialize; None for operations of StableHLO.
-      opaque: whether it is that call and nothing else: XLA compiles it on its own in any case.
+      opaque: whether it is that call and nothing else: XLA compiles it on its own in any case, and its bias, unless a
+        sum stands before it, has the operands' type.
     """
 
     transform: Callable[[np.ndarray], Sequence[np.ndarray]]

@@ -23,7 +23,7 @@ TARGET = "__onednn$convolution"
 _BLOCKS = (64, 48, 32, 16)
 # A packed kernel has a multiple of this many input channels; of others oneDNN pads them.
 _IN_CHANNELS = {"float32": 1, "bfloat16": 32}
-_CHANNELS_OF_GROUP = 16  # in a group, of input and of output channels
+_CHANNELS_OF_GROUP = 16  # the same where there are groups, of input and of output channels of each
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 The product of each position is a 1×1 convolution, and all of them are one convolution with as many groups. It reads a
 tile's positions beside each other, each with its channels. Input and output transforms work on one axis after the
-other: XLA:CPU writes the parts of a concatenation where they belong, but computes one of all positions in one axis many
-times slower.
+other: XLA:CPU writes the parts of a concatenation where they belong, but takes two to three times as long for all
+positions in one axis.
 """
 
 from collections.abc import Sequence
