@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ from sharding.errors import UsageError
 from sharding.mesh import DATA_AXIS, MODEL_AXIS
 from sharding.program import Program, TensorSpec
 from sharding.rules import Rules, check_partition_spec, match_rules
-
-if TYPE_CHECKING:
-    from jax.extend.core import ClosedJaxpr, Jaxpr
 
 _CUT_BY_DATA = P(DATA_AXIS)
 _MAX_CONSTANT_BYTES = 4096  # normalisation constants are smaller, the kernels of most layers larger
@@ -133,7 +130,7 @@ def _check_dtype(what: str, dtype: Any) -> None:
         raise UsageError(f"{what} must have a dtype that JAX computes in, got {dtype} without jax_enable_x64")
 
 
-def _check_constants(jaxpr: "ClosedJaxpr") -> None:
+def _check_constants(jaxpr: Any) -> None:
     # They would be copied into each executable and onto each device, whatever the rules say.
     for constant in _constants(jaxpr):
         if getattr(constant, "nbytes", 0) > _MAX_CONSTANT_BYTES:
@@ -143,17 +140,12 @@ def _check_constants(jaxpr: "ClosedJaxpr") -> None:
             )
 
 
-def _constants(jaxpr: "ClosedJaxpr | Jaxpr") -> Iterator[Any]:
+def _constants(jaxpr: Any) -> Iterator[Any]:
     """The arrays that a traced function holds, and those that the functions it calls hold (`jit`, `scan`, `cond`)."""
-    # Imported here, because `jax.extend` takes 30 ms, which a run from an artefact can do without.
-    from jax.extend.core import ClosedJaxpr, Jaxpr
-
-    if isinstance(jaxpr, ClosedJaxpr):
-        yield from jaxpr.consts
-        jaxpr = jaxpr.jaxpr
+    yield from getattr(jaxpr, "consts", ())  # known by what it has: its class is another in each version of JAX
     for equation in jaxpr.eqns:
         for value in jax.tree.leaves(list(equation.params.values())):
-            if isinstance(value, (ClosedJaxpr, Jaxpr)):
+            if hasattr(value, "eqns"):
                 yield from _constants(value)
 
 
