@@ -1,0 +1,29 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.lowerings import Window
+from models.pooling import max_pool
+
+
+def largest_of_each_window(x: np.ndarray, window: Window) -> np.ndarray:
+    padded = np.pad(x, ((0, 0), *window.padding, (0, 0)), constant_values=-np.inf)
+    rows, columns = window.out_size(x.shape)
+    out = np.empty((len(x), rows, columns, x.shape[3]), x.dtype)
+    for row, column in np.ndindex(rows, columns):
+        seen = padded[:, row * window.stride :, column * window.stride :][:, : window.size, : window.size]
+        out[:, row, column] = seen.max(axis=(1, 2))
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 1), (1, 0))])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 3), (4, 7), (9, 8)])
+def test_max_pool_takes_the_largest_of_each_window(dtype, size, stride, padding, rows, columns):
+    window = Window(size, stride, padding)
+    # Negative, so that padding with anything but the lowest would be seen.
+    x = np.random.default_rng(0).uniform(-9, -1, (2, rows, columns, 5)).astype(jnp.dtype(dtype))
+    got = max_pool(jnp.asarray(x), window)
+    assert got.dtype == x.dtype
+    np.testing.assert_array_equal(np.asarray(got, np.float32), largest_of_each_window(x.astype(np.float32), window))
