@@ -11,7 +11,7 @@ from engine.cache import source_digest
 from engine.configuration import Configuration, ModelConfig
 from engine.memory import memory_limit_bytes
 from engine.weights_model import model_of_weights
-from sharding import Program, UsageError, mesh_shape, own_table_path
+from sharding import Program, UsageError, mesh_shape, own_table_path, planned_as
 
 if TYPE_CHECKING:
     import models
@@ -75,18 +75,19 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
 
     model = read_model(configuration)
     network, batch_size = models.network(model.architecture, model.image_size), configuration.batch_size
+    planned_mesh, planned_batch = planned_as(configuration.mesh, batch_size, configuration.launches_at_once)
     table = models.current_cost_table(configuration.platform)
     plan = models.make_plan(
         network,
-        configuration.mesh,
-        batch_size,
+        planned_mesh,
+        planned_batch,
         configuration.platform,
         configuration.precision,
         configuration.partition,
         memory_limit_bytes=memory_limit_bytes(configuration.device_memory_limit, list(mesh.devices.flat)),
         table=table,
     )
-    costs = models.layer_costs(plan, network, configuration.mesh, batch_size, configuration.precision, table)
+    costs = models.layer_costs(plan, network, planned_mesh, planned_batch, configuration.precision, table)
     program = models.build_program(
         model.architecture,
         model.variables,

@@ -30,7 +30,7 @@ def plan_command(configuration: Configuration, tune: bool) -> Path:
         return show_plan(configuration, build_program, code_digest)
     if tune:
         tune_table(configuration)
-    devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)
+    devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform, configuration.launches_at_once)
     measured_on = models.current_cost_table(devices[0].platform).machine.get("device", "no machine")
     if measured_on != machine_of(devices[0].platform)["device"]:
         print(f"note: planned by costs measured on {measured_on}; --tune measures this machine's", file=sys.stderr)
@@ -44,7 +44,7 @@ def tune_table(configuration: Configuration) -> None:
       UsageError: if the cost table can't be written.
     """
     keep_freed_memory()
-    devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform)
+    devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform, configuration.launches_at_once)
     configuration = resolve(configuration, devices)
     model = read_model(configuration)
     path = own_table_path(configuration.platform)
@@ -58,6 +58,7 @@ def tune_table(configuration: Configuration) -> None:
                 make_mesh(configuration.mesh, devices),
                 configuration.batch_size,
                 configuration.precision,
+                launches_at_once=configuration.launches_at_once,
                 progress=lambda parts: tqdm.tqdm(parts, desc="layers and transitions", unit=""),
             )
     except OSError as error:

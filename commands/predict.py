@@ -7,7 +7,7 @@ import models
 from engine.configuration import Configuration, ModelConfig, default_batch_size, parse_bytes
 from engine.launch import MAX_LAUNCHES_IN_FLIGHT
 from engine.prediction import Prediction
-from sharding import MeshShape, OutOfMemory, computes_bfloat16
+from sharding import MeshShape, OutOfMemory, computes_bfloat16, planned_as
 
 
 def predict(configuration: Configuration) -> Prediction | None:
@@ -25,18 +25,18 @@ def predict(configuration: Configuration) -> Prediction | None:
         precision = "bfloat16" if computes_bfloat16("cpu") else "float32"
     mesh, model = configuration.mesh, configuration.model
     batch_size = configuration.batch_size or default_batch_size(mesh, "cpu")
+    at_once = configuration.launches_at_once
     limit = configuration.device_memory_limit
     launch_ms, weight_bytes, working_bytes = _plan_costs(
         model,
         configuration.image_size or model.image_size,
-        mesh,
-        batch_size,
+        *planned_as(mesh, batch_size, at_once),
         precision,
         configuration.partition,
         parse_bytes(limit) if limit else None,
     )
     in_flight = min(configuration.threads, MAX_LAUNCHES_IN_FLIGHT)
-    return Prediction(launch_ms, batch_size, weight_bytes + in_flight * working_bytes)
+    return Prediction(launch_ms, batch_size, weight_bytes + in_flight * working_bytes, at_once)
 
 
 @functools.cache

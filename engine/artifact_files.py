@@ -22,7 +22,7 @@ from engine.compile import put_params
 from engine.errors import DamagedArtifact
 from engine.manifest import MANIFEST, Manifest, read_manifest
 from engine.tensor_file import map_tensors
-from sharding import UsageError, acquire_devices, make_mesh
+from sharding import UsageError, acquire_devices, host_cores, make_mesh
 
 PARAMETERS, PORTABLE, PROBE = "parameters.safetensors", "portable.bin", "probe.safetensors"
 _NATIVE = re.compile(r"native-[0-9a-f]{12}\.bin")
@@ -50,7 +50,11 @@ def rebuild_mesh(manifest: Manifest, devices: Sequence[jax.Device] | None) -> tu
     """The artefact's mesh on `devices`, or on those of its platform, and notes on the choice of devices."""
     notes: list[str] = []
     if devices is None:
-        devices, notes = acquire_devices(manifest.mesh.num_devices, manifest.platform)
+        # Each launch gets as many cores as it was compiled for.
+        stated = manifest.fingerprint.get("CPU threads")
+        cores = stated if isinstance(stated, int) and 0 < stated <= host_cores() else None
+        at_once = host_cores() // (cores or host_cores())
+        devices, notes = acquire_devices(manifest.mesh.num_devices, manifest.platform, at_once, cores)
     elif devices[0].platform != manifest.platform:
         raise UsageError(f"the artefact needs {manifest.platform} devices, got {devices[0].platform}")
     return make_mesh(manifest.mesh, devices), notes

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from sharding import PARTITIONS, PLATFORMS, MeshShape, UsageError
+from sharding import PARTITIONS, PLATFORMS, MeshShape, UsageError, launches_at_once
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 EXECUTIONS = ("offline", "online")
@@ -103,6 +103,12 @@ class Configuration:
             raise UsageError("execution must be offline to run an artifact, got online")
         if self.device_memory_limit:
             parse_bytes(self.device_memory_limit)
+
+    @property
+    def launches_at_once(self) -> int:
+        """The launches that compute at once; where the platform is still to be chosen, those on a CPU."""
+        on_cpu = self.platform in ("auto", "cpu")
+        return launches_at_once(self.mesh.num_devices, self.threads, self.precision) if on_cpu else 1
 
 
 def parse_bytes(text: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jaxlib.version
 
-from sharding import cpu_features, cpu_model
+from sharding import cpu_features, cpu_model, cpu_threads
 
 Fingerprint = dict[str, Any]
 
@@ -44,7 +44,7 @@ def fingerprint(devices: Sequence[jax.Device]) -> Fingerprint:
             "machine": platform.machine(),
             "CPU model": cpu_model(),
             "CPU features": sorted(cpu_features()),
-            "CPU threads": _num_cpu_threads(),
+            "CPU threads": cpu_threads(),
         }
     return entries
 
@@ -77,11 +77,3 @@ def _relevant_xla_flags() -> list[str]:
     flags = os.environ.get("XLA_FLAGS", "").split()
     last = {flag.split("=", 1)[0]: flag for flag in flags}  # of a flag given twice XLA takes the last
     return sorted(flag for name, flag in last.items() if name not in _IRRELEVANT_XLA_FLAGS)
-
-
-def _num_cpu_threads() -> int:
-    """The size of XLA:CPU's thread pool, by the rule that XLA has for it (`DefaultThreadPoolSize`)."""
-    for name in ("NPROC", "PJRT_NPROC"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

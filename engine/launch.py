@@ -4,6 +4,9 @@ XLA:CPU aborts the process when too many multi-device launches are in flight (ab
 collectives deadlock when two devices are given two launches in different orders. So launches are enqueued one at a
 time, and each holds one of `MAX_LAUNCHES_IN_FLIGHT` slots until its outputs are ready. Nobody has to give a slot back:
 a launch that finds all of them taken waits for the oldest.
+
+Launches on a single CPU device need no order. Where the process was set up for it, the threads that launch compute them
+themselves, as many at once as there are cores.
 """
 
 import collections
@@ -12,9 +15,13 @@ import threading
 from collections.abc import Callable, Sequence
 
 import jax
+from jax.sharding import Mesh
+
+from sharding import host_cores, launches_run_side_by_side
 
 MAX_LAUNCHES_IN_FLIGHT = 8
 
+_cores = threading.BoundedSemaphore(host_cores())
 _enqueuing = threading.Lock()
 _outputs_in_flight: collections.deque[jax.Array] = collections.deque()  # oldest first; guarded by _enqueuing
 
@@ -25,11 +32,16 @@ def launch(
     """Starts `compiled(params, inputs)` and returns its outputs without waiting for them.
 
     Waits first while `MAX_LAUNCHES_IN_FLIGHT` launches of this process, of any executable and thread, are in flight.
-    The outputs of the latest launches are kept alive, at most that many.
+    The outputs of the latest launches are kept alive, at most that many. On a single CPU device, where launches run
+    side by side, it waits for a core instead, and for the outputs.
 
     Raises:
       Whatever `compiled` raises. The failure of a launch under way is raised where its own outputs are used.
     """
+    if launches_run_side_by_side() and _is_on_one_cpu_device(inputs):
+        inputs.block_until_ready()  # XLA would compute it later, in a thread of its own
+        with _cores:
+            return compiled(params, inputs)
     # The lock is held while waiting: whoever else wants to launch needs the same slot.
     with _enqueuing:
         while len(_outputs_in_flight) >= MAX_LAUNCHES_IN_FLIGHT:
@@ -40,3 +52,14 @@ def launch(
         outputs = compiled(params, inputs)
         _outputs_in_flight.append(outputs)
     return outputs
+
+
+def launches_at_once(mesh: Mesh, threads: int) -> int:
+    """The launches on `mesh` that compute at once when so many host threads launch."""
+    side_by_side = launches_run_side_by_side() and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    return min(threads, host_cores()) if side_by_side else 1
+
+
+def _is_on_one_cpu_device(array: jax.Array) -> bool:
+    devices = array.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"

@@ -12,7 +12,7 @@ import psutil
 
 from engine.configuration import parse_bytes
 from engine.executable import Executable
-from engine.launch import MAX_LAUNCHES_IN_FLIGHT
+from engine.launch import MAX_LAUNCHES_IN_FLIGHT, launches_at_once
 from sharding import OutOfMemory
 
 # Of glibc's malloc.h. Chunks from the threshold upwards are mapped one by one, and unmapped when freed; 4 MiB separates
@@ -63,8 +63,8 @@ def _set_malloc(options: Mapping[int, int]) -> None:
 def predicted_memory_bytes_per_device(executable: Executable, threads: int) -> int:
     """Bytes a device needs: the parameters, the temporaries, and inputs and outputs of every launch in flight.
 
-    A device executes one launch after the other and has the temporaries of one: with 8 in flight the process was
-    measured to take no more of them than with 2.
+    A device has the temporaries of the launches that it computes at once. Of a mesh it computes one after the other:
+    with 8 in flight the process was measured to take no more of them than with 2.
     """
     parameters = executable.analysis.argument_bytes - _input_bytes_per_device(executable)
     return parameters + _bytes_in_flight_per_device(executable, threads)
@@ -122,7 +122,8 @@ def peak_host_memory_bytes() -> int:
 
 def _bytes_in_flight_per_device(executable: Executable, threads: int) -> int:
     inputs_and_outputs = _input_bytes_per_device(executable) + executable.analysis.output_bytes
-    return executable.analysis.temporary_bytes + _launches_in_flight(threads) * inputs_and_outputs
+    at_once = launches_at_once(executable.mesh, threads)
+    return at_once * executable.analysis.temporary_bytes + _launches_in_flight(threads) * inputs_and_outputs
 
 
 def _launches_in_flight(threads: int) -> int:

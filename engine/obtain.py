@@ -53,7 +53,9 @@ def obtain(configuration: Configuration, build_program: BuildProgram, source_dig
         executable = load(path, signing_key=_key_path(configuration))
         return Obtained(executable, None, _milliseconds_since(start), path)
 
-    devices, notes = acquire_devices(configuration.mesh.num_devices, configuration.platform)
+    devices, notes = acquire_devices(
+        configuration.mesh.num_devices, configuration.platform, configuration.launches_at_once
+    )
     configuration = resolve(configuration, devices)
     mesh = make_mesh(configuration.mesh, devices)
     if configuration.execution == "online":
@@ -110,7 +112,7 @@ def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configur
 
 
 def _facts(configuration: Configuration, source: str) -> dict[str, object]:
-    """All that the program depends on: not threads, execution, data or number of images."""
+    """All that the program depends on: not execution, data or number of images."""
     # Weights from a file may turn to another model than the default one, with an image size of its own.
     own_model = configuration.weights in ("auto", "random") or configuration.explicit_config
     return {
@@ -123,6 +125,7 @@ def _facts(configuration: Configuration, source: str) -> dict[str, object]:
         "batch_size": configuration.batch_size,
         "image_size": configuration.image_size or (configuration.model.image_size if own_model else 0),
         "platform": configuration.platform,
+        "launches_at_once": configuration.launches_at_once,
         "device_memory_limit": configuration.device_memory_limit and parse_bytes(configuration.device_memory_limit),
         "source": source,
     }

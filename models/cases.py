@@ -8,7 +8,7 @@ from sharding import Kind, LayerSpec, MeshShape, Partition
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """One layer as a device computes it, and how many devices do so at once.
+    """One layer as a device computes it, and how many do so at once.
 
     Attributes:
       kind: the layer's.
@@ -18,7 +18,7 @@ class Case:
       residual: whether it adds one.
       samples: computed at a time.
       dtype: of activations and kernels.
-      devices: of the mesh. Virtual ones share the host's cores.
+      devices: of the mesh, or launches at once on a single device. They share the host's cores.
     """
 
     kind: str

@@ -5,6 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -31,17 +32,18 @@ _LEAST_RUNS = 3
 _CHUNKS = 4
 
 
-def measure_case(case: Case, mesh: Mesh) -> float:
+def measure_case(case: Case, mesh: Mesh, launches_at_once: int = 1) -> float:
     """Milliseconds in which all devices of `mesh` compute one layer of this case, each on samples of its own.
 
-    The median over several runs of a few such layers, which depend on each other.
+    So many host threads let them do so at once. The median over several runs of a few such layers, which depend on each
+    other.
     """
     random = np.random.default_rng(0)
 
     def values(shape: Sequence[int], dtype: str = case.dtype, scale: float = 1.0) -> np.ndarray:
         return (random.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
 
-    num_layers = _LAYERS if case.devices == 1 else _LAYERS_SHARED
+    num_layers = _LAYERS if mesh.size == 1 else _LAYERS_SHARED
     kernels = [_kernel(case, values) for _ in range(num_layers if case.has_weights else 1)]
     bias = values((case.out_channels,), "float32")
     x, residual = values(case.in_shape), values(case.out_shape) if case.residual else None
@@ -73,10 +75,10 @@ def measure_case(case: Case, mesh: Mesh) -> float:
         jax.device_put(bias, NamedSharding(mesh, whole)),
         *(_on_each_device(array, mesh) for array in (x, residual)),
     )
-    return median_milliseconds(lambda: function(next(copies), *operands)) / len(kernels)
+    return median_milliseconds(lambda: function(next(copies), *operands), launches_at_once) / len(kernels)
 
 
-def measure_transition(wanted: Transition, mesh: Mesh) -> float:
+def measure_transition(wanted: Transition, mesh: Mesh, launches_at_once: int = 1) -> float:
     """Milliseconds in which all groups of `mesh` do a transition once, on a tensor of about the values wanted."""
     model = mesh.shape[MODEL_AXIS]
     operation, held = _operation(wanted.operation), wanted.values
@@ -91,7 +93,7 @@ def measure_transition(wanted: Transition, mesh: Mesh) -> float:
         jax.shard_map(lambda x: operation(x[0])[None], mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
     )
     placed = jax.device_put(x, NamedSharding(mesh, spread))
-    return median_milliseconds(lambda: function(placed))
+    return median_milliseconds(lambda: function(placed), launches_at_once)
 
 
 def _operation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -106,15 +108,21 @@ def _operation(name: str) -> Callable[[jax.Array], jax.Array]:
     return lambda x: transition(x, source, target)
 
 
-def median_milliseconds(call: Callable[[], jax.Array]) -> float:
-    """Of several calls after the first, which compiles."""
+def median_milliseconds(call: Callable[[], jax.Array], threads: int = 1) -> float:
+    """Of several calls after the first, which compiles; by so many threads at once."""
     jax.block_until_ready(call())
-    times, end = [], time.perf_counter() + _SECONDS
-    while len(times) < _LEAST_RUNS or time.perf_counter() < end:
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+    end = time.perf_counter() + _SECONDS
+
+    def measure(_: int) -> list[float]:
+        times = []
+        while len(times) < _LEAST_RUNS or time.perf_counter() < end:
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times.append(1e3 * (time.perf_counter() - start))
+        return times
+
+    with ThreadPoolExecutor(threads) as pool:
+        return statistics.median(itertools.chain.from_iterable(pool.map(measure, range(threads))))
 
 
 def _layer(case: Case) -> Callable[..., jax.Array]:

@@ -11,7 +11,7 @@ from models.cases import Case, case_of, lowerings_of
 from models.cost_table import CostTable, Transition, line_of
 from models.costs import micro_batches
 from models.measuring import measure_case, measure_transition
-from sharding import Layout, MeshShape, Network, Partition, local_samples, machine_of, mesh_shape, refusal
+from sharding import Layout, MeshShape, Network, Partition, local_samples, machine_of, mesh_shape, planned_as, refusal
 
 # A lowering that takes more than this multiple of the fastest one's time, on few and on a middling number of samples,
 # isn't tried on others.
@@ -36,6 +36,8 @@ def tune(
     mesh: Mesh,
     batch_size: int,
     dtype: str,
+    *,
+    launches_at_once: int = 1,
     progress: Callable[[list], Iterable] = iter,
 ) -> None:
     """Measures what `table` lacks for planning `network` on `mesh`, and writes each measurement to `path` at once.
@@ -43,15 +45,17 @@ def tune(
     Args:
       table: what `path` holds already; gets the measurements, too.
       batch_size: global number of samples of a launch.
+      launches_at_once: that compute side by side, by as many host threads.
       progress: wraps the list of parts, such as a progress bar.
 
     Raises:
       OSError: if the file can't be written.
     """
     platform = mesh.devices.flat[0].platform
+    shape, batch_size = planned_as(mesh_shape(mesh), batch_size, launches_at_once)
     parts: list[Group | Transition] = [
-        *_groups(network, mesh_shape(mesh), batch_size, dtype, platform),
-        *_transitions(mesh_shape(mesh), dtype),
+        *_groups(network, shape, batch_size, dtype, platform),
+        *_transitions(shape, dtype),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -71,14 +75,14 @@ def tune(
 
         def case_ms(case: Case) -> float:
             if case not in table.cases:
-                keep(case, measure_case(case, mesh))
+                keep(case, measure_case(case, mesh, launches_at_once))
             return table.cases[case]
 
         for part in progress(parts):
             if isinstance(part, Group):
                 _measure_group(part, case_ms)
             elif part not in table.transitions:
-                keep(part, measure_transition(part, mesh))
+                keep(part, measure_transition(part, mesh, launches_at_once))
 
 
 def _end_of_last_line(path: Path) -> int:

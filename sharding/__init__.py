@@ -8,16 +8,25 @@ from sharding.collectives import (
 )
 from sharding.cost_tables import machine_of as machine_of, own_table_path as own_table_path
 from sharding.costs import Costs as Costs, Option as Option
-from sharding.devices import (
-    PLATFORMS as PLATFORMS,
-    acquire_devices as acquire_devices,
+from sharding.cpu import (
     computes_bfloat16 as computes_bfloat16,
     cpu_features as cpu_features,
     cpu_model as cpu_model,
+    host_cores as host_cores,
+)
+from sharding.devices import (
+    PLATFORMS as PLATFORMS,
+    acquire_devices as acquire_devices,
+    cpu_threads as cpu_threads,
+    launches_run_side_by_side as launches_run_side_by_side,
     max_virtual_devices as max_virtual_devices,
 )
 from sharding.errors import OutOfMemory as OutOfMemory, UsageError as UsageError
 from sharding.function_program import program_from_function as program_from_function
+from sharding.host_threads import (
+    launches_at_once as launches_at_once,
+    planned_as as planned_as,
+)
 from sharding.layer import Kind as Kind, LayerSpec as LayerSpec, Network as Network
 from sharding.mesh import (
     DATA_AXIS as DATA_AXIS,

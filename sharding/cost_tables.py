@@ -6,15 +6,14 @@ from pathlib import Path
 
 import jax
 
-from sharding.devices import cpu_model
+from sharding.cpu import cpu_model, host_cores
 
 
 def machine_of(platform: str) -> dict[str, str]:
     """What a table measured now, here, is measured on."""
     if platform != "cpu":
         return {"device": jax.devices(platform)[0].device_kind, "jax": jax.__version__}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"device": cpu_model(), "jax": jax.__version__, "cores": str(cores)}
+    return {"device": cpu_model(), "jax": jax.__version__, "cores": str(host_cores())}
 
 
 def own_table_path(platform: str) -> Path:

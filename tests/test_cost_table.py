@@ -94,7 +94,7 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path):
         return iter(groups)
 
     table = CostTable("cpu", {})
-    tune(table, path, TINY[:1], mesh, 2, "float32", progress)
+    tune(table, path, TINY[:1], mesh, 2, "float32", progress=progress)
     lines = path.read_text().splitlines()
     assert json.loads(lines[0])["machine"]["jax"] == jax.__version__
     assert len(lines) == 1 + len(table.cases) + len(table.transitions) and parts[0] > 0

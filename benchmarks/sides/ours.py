@@ -8,9 +8,9 @@ import numpy as np
 import engine
 import models
 from benchmarks.sides.problem import Problem, Runner
-from sharding import MeshShape, acquire_devices, make_mesh
+from sharding import MeshShape, acquire_devices, launches_at_once, make_mesh, planned_as
 
-_THREADS = 2
+_THREADS = {"call": 1, "stream": 2}
 
 
 def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runner:
@@ -19,12 +19,14 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
     `mode` is a mesh and how batches are given: `1x1 call`, one after another, or `1x1 stream`, by two host threads.
     """
     mesh, way = mode.split()
-    shape = MeshShape.parse(mesh)
-    devices, _ = acquire_devices(shape.num_devices, "cpu")
+    shape, threads = MeshShape.parse(mesh), _THREADS[way]
+    at_once = launches_at_once(shape.num_devices, threads, precision)
+    devices, _ = acquire_devices(shape.num_devices, "cpu", at_once)
+    planned_mesh, planned_batch = planned_as(shape, batch, at_once)
     program = models.build_program(
         problem.architecture,
         problem.variables,
-        models.make_plan(problem.network, shape, batch, "cpu", precision),
+        models.make_plan(problem.network, planned_mesh, planned_batch, "cpu", precision),
         make_mesh(shape, devices),
         image_size=problem.images.shape[1],
         batch_size=batch,
@@ -42,7 +44,7 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
         return logits
 
     def stream(launches: int) -> np.ndarray:
-        outputs = executable.stream(itertools.repeat(images, launches), _THREADS)
+        outputs = executable.stream(itertools.repeat(images, launches), threads)
         return list(outputs)[-1]
 
-    return Runner(call) if way == "call" else Runner(stream, _THREADS)
+    return Runner(call) if way == "call" else Runner(stream, threads)

@@ -5,7 +5,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Host threads and the number of images don't enter an executable.
+from sharding import MeshShape, launches_at_once
+
+# The number of images doesn't enter an executable, host threads only by how many launches compute at once.
 _NOT_OF_THE_EXECUTABLE = ("threads", "num_images")
 
 
@@ -25,7 +27,11 @@ class Cell:
     @property
     def executable(self) -> "Cell":
         """What decides the executable: cells that are equal in it share one."""
-        return Cell(tuple(pair for pair in self.values if pair[0] not in _NOT_OF_THE_EXECUTABLE))
+        flags = self.flags
+        mesh = MeshShape.parse(str(flags["mesh"]))
+        at_once = launches_at_once(mesh.num_devices, flags["threads"], flags["precision"])
+        deciding = (pair for pair in self.values if pair[0] not in _NOT_OF_THE_EXECUTABLE)
+        return Cell((*deciding, ("launches_at_once", at_once)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
