@@ -5,19 +5,25 @@ caches to another's. So cores work together only where there are more of them th
 compute at once, and on a single device so may the launches of several host threads.
 """
 
+import jax
+
 from sharding.cpu import computes_bfloat16, host_cores
 from sharding.mesh import MeshShape
+
+# With jax 0.12 oneDNN's convolutions of all launches take turns in XLA's pool: half as many images/s.
+COMPUTES_SIDE_BY_SIDE = jax.__version_info__ < (0, 11)
 
 
 def launches_at_once(num_devices: int, threads: int, precision: str) -> int:
     """The launches that compute at once when so many host threads launch on a mesh of virtual CPU devices.
 
-    In bfloat16, on a single device, at most one for each core. Those of a larger mesh, whose devices wait for each
-    other, compute one after another. So they do in float32: kernels and activations are twice as large, and launches at
-    once take the caches from each other.
+    In bfloat16, on a single device, with jax 0.10, at most one for each core. Those of a larger mesh, whose devices wait
+    for each other, compute one after another. So they do in float32: kernels and activations are twice as large, and
+    launches at once take the caches from each other.
     """
     in_bfloat16 = precision == "bfloat16" or (precision == "auto" and computes_bfloat16("cpu"))
-    return min(threads, host_cores()) if num_devices == 1 and in_bfloat16 else 1
+    side_by_side = COMPUTES_SIDE_BY_SIDE and num_devices == 1 and in_bfloat16
+    return min(threads, host_cores()) if side_by_side else 1
 
 
 def cores_per_device(num_devices: int, launches: int) -> int:

@@ -35,12 +35,15 @@ def in_new_process(code: str, **variables: str) -> dict:
 )
 def test_devices_or_launches_divide_the_cores(monkeypatch, num_devices, threads, launches, cores):
     monkeypatch.setattr(host_threads, "host_cores", lambda: 8)
+    monkeypatch.setattr(host_threads, "COMPUTES_SIDE_BY_SIDE", True)
     assert launches_at_once(num_devices, threads, "bfloat16") == launches
     assert host_threads.cores_per_device(num_devices, launches) == cores
     assert launches_at_once(num_devices, threads, "float32") == 1
     for computes in (False, True):
         monkeypatch.setattr(host_threads, "computes_bfloat16", lambda _, computes=computes: computes)
         assert launches_at_once(num_devices, threads, "auto") == (launches if computes else 1)
+    monkeypatch.setattr(host_threads, "COMPUTES_SIDE_BY_SIDE", False)
+    assert launches_at_once(num_devices, threads, "bfloat16") == 1
 
 
 def test_launches_at_once_are_planned_as_devices_of_a_mesh():
