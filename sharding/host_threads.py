@@ -18,8 +18,8 @@ def launches_at_once(num_devices: int, threads: int, precision: str) -> int:
     """The launches that compute at once when so many host threads launch on a mesh of virtual CPU devices.
 
     In bfloat16, on a single device, with jax 0.10, at most one for each core. Those of a larger mesh, whose devices
-    wait for each other, compute one after another. So they do in float32: kernels and activations are twice as large, and
-    launches at once take the caches from each other.
+    wait for each other, compute one after another. So they do in float32: kernels and activations are twice as large,
+    and launches at once take the caches from each other.
     """
     in_bfloat16 = precision == "bfloat16" or (precision == "auto" and computes_bfloat16("cpu"))
     side_by_side = COMPUTES_SIDE_BY_SIDE and num_devices == 1 and in_bfloat16
