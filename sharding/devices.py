@@ -10,6 +10,7 @@ import jax
 from sharding.cpu import host_cores
 from sharding.errors import UsageError
 from sharding.host_threads import cores_per_device
+from sharding.time_slices import long_time_slices
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 MAX_VIRTUAL_DEVICES = 32
@@ -62,14 +63,14 @@ def acquire_devices(
     if platform not in PLATFORMS:
         raise UsageError(f"platform must be one of {', '.join(PLATFORMS)}, got {platform!r}")
     configured = _configure_virtual_devices(count, launches_at_once, cores, cpu_only=platform == "cpu")
-    with _cpu_threads_in_environment():
+    with _cpu_threads_set_up():
         found = _devices_of(None if platform == "auto" else platform)
     notes = []
     if platform == "auto" and found[0].platform != "cpu" and len(found) < count:
         notes.append(
             f"{found[0].platform} has {len(found)} of {count} devices needed: running on {count} virtual CPU devices"
         )
-        with _cpu_threads_in_environment():
+        with _cpu_threads_set_up():
             found = _devices_of("cpu")
     if len(found) >= count:
         return found[:count], notes
@@ -110,15 +111,16 @@ def _configure_virtual_devices(count: int, launches_at_once: int, cores: int | N
 
 
 @contextlib.contextmanager
-def _cpu_threads_in_environment() -> Iterator[None]:
-    """Within it a backend starts with the threads chosen; processes started later don't inherit the choice."""
+def _cpu_threads_set_up() -> Iterator[None]:
+    """Within it a backend starts with the threads chosen; threads and processes started later aren't touched."""
     if _cpu_threads is None:
         yield
         return
     name, before = _THREADS[0], os.environ.get(_THREADS[0])
     os.environ[name] = str(_cpu_threads)
     try:
-        yield
+        with long_time_slices():
+            yield
     finally:
         del os.environ[name]
         if before is not None:
