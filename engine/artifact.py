@@ -23,7 +23,7 @@ from engine.artifact_files import (
     read_verified,
     rebuild_mesh,
 )
-from engine.compile import compile_exported
+from engine.compile import compile_apply, compile_exported
 from engine.errors import ArtifactExists, DamagedArtifact
 from engine.executable import Analysis, Executable
 from engine.files import replace_file, sync_directory, temporary_sibling, write_file
@@ -41,39 +41,50 @@ from engine.serialization import (
 from engine.signing import load_key, read_key
 from engine.tensor_file import map_tensors, write_tensors
 from engine.versions import versions
-from sharding import UsageError, mesh_shape
+from sharding import Program, UsageError, mesh_shape
 
 _NO_NATIVE = "the artefact holds no native executable"
 # What custom calls, and the order of weights that they want, depend on.
 _CUSTOM_CALLS_NEED = ("jaxlib", "CPU model", "CPU features", "CPU threads")
 
 
-def save(
-    executable: Executable,
-    path: str | Path,
-    signing_key: str | Path | None = None,
-    *,
-    cache_key: str = "",
-    reference: np.ndarray | None = None,
-) -> None:
+def save(executable: Executable, path: str | Path, signing_key: str | Path | None = None) -> None:
     """Saves an executable and all it needs as a new directory, which appears complete or not at all.
 
-    Runs the program's reference once, for the probe, unless its outputs are given. Where XLA can't serialize the
-    machine code, the artefact holds the portable form only, and a note says so.
+    Runs the program's reference once, for the probe. Where XLA can't serialize the machine code, the artefact holds the
+    portable form only, and a note says so.
 
     Args:
       signing_key: the user's key file; None for the default one.
-      cache_key: the key under which a cache keeps the artefact.
-      reference: what `engine.parity.reference_outputs` gives for the probe's inputs.
 
     Raises:
       UsageError: if the executable was itself loaded from an artefact, or the key can't be used.
       ArtifactExists: if `path` is there already.
       OSError: if it can't be written.
     """
-    path, program = Path(path), executable.program
-    if program is None:
+    if executable.program is None:
         raise UsageError(f"only an executable compiled from its program can be saved, got a {executable.kind} one")
+    save_program(executable.program, path, signing_key, compiled=executable.compiled)
+
+
+def save_program(
+    program: Program,
+    path: str | Path,
+    signing_key: str | Path | None = None,
+    *,
+    compiled: jax.stages.Compiled | None = None,
+    cache_key: str = "",
+) -> None:
+    """Saves a program as `save` does an executable.
+
+    Args:
+      compiled: its `apply`; None to compile it here, unless it has custom calls, which each load compiles.
+      cache_key: the key under which a cache keeps the artefact.
+
+    Raises:
+      UsageError, ArtifactExists, OSError: as `save`.
+    """
+    path = Path(path)
     if path.exists():
         raise ArtifactExists(f"an artefact is saved to a new directory, got {path}, which exists")
     key = load_key(signing_key)
@@ -81,26 +92,26 @@ def save(
     directory = temporary_sibling(path)
     try:
         directory.mkdir()
-        files, notes = _write_parts(executable, directory, reference)
+        files, analysis, notes = _write_parts(program, compiled, directory)
         manifest = Manifest(
-            name=executable.name,
+            name=program.name,
             cache_key=cache_key,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            mesh=mesh_shape(executable.mesh),
-            platform=mesh_devices(executable.mesh)[0].platform,
-            input_spec=executable.input_spec,
-            output_spec=executable.output_spec,
-            plan=executable.plan,
+            mesh=mesh_shape(program.mesh),
+            platform=mesh_devices(program.mesh)[0].platform,
+            input_spec=program.input_spec,
+            output_spec=program.output_spec,
+            plan=program.plan.to_json() if program.plan else {},
             rules=program.rules,
             custom_calls=program.custom_calls,
-            metadata=executable.metadata,
-            notes=(*executable.notes, *notes),
+            metadata=program.metadata,
+            notes=(*program.notes, *notes),
             versions=versions(),
-            fingerprint=fingerprint(mesh_devices(executable.mesh)),
-            analysis=executable.analysis,
+            fingerprint=fingerprint(mesh_devices(program.mesh)),
+            analysis=analysis,
             tolerance=program.tolerance,
             files=files,
-            param_specs=executable.param_specs,
+            param_specs=program.param_specs,
         )
         write_file(directory / MANIFEST, manifest.signed(key))
         sync_directory(directory)
@@ -116,34 +127,35 @@ def save(
 
 
 def _write_parts(
-    executable: Executable, directory: Path, reference: np.ndarray | None
-) -> tuple[dict[str, FileRecord], list[str]]:
-    program = executable.program
-    assert program is not None
-    inputs = probe_inputs(program.input_spec)
-    outputs = reference_outputs(program, inputs) if reference is None else reference
-    tensors = {
-        PARAMETERS: [(spec.name, array) for spec, array in zip(program.param_specs, program.params, strict=True)],
-        PROBE: [("inputs", inputs), ("outputs", outputs)],
-    }
-    files, notes = {}, []
-    for name, named_arrays in tensors.items():
-        digest = write_tensors(directory / name, named_arrays)
-        files[name] = FileRecord(digest, (directory / name).stat().st_size)
-    parts = {PORTABLE: to_portable(program)}
-    if program.custom_calls:
-        calls = ", ".join(program.custom_calls)
-        notes.append(f"{_NO_NATIVE}, as XLA can't serialize {calls}: each start compiles the portable program")
-    else:
-        try:
-            native = to_native(executable.compiled)
-            parts[native_name(native)] = native
-        except NotSerializable as error:
-            notes.append(f"{_NO_NATIVE}, XLA could not serialize it: {error}")
-    for name, data in parts.items():
-        write_file(directory / name, data)
-        files[name] = FileRecord.of(data)
-    return files, notes
+    program: Program, compiled: jax.stages.Compiled | None, directory: Path
+) -> tuple[dict[str, FileRecord], Analysis | None, list[str]]:
+    inputs, notes = probe_inputs(program.input_spec), []
+    # The reference takes several seconds and leaves a core idle for most of them.
+    with ThreadPoolExecutor(1) as pool:
+        reference = pool.submit(reference_outputs, program, inputs)
+        params = [(spec.name, array) for spec, array in zip(program.param_specs, program.params, strict=True)]
+        files = {PARAMETERS: _write_tensors(directory / PARAMETERS, params)}
+        parts = {PORTABLE: to_portable(program)}
+        if program.custom_calls:
+            calls = ", ".join(program.custom_calls)
+            notes.append(f"{_NO_NATIVE}, as XLA can't serialize {calls}: each start compiles the portable program")
+        else:
+            compiled = compiled or compile_apply(program)
+            try:
+                native = to_native(compiled)
+                parts[native_name(native)] = native
+            except NotSerializable as error:
+                notes.append(f"{_NO_NATIVE}, XLA could not serialize it: {error}")
+        for name, data in parts.items():
+            write_file(directory / name, data)
+            files[name] = FileRecord.of(data)
+        files[PROBE] = _write_tensors(directory / PROBE, [("inputs", inputs), ("outputs", reference.result())])
+    return files, None if compiled is None else Analysis.of(compiled), notes
+
+
+def _write_tensors(path: Path, tensors: Sequence[tuple[str, np.ndarray]]) -> FileRecord:
+    digest = write_tensors(path, tensors)
+    return FileRecord(digest, path.stat().st_size)
 
 
 def load(
@@ -210,6 +222,7 @@ def load(
         exported = from_portable(portable) if is_signed else from_untrusted_portable(portable, path / PORTABLE)
         compiled = compile_exported(exported, manifest.param_specs, manifest.input_spec, manifest.output_spec, mesh)
         kind, analysis = "portable", Analysis.of(compiled)
+    assert analysis is not None  # machine code comes with one
     executable = Executable(
         name=manifest.name,
         kind=kind,

@@ -43,6 +43,8 @@ def read_artifact(path: Path, key: bytes | None) -> tuple[Manifest, bool]:
     missing = [name for name in (PARAMETERS, PORTABLE, PROBE) if name not in manifest.files]
     if strange or missing:
         raise DamagedArtifact(f"{path / MANIFEST} must list the artefact's files: missing {missing}, unknown {strange}")
+    if find_native(manifest) and manifest.analysis is None:
+        raise DamagedArtifact(f"{path / MANIFEST} must hold the analysis of {find_native(manifest)}, got none")
     return manifest, is_signed
 
 

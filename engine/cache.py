@@ -8,20 +8,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from engine.artifact import load, save
+from engine.artifact import load, save_program
 from engine.artifact_files import PARAMETERS
-from engine.compile import compile_program
 from engine.errors import ArtifactExists, DamagedArtifact
 from engine.executable import Executable
 from engine.files import temporary_sibling
 from engine.manifest import canonical_json, read_manifest
-from engine.parity import probe_inputs, reference_outputs
 from engine.signing import load_key
 from engine.tensor_file import map_tensors
 from sharding import Program, UsageError
@@ -95,13 +92,9 @@ def _build(
     with _writing_to(path.parent):
         _check_writable(path.parent)
     program = build()
-    # Two things of several seconds, each of which leaves a core idle for most of them.
-    with ThreadPoolExecutor(1) as pool:
-        reference = pool.submit(reference_outputs, program, probe_inputs(program.input_spec))
-        compiled = compile_program(program)
     with _writing_to(path.parent), _set_aside(path, damaged_inode):
         try:
-            save(compiled, path, signing_key, cache_key=key, reference=reference.result())
+            save_program(program, path, signing_key, cache_key=key)
             _share_parameters(path)
         except ArtifactExists:  # another process was first
             pass

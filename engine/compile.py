@@ -16,9 +16,7 @@ from sharding import Program, TensorSpec
 
 def compile_program(program: Program) -> Executable:
     """Traces and compiles a program, and moves its parameters to the devices."""
-    lowered = jit_program(program).lower(*program.abstract_arguments())
-    with _no_compilation_cache():
-        compiled = lowered.compile()
+    compiled = compile_apply(program)
     return Executable(
         name=program.name,
         kind="online",
@@ -34,6 +32,13 @@ def compile_program(program: Program) -> Executable:
         notes=program.notes,
         program=program,
     )
+
+
+def compile_apply(program: Program) -> jax.stages.Compiled:
+    """Traces and compiles the program's `apply`; its parameters stay where they are."""
+    lowered = jit_program(program).lower(*program.abstract_arguments())
+    with _no_compilation_cache():
+        return lowered.compile()
 
 
 def jit_program(program: Program):

@@ -55,7 +55,7 @@ class Manifest:
       notes: in words, where the program differs from what was asked, or the artefact lacks a part.
       versions: package → version, of the process that built the artefact.
       fingerprint: what the native executable depends on.
-      analysis: memory and arithmetic of the native executable, per device.
+      analysis: memory and arithmetic of the executable, per device; None where only the load compiles one.
       tolerance: largest relative error of the probe's outputs.
       files: file name → digest and size, of every other file.
     """
@@ -74,7 +74,7 @@ class Manifest:
     notes: tuple[str, ...]
     versions: dict[str, str]
     fingerprint: Fingerprint
-    analysis: Analysis
+    analysis: Analysis | None
     tolerance: float
     files: dict[str, FileRecord]
     param_specs: tuple[TensorSpec, ...]
@@ -88,7 +88,7 @@ class Manifest:
             "mesh": str(self.mesh),
             "input_spec": _spec_to_json(self.input_spec),
             "output_spec": _spec_to_json(self.output_spec),
-            "analysis": dataclasses.asdict(self.analysis),
+            "analysis": self.analysis and dataclasses.asdict(self.analysis),
             "files": {name: dataclasses.asdict(record) for name, record in self.files.items()},
             "param_specs": [_spec_to_json(spec) for spec in self.param_specs],
         }
@@ -121,7 +121,7 @@ class Manifest:
                     "metadata": dict(values["metadata"]),
                     "notes": tuple(values["notes"]),
                     "fingerprint": dict(values["fingerprint"]),
-                    "analysis": Analysis(**values["analysis"]),
+                    "analysis": None if values["analysis"] is None else Analysis(**values["analysis"]),
                     "tolerance": float(values["tolerance"]),
                     "files": {name: FileRecord(**record) for name, record in values["files"].items()},
                     "param_specs": tuple(_spec_from_json(spec, mesh) for spec in values["param_specs"]),

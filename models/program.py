@@ -1,6 +1,7 @@
 """A Program from an architecture, its weights and a plan."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -122,12 +123,17 @@ def _reference(
         from models.resnet import inference_function
 
         infer, normalise = inference_function(architecture, variables), jax.jit(preprocess)
-        outputs = []
-        for start in range(0, len(images), _REFERENCE_BATCH):
+
+        def compute(start: int) -> np.ndarray:
             chunk = images[start : start + _REFERENCE_BATCH]
             padded = np.zeros((_REFERENCE_BATCH, *images.shape[1:]), images.dtype)
             padded[: len(chunk)] = chunk
-            outputs.append(np.asarray(infer(normalise(padded)))[: len(chunk)])
+            return np.asarray(infer(normalise(padded)))[: len(chunk)]
+
+        first, *others = range(0, len(images), _REFERENCE_BATCH)
+        outputs = [compute(first)]  # compiles
+        with ThreadPoolExecutor(2) as pool:  # a launch of few images leaves cores idle
+            outputs += pool.map(compute, others)
         return np.concatenate(outputs)
 
     return reference

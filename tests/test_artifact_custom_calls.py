@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from engine.artifact import load, save
+from engine.artifact import load, save, save_program
 from engine.compile import compile_program
 from engine.errors import DamagedArtifact
 from engine.manifest import MANIFEST, read_manifest
@@ -49,6 +49,14 @@ def test_the_portable_program_is_compiled_at_load_and_gives_the_same(saved):
     assert [note for note in loaded.notes if "as XLA can't serialize __onednn$convolution" in note]
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     np.testing.assert_allclose(loaded(images), executable(images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_is_saved_without_being_compiled(saved, tmp_path):
+    folder, executable = saved
+    save_program(executable.program, tmp_path / "artifact", folder / "key")
+    assert read_manifest(tmp_path / "artifact", None)[0].analysis is None
+    loaded, compiled_before = (load(at / "artifact", signing_key=folder / "key") for at in (tmp_path, folder))
+    assert (loaded.kind, loaded.analysis) == ("portable", compiled_before.analysis)
 
 
 def test_what_calls_into_this_process_is_refused_unsigned(saved, tmp_path):

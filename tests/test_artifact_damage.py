@@ -56,6 +56,13 @@ def test_damage_is_named(artifact, key, name, harm):
     assert "\n" not in str(caught.value)
 
 
+def test_machine_code_without_its_analysis_is_damaged(artifact, key):
+    manifest, _ = read_manifest(artifact, None)
+    (artifact / MANIFEST).write_bytes(dataclasses.replace(manifest, analysis=None).signed(load_key(key)))
+    with pytest.raises(DamagedArtifact, match=f"{artifact / MANIFEST} must hold the analysis of native-.*, got none"):
+        load(artifact, signing_key=key)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [

@@ -8,7 +8,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from toy_program import toy_program
 
 import engine.artifact
-from engine.artifact import load, save
+from engine.artifact import load, save, save_program
 from engine.compile import compile_program, jit_program
 from engine.errors import ArtifactExists, DamagedArtifact
 from engine.manifest import MANIFEST
@@ -63,7 +63,7 @@ def test_without_native_serialization_the_portable_part_remains(online, key, tmp
 
 
 def test_an_artifact_of_another_cache_key_is_refused(online, key, tmp_path):
-    save(online, tmp_path / "artifact", key, cache_key="a")
+    save_program(online.program, tmp_path / "artifact", key, cache_key="a")
     with pytest.raises(
         DamagedArtifact, match=f"{tmp_path / 'artifact' / MANIFEST} must be of the cache key b, got 'a'"
     ):
