@@ -10,9 +10,9 @@ from commands.build import build_program, code_digest, read_model
 from engine.awake import awake
 from engine.configuration import Configuration
 from engine.memory import keep_freed_memory
-from engine.obtain import resolve
+from engine.obtain import devices_of, resolve
 from engine.plan_mode import show_plan
-from sharding import UsageError, acquire_devices, machine_of, make_mesh, own_table_path
+from sharding import UsageError, machine_of, make_mesh, own_table_path
 
 
 def plan_command(configuration: Configuration, tune: bool) -> Path:
@@ -30,7 +30,7 @@ def plan_command(configuration: Configuration, tune: bool) -> Path:
         return show_plan(configuration, build_program, code_digest)
     if tune:
         tune_table(configuration)
-    devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform, configuration.launches_at_once)
+    devices, _ = devices_of(configuration)
     measured_on = models.current_cost_table(devices[0].platform).machine.get("device", "no machine")
     if measured_on != machine_of(devices[0].platform)["device"]:
         print(f"note: planned by costs measured on {measured_on}; --tune measures this machine's", file=sys.stderr)
@@ -44,7 +44,7 @@ def tune_table(configuration: Configuration) -> None:
       UsageError: if the cost table can't be written.
     """
     keep_freed_memory()
-    devices, _ = acquire_devices(configuration.mesh.num_devices, configuration.platform, configuration.launches_at_once)
+    devices, _ = devices_of(configuration)
     configuration = resolve(configuration, devices)
     model = read_model(configuration)
     path = own_table_path(configuration.platform)

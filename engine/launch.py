@@ -54,7 +54,7 @@ def launch(
     return outputs
 
 
-def launches_at_once(mesh: Mesh, threads: int) -> int:
+def launches_computing_at_once(mesh: Mesh, threads: int) -> int:
     """The launches on `mesh` that compute at once when so many host threads launch."""
     side_by_side = launches_run_side_by_side() and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     return min(threads, host_cores()) if side_by_side else 1

@@ -12,7 +12,7 @@ import psutil
 
 from engine.configuration import parse_bytes
 from engine.executable import Executable
-from engine.launch import MAX_LAUNCHES_IN_FLIGHT, launches_at_once
+from engine.launch import MAX_LAUNCHES_IN_FLIGHT, launches_computing_at_once
 from sharding import OutOfMemory
 
 # Of glibc's malloc.h. Chunks from the threshold upwards are mapped one by one, and unmapped when freed; 4 MiB separates
@@ -122,7 +122,7 @@ def peak_host_memory_bytes() -> int:
 
 def _bytes_in_flight_per_device(executable: Executable, threads: int) -> int:
     inputs_and_outputs = _input_bytes_per_device(executable) + executable.analysis.output_bytes
-    at_once = launches_at_once(executable.mesh, threads)
+    at_once = launches_computing_at_once(executable.mesh, threads)
     return at_once * executable.analysis.temporary_bytes + _launches_in_flight(threads) * inputs_and_outputs
 
 

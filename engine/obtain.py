@@ -53,9 +53,7 @@ def obtain(configuration: Configuration, build_program: BuildProgram, source_dig
         executable = load(path, signing_key=_key_path(configuration))
         return Obtained(executable, None, _milliseconds_since(start), path)
 
-    devices, notes = acquire_devices(
-        configuration.mesh.num_devices, configuration.platform, configuration.launches_at_once
-    )
+    devices, notes = devices_of(configuration)
     configuration = resolve(configuration, devices)
     mesh = make_mesh(configuration.mesh, devices)
     if configuration.execution == "online":
@@ -82,6 +80,11 @@ def obtain(configuration: Configuration, build_program: BuildProgram, source_dig
         load_ms = _milliseconds_since(start) - (build_ms or 0.0)
     executable = dataclasses.replace(executable, notes=(*notes, *executable.notes))
     return Obtained(executable, build_ms, load_ms, path)
+
+
+def devices_of(configuration: Configuration) -> tuple[list[jax.Device], list[str]]:
+    """The devices of a configuration's mesh, and notes, as `sharding.acquire_devices`, which it calls."""
+    return acquire_devices(configuration.mesh.num_devices, configuration.platform, configuration.launches_at_once)
 
 
 def check_parity(executable: Executable) -> Executable:

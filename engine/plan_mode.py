@@ -12,7 +12,7 @@ import numpy as np
 from engine.awake import awake
 from engine.configuration import Configuration
 from engine.executable import Executable
-from engine.launch import launches_at_once
+from engine.launch import launches_computing_at_once
 from engine.obtain import BuildProgram, SourceDigest, obtain
 from engine.parity import probe_inputs
 from engine.plan_view import draw_plan, print_plan
@@ -75,6 +75,6 @@ def launch_milliseconds(executable: Executable, threads: int) -> float:
             times.append(1e3 * (time.perf_counter() - start))
         return times
 
-    at_once = launches_at_once(executable.mesh, threads)
+    at_once = launches_computing_at_once(executable.mesh, threads)
     with awake(executable.platform), ThreadPoolExecutor(at_once) as pool:
         return statistics.median(itertools.chain.from_iterable(pool.map(measure, range(at_once))))

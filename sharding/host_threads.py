@@ -10,7 +10,7 @@ import jax
 from sharding.cpu import computes_bfloat16, host_cores
 from sharding.mesh import MeshShape
 
-# With jax 0.12 oneDNN's convolutions of all launches take turns in XLA's pool: half as many images/s.
+# With jax 0.12 one core computes the launches of all threads, one after another: half as many images/s.
 COMPUTES_SIDE_BY_SIDE = jax.__version_info__ < (0, 11)
 
 
