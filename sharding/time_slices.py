@@ -17,7 +17,7 @@ _LONGEST_NS = 100_000_000
 
 @contextlib.contextmanager
 def long_time_slices() -> Iterator[None]:
-    """Threads that the present one starts within it compute for 100 ms, not 3, while others wait for their core.
+    """Threads that the present one starts within it compute for 100 ms, not a few, while others wait for their core.
 
     The threads of many virtual devices take turns on few cores; each time one comes back, its caches hold another's
     activations. Needs Linux 6.12, the first with slices of a thread's own; elsewhere nothing changes.
