@@ -13,8 +13,10 @@ import collections
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from sharding import host_cores, launches_run_side_by_side
@@ -27,7 +29,9 @@ _outputs_in_flight: collections.deque[jax.Array] = collections.deque()  # oldest
 
 
 def launch(
-    compiled: Callable[[Sequence[jax.Array], jax.Array], jax.Array], params: Sequence[jax.Array], inputs: jax.Array
+    compiled: Callable[[Sequence[jax.Array], Any], jax.Array],
+    params: Sequence[jax.Array],
+    inputs: jax.Array | np.ndarray,
 ) -> jax.Array:
     """Starts `compiled(params, inputs)` and returns its outputs without waiting for them.
 
@@ -38,7 +42,7 @@ def launch(
     Raises:
       Whatever `compiled` raises. The failure of a launch under way is raised where its own outputs are used.
     """
-    if launches_run_side_by_side() and _is_on_one_cpu_device(inputs):
+    if launches_run_side_by_side() and isinstance(inputs, jax.Array) and _is_on_one_cpu_device(inputs):
         inputs.block_until_ready()  # XLA would compute it later, in a thread of its own
         with _cores:
             return compiled(params, inputs)
