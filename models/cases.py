@@ -51,7 +51,14 @@ class Case:
 
     def call(self, *, relu: bool = True, summed: bool = False) -> Call:
         """How a device applies the lowering; `relu` and `summed` as in `Finish`."""
-        return Call(self.in_shape, self.out_channels, self.window, self.dtype, self.residual, relu, summed)
+        return Call(
+            self.in_shape, self.out_channels, self.window, self.dtype, self.out_dtype, self.residual, relu, summed
+        )
+
+    @property
+    def out_dtype(self) -> str:
+        """Of what it makes: activations, or the logits, which stay float32."""
+        return "float32" if self.kind == Kind.DENSE else self.dtype
 
     @property
     def has_weights(self) -> bool:
@@ -99,12 +106,13 @@ def case_of(layer: LayerSpec, partition: Partition, lowering: str, samples: int,
 
 def lowerings_of(layer: LayerSpec, platform: str, dtype: str) -> list[str]:
     """The names of the lowerings that compute `layer` on this platform with the precision that `dtype` asks for."""
-    if layer.kind != Kind.CONV:
-        return ["matmul" if layer.kind == Kind.DENSE else "native"]
+    if not layer.has_weights:
+        return ["native"]
     return [
         name
         for name, lowering in LOWERINGS.items()
         if lowering.supports(layer.kernel, layer.stride)
         and lowering.obstacle(platform) is None
         and dtype in lowering.dtypes
+        and not (layer.kind == Kind.DENSE and name == "native")  # a convolution where there is no image
     ]

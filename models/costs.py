@@ -94,9 +94,8 @@ class TableCosts:
         if not case.has_weights:
             return 0
         size = 2 if self.dtype == "bfloat16" else 4
-        growth = _growth(case.lowering, case.kernel) if case.kind == Kind.CONV else 1.0
         kernel = case.kernel**2 * case.in_channels * case.out_channels
-        return round(kernel * growth) * size + 4 * case.out_channels
+        return round(kernel * _growth(case.lowering, case.kernel)) * size + 4 * case.out_channels
 
     def _working_bytes(self, case: Case, samples: int) -> int:
         """Input, output and residual of all local samples, and the float32 products of those computed at a time."""

@@ -15,15 +15,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from models.cases import Case
 from models.cost_table import Transition
-from models.lowerings import LOWERINGS, Finish, contract_channels
+from models.lowerings import LOWERINGS, Finish
 from models.placement import local_kernels
 from models.planned import isolated
 from models.pooling import max_pool, mean_pool
 from sharding import MODEL_AXIS, Kind, Layout, halo_exchange, sum_over_model_axis, transition
 
-# Layers of one measurement, each with weights of its own, as in a network, so that not all of them lie in the cache;
-# fewer where many devices share the cores, and with them the caches.
-_LAYERS, _LAYERS_SHARED = 4, 2
+# Layers of one measurement, each with weights of its own, as in a network, so that not all of them lie in the cache:
+# more where they are so small that the launch itself would count, few where many devices share cores and caches.
+_LEAST_LAYERS, _MOST_LAYERS, _LAYERS_SHARED = 4, 16, 2
+_FLOPS = 2**30
 # In a network a layer's weights have left the caches since its last run. So the runs take turns with copies of them
 # that fill this many bytes, a few times a last-level cache; beyond so many copies they are too small to matter.
 _WEIGHTS_BYTES, _MOST_COPIES = 2**26, 16
@@ -43,7 +44,8 @@ def measure_case(case: Case, mesh: Mesh, launches_at_once: int = 1) -> float:
     def values(shape: Sequence[int], dtype: str = case.dtype, scale: float = 1.0) -> np.ndarray:
         return (random.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
 
-    num_layers = _LAYERS if mesh.size == 1 else _LAYERS_SHARED
+    enough = math.ceil(_FLOPS / case.flops) if case.has_weights else 0
+    num_layers = min(max(enough, _LEAST_LAYERS), _MOST_LAYERS) if mesh.size == 1 else _LAYERS_SHARED
     kernels = [_kernel(case, values) for _ in range(num_layers if case.has_weights else 1)]
     bias = values((case.out_channels,), "float32")
     x, residual = values(case.in_shape), values(case.out_shape) if case.residual else None
@@ -131,18 +133,14 @@ def _layer(case: Case) -> Callable[..., jax.Array]:
             return max_pool(x, case.window)
         if case.kind == Kind.MEAN_POOL:
             return mean_pool(x, (case.rows, case.columns), summed=False)
-        finish = Finish(bias, residual, True, case.dtype)
-        if case.kind == Kind.DENSE:
-            return finish(contract_channels(x, kernel[0]))
+        finish = Finish(bias, residual, True, case.out_dtype)
         return LOWERINGS[case.lowering].apply(x, kernel, case.window, finish)
 
     return compute
 
 
 def _kernel(case: Case, values: Callable[..., np.ndarray]) -> list[np.ndarray]:
-    if case.kind == Kind.DENSE:
-        return [values((case.in_channels, case.out_channels))]
-    if case.kind != Kind.CONV:
+    if not case.has_weights:
         return []
     shape = (case.kernel, case.kernel, case.in_channels, case.out_channels)
     kernel = values(shape, "float32", (case.kernel**2 * case.in_channels) ** -0.5)

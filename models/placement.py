@@ -50,17 +50,16 @@ def place_params(
         samples = layer_plan.micro_batch or local_samples(partition, mesh, batch_size)
         case = case_of(layer, partition, layer_plan.lowering, samples, dtype, mesh)
         call = case.call(relu=layer.relu, summed=partition == Partition.INPUT_CHANNELS)
-        kernel_shards = _cut(folded[f"{layer.name}.kernel"], _KERNEL_CUT.get(partition), mesh.model)
-        if layer.kind == Kind.DENSE:
-            kernels = [[shard.astype(dtype) for shard in kernel_shards]]
-        else:
-            of_shards = [local_kernels(shard, layer_plan.lowering, dtype, call) for shard in kernel_shards]
-            kernels = list(zip(*of_shards, strict=True))
+        kernel = folded[f"{layer.name}.kernel"]
+        kernel = kernel[None, None] if layer.kind == Kind.DENSE else kernel
+        kernel_shards = _cut(kernel, _KERNEL_CUT.get(partition), mesh.model)
+        of_shards = [local_kernels(shard, layer_plan.lowering, dtype, call) for shard in kernel_shards]
+        kernels = list(zip(*of_shards, strict=True))
         for number, shards in enumerate(kernels):
             add(f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else ""), shards)
         bias = folded[f"{layer.name}.bias"]
         if LOWERINGS[layer_plan.lowering].opaque and not call.summed:
-            bias = bias.astype(dtype)
+            bias = bias.astype(case.out_dtype)
         add(f"{layer.name}.bias", _cut(bias, _BIAS_CUT.get(partition), mesh.model))
     return arrays, tuple(specs)
 

@@ -7,7 +7,6 @@ from models.cost_table import CostTable, read_table, table_path
 from models.costs import TableCosts
 from models.lowerings import LOWERINGS
 from sharding import (
-    Kind,
     LayerCost,
     MeshShape,
     Network,
@@ -90,7 +89,7 @@ def check_lowerings(network: Network, plan: Plan) -> None:
         lowering = plan[layer.name].lowering
         if lowering not in LOWERINGS:
             raise UsageError(f"lowering of {layer.name} must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
-        if layer.kind == Kind.CONV and not LOWERINGS[lowering].supports(layer.kernel, layer.stride):
+        if layer.has_weights and not LOWERINGS[lowering].supports(layer.kernel, layer.stride):
             raise UsageError(
                 f"lowering {lowering} of {layer.name} doesn't compute a {layer.kernel}×{layer.kernel} convolution "
                 f"with stride {layer.stride}"

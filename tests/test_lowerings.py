@@ -117,7 +117,7 @@ def test_onednn_computes_the_same_of_a_packed_kernel(name, in_channels, out_chan
     window = Window(3, 1, ((1, 1), (1, 1)))
     images = random.standard_normal((2, 5, 6, in_channels), np.float32)
     kernel = random.standard_normal((3, 3, in_channels, out_channels), np.float32) / in_channels**0.5
-    call = Call(images.shape, out_channels, window, dtype, residual=False, relu=False, summed=summed)
+    call = Call(images.shape, out_channels, window, dtype, dtype, residual=False, relu=False, summed=summed)
     assert lowering.pack is not None
     (transformed,) = lowering.transform(kernel)
     packed = lowering.pack(transformed.astype(dtype), call)
@@ -135,3 +135,13 @@ def test_onednn_computes_the_same_of_a_packed_kernel(name, in_channels, out_chan
 
 def test_onednn_says_why_it_cannot_be_used_elsewhere():
     assert LOWERINGS["onednn"].obstacle("gpu") == "oneDNN computes on cpu, not on gpu"
+
+
+def test_onednn_keeps_a_float32_result_of_bfloat16_operands():
+    lowering, random = usable("onednn"), np.random.default_rng(5)
+    x = random.standard_normal((2, 1, 1, 64), np.float32).astype("bfloat16")
+    kernel = random.standard_normal((1, 1, 64, 10), np.float32).astype("bfloat16")
+    got = lowering.apply(jnp.asarray(x), [jnp.asarray(kernel)], Window(1, 1, ((0, 0), (0, 0))), plain(10, "float32"))
+    expected = convolve(x, kernel, 1, ((0, 0), (0, 0)))
+    assert got.dtype == jnp.float32
+    assert relative_error(got, expected) <= TOLERANCE["float32"]

@@ -251,3 +251,16 @@ def test_a_bias_has_the_type_it_is_added_in():
     specs = {spec.name: spec for spec in build(architecture, MeshShape(1, 1), plan, 8, 4, "bfloat16").param_specs}
     assert specs["conv1.bias"].dtype == "bfloat16"  # by oneDNN, whose operands are all of one type
     assert specs["layer1.0.conv2.bias"].dtype == "float32"
+
+
+@pytest.mark.parametrize("partition", [Partition.WHOLE, Partition.CHANNELS, Partition.INPUT_CHANNELS])
+def test_the_logits_of_a_dense_layer_by_onednn_stay_float32(partition):
+    if obstacle := LOWERINGS["onednn"].obstacle("cpu"):
+        pytest.skip(obstacle)
+    architecture = Architecture("cifar", blocks=(1,), bottleneck=True, num_classes=10, width=16)
+    *layers, (name, _) = plan_of(network(architecture, 8), MeshShape(2, 1), 4, "channels", "bfloat16").layers
+    logits = [
+        run(build(architecture, MeshShape(2, 1), Plan((*layers, (name, dense))), 8, 4, "bfloat16"), images_of(4, 8))
+        for dense in (LayerPlan(Partition.WHOLE, "matmul"), LayerPlan(partition, "onednn"))
+    ]
+    assert relative_error(*logits) <= 1e-6

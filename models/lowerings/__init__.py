@@ -1,6 +1,6 @@
 """How one convolution is computed: each lowering is a weight transform, done once at build, and a local apply."""
 
-from models.lowerings.direct import IM2COL, MATMUL, NATIVE, contract_channels as contract_channels
+from models.lowerings.direct import IM2COL, MATMUL, NATIVE
 from models.lowerings.lowering import Call as Call, Finish as Finish, Lowering as Lowering, Window as Window
 from models.lowerings.onednn_direct import ONEDNN
 from models.lowerings.onednn_winograd import onednn_winograd

@@ -26,7 +26,7 @@ def _native(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: F
 
 def _matmul(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
     stride = window.stride
-    return finish(contract_channels(x[:, ::stride, ::stride], kernel[0]))
+    return finish(_contract_channels(x[:, ::stride, ::stride], kernel[0]))
 
 
 def _im2col(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
@@ -49,14 +49,14 @@ def _im2col(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: F
     weights = kernel[0]
     if len(taps) < size**2:
         weights = jnp.stack([weights[i * size + j] for i, j in taps])
-    return finish(contract_channels(jnp.concatenate(patches, axis=-1), weights.reshape(-1, weights.shape[-1])))
+    return finish(_contract_channels(jnp.concatenate(patches, axis=-1), weights.reshape(-1, weights.shape[-1])))
 
 
 def _reads_input(tap: int, before: int, length: int, out_length: int, stride: int) -> bool:
     return any(0 <= out * stride + tap - before < length for out in range(out_length))
 
 
-def contract_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _contract_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Images (N, H, W, C_in) times a matrix (C_in, C_out): (N, H, W, C_out) in float32."""
     # A two-dimensional product: XLA:CPU hands it to its matmul library whole.
     flat = lax.dot_general(

@@ -41,6 +41,7 @@ class Call:
     Attributes:
       in_shape: (N, H, W, C_in) of the images.
       dtype: of images and kernel.
+      out_dtype: of the result.
       residual, relu, summed: as in `Finish`.
     """
 
@@ -48,6 +49,7 @@ class Call:
     out_channels: int
     window: Window
     dtype: str
+    out_dtype: str
     residual: bool
     relu: bool
     summed: bool
@@ -97,7 +99,7 @@ class Lowering:
       custom_call: target of the custom call that it makes, which is internal to one version of jaxlib and which XLA
         can't serialize; None for operations of StableHLO.
       opaque: whether it is that call and nothing else: XLA compiles it on its own in any case, and its bias, unless a
-        sum stands before it, has the operands' type.
+        sum stands before it, has the result's type.
     """
 
     transform: Callable[[np.ndarray], Sequence[np.ndarray]]

@@ -33,8 +33,8 @@ class Convolution:
     Attributes:
       in_shape: (N, H, W, C_in) of the images.
       out_channels: of all groups.
-      dtype: of images, kernel and the operands that follow.
-      out_dtype: of the result; products are accumulated in float32.
+      dtype: of images and kernel.
+      out_dtype: of the result and the operands that follow; products are accumulated in float32.
       groups: of channels, each of which is convolved with kernels of its own.
       following: computed in the same pass, in this order: BIAS and BINARY_ADD, which have an operand each, and RELU.
     """
@@ -125,7 +125,7 @@ def _block(convolution: Convolution) -> int | None:
     row, column = (size // 2 for size in convolution.out_shape[1:3])
     expected = _output_pixel(images[0].astype(np.float32), kernel, convolution, row, column)
     shapes = {"BIAS": (convolution.out_channels,), "BINARY_ADD": convolution.out_shape}
-    zeros = [np.zeros(shapes[name], convolution.dtype) for name in convolution.following if name in shapes]
+    zeros = [np.zeros(shapes[name], convolution.out_dtype) for name in convolution.following if name in shapes]
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         apply = jax.jit(convolution.__call__)  # the call alone: XLA would compile code to take the pixel

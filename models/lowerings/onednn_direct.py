@@ -11,14 +11,15 @@ from models.lowerings.onednn import TARGET, Convolution, obstacle
 
 
 def _apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+    has_residual, out_dtype = finish.residual is not None, str(np.dtype(finish.dtype))
     call = Call(
-        x.shape, finish.bias.shape[0], window, str(x.dtype), finish.residual is not None, finish.relu, finish.summed
+        x.shape, finish.bias.shape[0], window, str(x.dtype), out_dtype, has_residual, finish.relu, finish.summed
     )
-    # A sum over devices stands between products and bias, and oneDNN rounds its result to the operands' type.
+    # A sum over devices stands between products and bias.
     if finish.summed:
         return finish(_convolution(call)(x, kernel[0]).astype(jnp.float32))
-    operands = [finish.bias.astype(x.dtype)] + ([] if finish.residual is None else [finish.residual])
-    return _convolution(call)(x, kernel[0], operands).astype(finish.dtype)
+    operands = [finish.bias.astype(finish.dtype)] + ([] if finish.residual is None else [finish.residual])
+    return _convolution(call)(x, kernel[0], operands)
 
 
 def _convolution(call: Call) -> Convolution:
@@ -28,7 +29,7 @@ def _convolution(call: Call) -> Convolution:
         call.out_channels,
         call.window,
         call.dtype,
-        out_dtype=call.dtype,
+        out_dtype=call.out_dtype,
         following=() if call.summed else tuple(following),
     )
 
