@@ -37,7 +37,7 @@ def launch(
 
     Waits first while `MAX_LAUNCHES_IN_FLIGHT` launches of this process, of any executable and thread, are in flight.
     The outputs of the latest launches are kept alive, at most that many. On a single CPU device, where launches run
-    side by side, it waits for a core instead, and for the outputs.
+    side by side, it waits for a core instead, and for the outputs, if `inputs` are on the device already.
 
     Raises:
       Whatever `compiled` raises. The failure of a launch under way is raised where its own outputs are used.

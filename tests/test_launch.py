@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_executable import GatedOutputs, inputs_of, make_executable, outputs_of, settle
 
+from engine import executable as executable_module
 from engine.executable import Executable
 from engine.launch import MAX_LAUNCHES_IN_FLIGHT, launch
 from sharding import MeshShape
@@ -60,6 +61,21 @@ def test_launches_whose_outputs_were_deleted_give_their_slots_back(executable):
     for _ in range(2 * MAX_LAUNCHES_IN_FLIGHT):
         executable.launch(inputs).delete()
     np.testing.assert_array_equal(executable(inputs_of(3)), outputs_of(3))
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_call_moves_its_inputs_itself_only_where_its_own_thread_computes(executable, side_by_side, monkeypatch):
+    launched = []
+
+    def launch_and_keep(self, inputs):
+        launched.append(inputs)
+        return launch(self.compiled, self.params, inputs)
+
+    monkeypatch.setattr(executable_module, "launches_run_side_by_side", lambda: side_by_side)
+    monkeypatch.setattr(Executable, "launch", launch_and_keep)
+    np.testing.assert_array_equal(executable(inputs_of(3, 9)), outputs_of(3, 9))
+    assert [inputs.shape[0] for inputs in launched] == [8, 8]  # the second one padded
+    assert [isinstance(inputs, jax.Array) for inputs in launched] == [side_by_side] * 2
 
 
 @pytest.fixture(scope="module")
