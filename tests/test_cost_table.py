@@ -11,6 +11,7 @@ from models.architecture import Architecture, network
 from models.cases import Case, case_of, lowerings_of
 from models.cost_table import CostTable, Transition, line_of, read_table, table_path
 from models.costs import TableCosts
+from models.lowerings import LOWERINGS
 from models.measuring import measure_transition
 from models.planning import layer_costs, make_plan
 from models.tuning import tune
@@ -107,6 +108,15 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path):
     before = path.read_text()
     tune(read_table(path, "cpu"), path, TINY[:1], mesh, 2, "float32")
     assert path.read_text() == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_dense_layer_is_a_matrix_product_or_onednn_s(tmp_path, dtype):
+    table = CostTable("cpu", {})
+    tune(table, tmp_path / "own.jsonl", TINY[-1:], make_mesh(MeshShape(1, 1), jax.devices()), 2, dtype)
+    usable = ["matmul"] + ["onednn"] * (LOWERINGS["onednn"].obstacle("cpu") is None)
+    assert sorted({case.lowering for case in table.cases}) == usable == lowerings_of(TINY[-1], "cpu", dtype)
+    assert lowerings_of(TINY[-1], "gpu", dtype) == ["matmul"]
 
 
 def slow_but_for(table: CostTable, fast: str, milliseconds: float) -> None:
