@@ -102,7 +102,7 @@ class Executable:
         return inputs
 
     def launch(self, inputs: jax.Array | np.ndarray) -> jax.Array:
-        """Starts one launch on a whole batch, that `put` made or of the host; doesn't wait for its outputs."""
+        """Starts a launch on a whole batch, moved by `put` or on the host; returns without waiting for its outputs."""
         return launch(self.compiled, self.params, inputs)
 
     def warm_up(self) -> None:
