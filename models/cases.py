@@ -57,8 +57,8 @@ class Case:
 
     @property
     def out_dtype(self) -> str:
-        """Of what it makes: activations, or the logits, which stay float32."""
-        return "float32" if self.kind == Kind.DENSE else self.dtype
+        """Of what it makes."""
+        return out_dtype(self.kind, self.dtype)
 
     @property
     def has_weights(self) -> bool:
@@ -71,6 +71,11 @@ class Case:
             return 0
         samples, rows, columns, channels = self.out_shape
         return 2 * samples * rows * columns * channels * self.kernel**2 * self.in_channels
+
+
+def out_dtype(kind: str, dtype: str) -> str:
+    """The type of what a layer makes of activations of `dtype`: the same, but the logits stay float32."""
+    return "float32" if kind == Kind.DENSE else dtype
 
 
 def case_of(layer: LayerSpec, partition: Partition, lowering: str, samples: int, dtype: str, mesh: MeshShape) -> Case:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from models.cases import out_dtype
 from models.lowerings import LOWERINGS, Finish, Window
 from models.lowerings.lowering import Padding
 from models.pooling import max_pool, mean_pool
@@ -155,10 +156,10 @@ def layer_function(layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype) -> Calla
             return max_pool(x, Window(layer.kernel, layer.stride, padding))
         *kernel, bias = params
         summed = plan.partition == Partition.INPUT_CHANNELS
-        out_dtype = jnp.float32 if layer.kind == Kind.DENSE else dtype  # the logits stay float32
         x, padding = _pad_window(layer, plan.partition, x, fill=0.0)
         window = Window(layer.kernel, layer.stride, padding)
-        return LOWERINGS[plan.lowering].apply(x, kernel, window, Finish(bias, residual, layer.relu, out_dtype, summed))
+        finish = Finish(bias, residual, layer.relu, out_dtype(layer.kind, str(dtype)), summed)
+        return LOWERINGS[plan.lowering].apply(x, kernel, window, finish)
 
     return compute
 
