@@ -10,10 +10,14 @@ def host_cores() -> int:
 
 
 def computes_bfloat16(platform: str) -> bool:
-    """Whether the platform multiplies bfloat16 natively: GPUs and TPUs, and CPUs with AVX512-BF16 or AMX."""
+    """Whether the platform multiplies bfloat16 natively, and faster than float32.
+
+    So do GPUs, TPUs, and CPUs with AMX, or with AVX512-BF16 if they aren't Intel's: those take 1.3 to 1.5 times as long
+    for it as for float32 in oneDNN's and XLA's products (measured on a Xeon of the fifth generation, its AMX hidden).
+    """
     if platform != "cpu":
         return True
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_features())
+    return "amx_bf16" in cpu_features() or ("avx512_bf16" in cpu_features() and "Intel" not in cpu_model())
 
 
 def cpu_model() -> str:
