@@ -33,8 +33,8 @@ from benchmarks.sides.problem import PRESET_OF_STEM, Problem, resnet101
 from engine.awake import awake
 from engine.flags import load_preset
 from engine.memory import keep_freed_memory
-from models.cases import Case, case_of
-from models.measuring import measure_case
+from models.cases import case_of
+from models.measuring import measure_cases
 from sharding import Kind, LayerSpec, MeshShape, acquire_devices, make_mesh
 
 _STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
@@ -80,15 +80,13 @@ def own_layers(problem: Problem, precision: str) -> Seconds:
     devices, _ = acquire_devices(1, "cpu")
     mesh = make_mesh(_UNSHARDED, devices)
     plan = models.make_plan(problem.network, _UNSHARDED, 1, "cpu", precision)
-    measured: dict[Case, float] = {}  # most layers are alike
-    own = {}
-    for layer in problem.network:
-        layer_plan = plan[layer.name]
-        case = case_of(layer, layer_plan.partition, layer_plan.lowering, 1, precision, _UNSHARDED)
-        if case not in measured:
-            measured[case] = measure_case(case, mesh) / 1e3
-        own[layer.name] = measured[case]
-    return own
+    cases = {
+        layer.name: case_of(layer, plan[layer.name].partition, plan[layer.name].lowering, 1, precision, _UNSHARDED)
+        for layer in problem.network
+    }
+    different = list(dict.fromkeys(cases.values()))  # most layers are alike
+    milliseconds = dict(zip(different, measure_cases(different, mesh), strict=True))
+    return {name: milliseconds[case] / 1e3 for name, case in cases.items()}
 
 
 def show(title: str, problem: Problem, launch: float, other: float, theirs: Seconds, own: Seconds) -> None:

@@ -113,10 +113,10 @@ def build_program(configuration: Configuration, mesh: Mesh) -> Program:
 
 
 def code_digest(platform: str) -> str:
-    """A digest of the code that `build_program` runs, and of the cost table by which it plans."""
-    parts = [_ROOT / part for part in ("commands", "configs", "models", "models/costs.jsonl", "sharding")]
-    own = own_table_path(platform)
-    return source_digest(*parts, *([own] if own.exists() else []))
+    """A digest of the code that `build_program` runs, and of the cost tables by which it plans."""
+    parts = [_ROOT / part for part in ("commands", "configs", "models", "sharding")]
+    own, shipped = own_table_path(platform), (_ROOT / "models" / "shipped_costs").glob("*.jsonl")
+    return source_digest(*parts, *shipped, *([own] if own.exists() else []))
 
 
 def _describe(architecture: "models.Architecture") -> str:

@@ -10,8 +10,7 @@ from jax.export import Exported
 from jax.sharding import Mesh
 
 from engine.executable import Analysis, Executable
-from engine.tensor_file import ALIGNMENT
-from sharding import Program, TensorSpec
+from sharding import Program, TensorSpec, aligned
 
 
 def compile_program(program: Program) -> Executable:
@@ -86,19 +85,3 @@ def put_params(params: Sequence[np.ndarray], specs: Sequence[TensorSpec], mesh: 
     Virtual CPU devices that hold the same values share one buffer, unless a dimension other than the first is cut.
     """
     return jax.device_put([aligned(array) for array in params], [spec.sharding(mesh) for spec in specs])
-
-
-def aligned(array: np.ndarray) -> np.ndarray:
-    """`array` in memory that XLA can use in place.
-
-    Read-only arrays that are contiguous and aligned to 64 bytes are returned as they are; others are copied, writable
-    ones so that a later write can't reach the devices.
-    """
-    if not array.flags.writeable and array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
-        return array
-    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    copy.flags.writeable = False
-    return copy

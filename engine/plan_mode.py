@@ -1,10 +1,7 @@
 """`--mode plan`: shows the plan of a configuration's executable, its predicted time beside the measured one."""
 
-import itertools
 import statistics
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +14,7 @@ from engine.obtain import BuildProgram, SourceDigest, obtain
 from engine.parity import probe_inputs
 from engine.plan_view import draw_plan, print_plan
 from engine.run import make_output_dir
-from sharding import LayerCost, UsageError
-
-_LEAST_LAUNCHES = 5
-_SECONDS = 5.0
+from sharding import LayerCost, UsageError, time_launches
 
 
 def show_plan(configuration: Configuration, build_program: BuildProgram, source_digest: SourceDigest) -> Path:
@@ -65,16 +59,6 @@ def launch_milliseconds(executable: Executable, threads: int) -> float:
     """
     inputs = executable.put(np.asarray(probe_inputs(executable.input_spec))).block_until_ready()
     executable.launch(inputs).block_until_ready()
-    end = time.perf_counter() + _SECONDS
-
-    def measure(_: int) -> list[float]:
-        times = []
-        while len(times) < _LEAST_LAUNCHES or time.perf_counter() < end:
-            start = time.perf_counter()
-            executable.launch(inputs).block_until_ready()
-            times.append(1e3 * (time.perf_counter() - start))
-        return times
-
     at_once = launches_computing_at_once(executable.mesh, threads)
-    with awake(executable.platform), ThreadPoolExecutor(at_once) as pool:
-        return statistics.median(itertools.chain.from_iterable(pool.map(measure, range(at_once))))
+    with awake(executable.platform):
+        return statistics.median(time_launches(lambda: executable.launch(inputs), at_once, least=5, seconds=5.0))

@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from engine.errors import DamagedArtifact
+from sharding import ALIGNMENT
 
-ALIGNMENT = 64  # bytes, xla::cpu::MinAlign
 _FILLER = "_pad."
 _LENGTH_BYTES = 8
 _DTYPES = {

@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.architecture import Architecture as Architecture, network as network
-    from models.cost_table import (
-        CostTable as CostTable,
-        read_table as read_table,
-    )
+    from models.cost_files import current_cost_table as current_cost_table, read_table as read_table
+    from models.cost_table import CostTable as CostTable
     from models.description import Description as Description
     from models.export import export_hugging_face as export_hugging_face
     from models.folding import fold as fold
-    from models.planning import (
-        current_cost_table as current_cost_table,
-        layer_costs as layer_costs,
-        make_plan as make_plan,
-    )
+    from models.planning import layer_costs as layer_costs, make_plan as make_plan
     from models.program import build_program as build_program
     from models.resnet import ResNet as ResNet, load_variables as load_variables, variables_of as variables_of
     from models.tuning import tune as tune
@@ -32,9 +26,9 @@ _MODULES = {
     "Description": "description",
     "export_hugging_face": "export",
     "fold": "folding",
+    "current_cost_table": "cost_files",
+    "read_table": "cost_files",
     "CostTable": "cost_table",
-    "read_table": "cost_table",
-    "current_cost_table": "planning",
     "layer_costs": "planning",
     "make_plan": "planning",
     "build_program": "program",

@@ -1,21 +1,14 @@
-"""A cost table: measured times of cases and of transitions, and what it estimates of those that weren't measured.
-
-A table's file holds one JSON value a line, so that a measurement cut short loses nothing: first what it was measured
-on, then `{"case": [the fields of Case], "ms": …}` and
-`{"transition": [operation, mesh, values, dtype], "ms": …}`.
-"""
+"""A cost table: measured times of cases and of transitions, and what it estimates of those that weren't measured."""
 
 import bisect
+import collections
 import dataclasses
-import json
+import itertools
 import math
-from pathlib import Path
-from typing import Any
+import statistics
 
 from models.cases import Case
-from sharding import UsageError, own_table_path
 
-_SHIPPED = Path(__file__).parent / "costs.jsonl"
 # Where nothing comparable was measured: operations and bytes a second of one device with the machine to itself, and
 # milliseconds to start a layer or a collective. Nominal figures of a CPU core pair and of a data-centre GPU or TPU.
 _NOMINAL = {"cpu": (1e11, 1e10, 0.02), "gpu": (1e14, 1e12, 0.005), "tpu": (1e14, 1e12, 0.005)}
@@ -60,6 +53,24 @@ class CostTable:
         else:
             self.cases[measured] = milliseconds
             self._alike.setdefault(_family(measured), []).append(measured)
+
+    def filled_up(self, base: "CostTable") -> "CostTable":
+        """This table and what only `base` has, by the ratio of both in what both have: the median of those alike."""
+        own: dict[Case | Transition, float] = {**self.cases, **self.transitions}
+        others: dict[Case | Transition, float] = {**base.cases, **base.transitions}
+        ratios = collections.defaultdict(list)
+        for measured, milliseconds in others.items():
+            if measured in own:
+                ratios[_family(measured)].append(own[measured] / milliseconds)
+        of_family = {family: statistics.median(found) for family, found in ratios.items()}
+        of_all = statistics.median(itertools.chain.from_iterable(ratios.values())) if ratios else 1.0
+        full = CostTable(self.platform, self.machine)
+        for measured, milliseconds in own.items():
+            full.add(measured, milliseconds)
+        for measured, milliseconds in others.items():
+            if measured not in own:
+                full.add(measured, milliseconds * of_family.get(_family(measured), of_all))
+        return full
 
     def case_ms(self, case: Case) -> float:
         """Time of a case: measured; else scaled from the most similar one that was; else nominal."""
@@ -106,8 +117,10 @@ class CostTable:
         return sharers * (start_ms + 1e3 * case.flops / flops_per_second + 1e3 * moved / bytes_per_second)
 
 
-def _family(case: Case) -> tuple:
-    return case.kind, case.lowering, case.kernel, case.stride, case.dtype
+def _family(measured: Case | Transition) -> tuple:
+    if isinstance(measured, Transition):
+        return measured.operation, measured.dtype
+    return measured.kind, measured.lowering, measured.kernel, measured.stride, measured.dtype
 
 
 def _pixels(case: Case) -> int:
@@ -136,53 +149,3 @@ def _distance(case: Case, other: Case) -> float:
 
 def _size(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else 4
-
-
-def table_path(platform: str) -> Path:
-    """The table in force: the one measured on this machine, else the shipped one."""
-    own = own_table_path(platform)
-    return own if own.exists() else _SHIPPED
-
-
-def read_table(path: Path, platform: str) -> CostTable:
-    """Reads a table's file; one that doesn't exist, or was measured on another platform, gives an empty table.
-
-    Raises:
-      UsageError: naming file and line, if it can't be read.
-    """
-    table = CostTable(platform, {})
-    try:
-        lines = path.read_text().splitlines() if path.exists() else []
-    except OSError as error:
-        raise UsageError(f"a cost table must be readable, got {path}: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        try:
-            _take(table, json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):  # a measurement was cut short while this line was written
-                break
-            raise UsageError(f"line {number} of the cost table {path} must hold a measurement: {error}") from None
-        if table.machine.get("platform", platform) != platform:
-            return CostTable(platform, {})
-    return table
-
-
-def _take(table: CostTable, entry: dict[str, Any]) -> None:
-    match entry:
-        case {"machine": machine}:
-            table.machine = machine
-        case {"case": [*fields], "ms": milliseconds}:
-            names = [field.name for field in dataclasses.fields(Case)]
-            case: dict[str, Any] = dict(zip(names, fields, strict=True))
-            case["padding"] = tuple(case["padding"])
-            table.add(Case(**case), float(milliseconds))
-        case {"transition": [*fields], "ms": milliseconds}:
-            table.add(Transition(*fields), float(milliseconds))
-        case _:
-            raise ValueError(f"got {entry}")
-
-
-def line_of(measured: Case | Transition, milliseconds: float) -> str:
-    """The line of a table's file that holds a measurement."""
-    kind = "transition" if isinstance(measured, Transition) else "case"
-    return json.dumps({kind: list(dataclasses.astuple(measured)), "ms": round(milliseconds, 4)})

@@ -3,9 +3,7 @@
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ from models.lowerings import LOWERINGS, Finish
 from models.placement import local_kernels
 from models.planned import isolated
 from models.pooling import max_pool, mean_pool
-from sharding import MODEL_AXIS, Kind, Layout, halo_exchange, sum_over_model_axis, transition
+from sharding import MODEL_AXIS, Kind, Layout, aligned, halo_exchange, sum_over_model_axis, time_launches, transition
 
 # Layers of one measurement, each with weights of its own, as in a network, so that not all of them lie in the cache:
 # more where they are so small that the launch itself would count, few where many devices share cores and caches.
@@ -27,18 +25,35 @@ _LEAST_LAYERS, _MOST_LAYERS, _LAYERS_SHARED = 4, 16, 2
 _FLOPS = 2**30
 # In a network a layer's weights have left the caches since its last run. So the runs take turns with copies of them
 # that fill this many bytes, a few times a last-level cache; beyond so many copies they are too small to matter.
-_WEIGHTS_BYTES, _MOST_COPIES = 2**26, 16
-_SECONDS = 0.1
-_LEAST_RUNS = 3
+_WEIGHTS_BYTES, _MOST_COPIES = 2**27, 16
+# The machine may be slower for seconds on end. So cases that are compared take turns, in so many rounds.
+_ROUNDS, _SECONDS = 3, 0.04
 _CHUNKS = 4
 
 
-def measure_case(case: Case, mesh: Mesh, launches_at_once: int = 1) -> float:
-    """Milliseconds in which all devices of `mesh` compute one layer of this case, each on samples of its own.
+def measure_cases(cases: Sequence[Case], mesh: Mesh, launches_at_once: int = 1) -> list[float]:
+    """Milliseconds in which all devices of `mesh` compute one layer of each case, each device on samples of its own.
 
-    So many host threads let them do so at once. The median over several runs of a few such layers, which depend on each
-    other.
+    So many host threads let them do so at once. The medians over several runs of a few such layers, which depend on
+    each other; the cases take turns.
     """
+    launches = [_layers_of(case, mesh) for case in cases]
+    times = _in_turns([launch for launch, _ in launches], launches_at_once)
+    return [milliseconds / num_layers for milliseconds, (_, num_layers) in zip(times, launches, strict=True)]
+
+
+def _in_turns(launches: Sequence[Callable[[], jax.Array]], threads: int) -> list[float]:
+    """The median milliseconds of each launch, by so many threads at once."""
+    for launch in launches:
+        jax.block_until_ready(launch())  # compiles it
+    times = [[] for _ in launches]
+    for _, (launch, taken) in itertools.product(range(_ROUNDS), zip(launches, times, strict=True)):
+        taken += time_launches(launch, threads, least=1, seconds=_SECONDS)
+    return [statistics.median(taken) for taken in times]
+
+
+def _layers_of(case: Case, mesh: Mesh) -> tuple[Callable[[], jax.Array], int]:
+    """A launch of a few layers of a case, and how many."""
     random = np.random.default_rng(0)
 
     def values(shape: Sequence[int], dtype: str = case.dtype, scale: float = 1.0) -> np.ndarray:
@@ -65,11 +80,12 @@ def measure_case(case: Case, mesh: Mesh, launches_at_once: int = 1) -> float:
     function = jax.jit(
         jax.shard_map(layers, mesh=mesh, in_specs=(whole, whole, spread, spread), out_specs=spread, check_vma=False)
     )
-    held = mesh.size * sum(array.nbytes for kernel in kernels for array in kernel)
+    held = sum(array.nbytes for kernel in kernels for array in kernel)
     num_copies = min(_MOST_COPIES, math.ceil(_WEIGHTS_BYTES / held)) if held else 1
     copies = itertools.cycle(
         [
-            jax.device_put([[array.copy() for array in kernel] for kernel in kernels], NamedSharding(mesh, whole))
+            # The devices share each array, as they do in a network.
+            jax.device_put([[aligned(array) for array in kernel] for kernel in kernels], NamedSharding(mesh, whole))
             for _ in range(num_copies)
         ]
     )
@@ -77,7 +93,7 @@ def measure_case(case: Case, mesh: Mesh, launches_at_once: int = 1) -> float:
         jax.device_put(bias, NamedSharding(mesh, whole)),
         *(_on_each_device(array, mesh) for array in (x, residual)),
     )
-    return median_milliseconds(lambda: function(next(copies), *operands), launches_at_once) / len(kernels)
+    return lambda: function(next(copies), *operands), len(kernels)
 
 
 def measure_transition(wanted: Transition, mesh: Mesh, launches_at_once: int = 1) -> float:
@@ -95,7 +111,7 @@ def measure_transition(wanted: Transition, mesh: Mesh, launches_at_once: int = 1
         jax.shard_map(lambda x: operation(x[0])[None], mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
     )
     placed = jax.device_put(x, NamedSharding(mesh, spread))
-    return median_milliseconds(lambda: function(placed), launches_at_once)
+    return _in_turns([lambda: function(placed)], launches_at_once)[0]
 
 
 def _operation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -108,23 +124,6 @@ def _operation(name: str) -> Callable[[jax.Array], jax.Array]:
             return sum_over_model_axis
     source, target = (Layout(layout) for layout in name.split(">"))
     return lambda x: transition(x, source, target)
-
-
-def median_milliseconds(call: Callable[[], jax.Array], threads: int = 1) -> float:
-    """Of several calls after the first, which compiles; by so many threads at once."""
-    jax.block_until_ready(call())
-    end = time.perf_counter() + _SECONDS
-
-    def measure(_: int) -> list[float]:
-        times = []
-        while len(times) < _LEAST_RUNS or time.perf_counter() < end:
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times.append(1e3 * (time.perf_counter() - start))
-        return times
-
-    with ThreadPoolExecutor(threads) as pool:
-        return statistics.median(itertools.chain.from_iterable(pool.map(measure, range(threads))))
 
 
 def _layer(case: Case) -> Callable[..., jax.Array]:

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from models.cost_table import CostTable, read_table, table_path
+from models.cost_files import current_cost_table
+from models.cost_table import CostTable
 from models.costs import TableCosts
 from models.lowerings import LOWERINGS
 from sharding import (
@@ -72,15 +73,6 @@ def layer_costs(
     costs = TableCosts(table, mesh, batch_size, precision)
     element_bytes = 2 if precision == "bfloat16" else 4
     return plan_milliseconds(plan, network, mesh, costs, batch_size=batch_size, element_bytes=element_bytes)
-
-
-def current_cost_table(platform: str) -> CostTable:
-    """The cost table in force: the one measured on this machine, else the shipped one.
-
-    Raises:
-      UsageError: if it can't be read.
-    """
-    return read_table(table_path(platform), platform)
 
 
 def check_lowerings(network: Network, plan: Plan) -> None:

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from models.cases import Case, case_of, lowerings_of
-from models.cost_table import CostTable, Transition, line_of
+from models.cost_files import line_of
+from models.cost_table import CostTable, Transition
 from models.costs import micro_batches
-from models.measuring import measure_case, measure_transition
+from models.measuring import measure_cases, measure_transition
 from sharding import Layout, MeshShape, Network, Partition, local_samples, machine_of, mesh_shape, planned_as, refusal
 
 # A lowering that takes more than this multiple of the fastest one's time, on few and on a middling number of samples,
@@ -73,14 +74,14 @@ def tune(
             table.add(measured, milliseconds)
             write(line_of(measured, milliseconds))
 
-        def case_ms(case: Case) -> float:
-            if case not in table.cases:
-                keep(case, measure_case(case, mesh, launches_at_once))
-            return table.cases[case]
+        def measure(cases: Sequence[Case]) -> None:
+            lacking = [case for case in cases if case not in table.cases]
+            for case, milliseconds in zip(lacking, measure_cases(lacking, mesh, launches_at_once), strict=True):
+                keep(case, milliseconds)
 
         for part in progress(parts):
             if isinstance(part, Group):
-                _measure_group(part, case_ms)
+                _measure_group(part, table, measure)
             elif part not in table.transitions:
                 keep(part, measure_transition(part, mesh, launches_at_once))
 
@@ -90,15 +91,16 @@ def _end_of_last_line(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1
 
 
-def _measure_group(group: Group, case_ms: Callable[[Case], float]) -> None:
+def _measure_group(group: Group, table: CostTable, measure: Callable[[Sequence[Case]], None]) -> None:
     smallest, middle = group.samples[0], group.samples[len(group.samples) // 2]
     promising = set()
     for samples in (smallest, middle):
-        times = {lowering: case_ms(group.case(lowering, samples)) for lowering in group.lowerings}
-        promising |= {lowering for lowering, time in times.items() if time <= _HOPELESS * min(times.values())}
+        cases = [group.case(lowering, samples) for lowering in group.lowerings]
+        measure(cases)
+        limit = _HOPELESS * min(table.cases[case] for case in cases)
+        promising |= {case.lowering for case in cases if table.cases[case] <= limit}
     for samples in group.samples:
-        for lowering in sorted(promising):
-            case_ms(group.case(lowering, samples))
+        measure([group.case(lowering, samples) for lowering in sorted(promising)])
 
 
 def _groups(network: Network, mesh: MeshShape, batch_size: int, dtype: str, platform: str) -> list[Group]:

@@ -1,5 +1,6 @@
 """Where a network is computed: meshes, devices, partitions, plans and programs."""
 
+from sharding.alignment import ALIGNMENT as ALIGNMENT, aligned as aligned
 from sharding.choice import PARTITIONS as PARTITIONS
 from sharding.collectives import (
     halo_exchange as halo_exchange,
@@ -47,3 +48,4 @@ from sharding.plan_costs import LayerCost as LayerCost, plan_milliseconds as pla
 from sharding.planner import choose_plan as choose_plan
 from sharding.program import Program as Program, TensorSpec as TensorSpec
 from sharding.rules import Rules as Rules, match_rules as match_rules
+from sharding.timing import time_launches as time_launches

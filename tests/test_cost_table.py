@@ -9,13 +9,14 @@ import pytest
 
 from models.architecture import Architecture, network
 from models.cases import Case, case_of, lowerings_of
-from models.cost_table import CostTable, Transition, line_of, read_table, table_path
+from models.cost_files import current_cost_table, files_in_force, line_of, read_table
+from models.cost_table import CostTable, Transition
 from models.costs import TableCosts
 from models.lowerings import LOWERINGS
 from models.measuring import measure_transition
 from models.planning import layer_costs, make_plan
 from models.tuning import tune
-from sharding import Layout, MeshShape, Partition, UsageError, make_mesh
+from sharding import Layout, MeshShape, Partition, UsageError, make_mesh, own_table_path
 
 CASE = Case("conv", "im2col", 3, 1, 8, 8, (1, 1), 16, 32, False, 4, "float32", 1)
 TINY = network(Architecture("cifar", blocks=(1,), bottleneck=False, num_classes=4, width=4), 8)
@@ -78,13 +79,59 @@ def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
         read_table(path, "cpu")
 
 
-def test_the_own_table_comes_before_the_shipped_one(tmp_path, monkeypatch):
+def test_the_own_table_comes_before_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    shipped = table_path("cpu")
-    assert shipped.name == "costs.jsonl" and len(read_table(shipped, "cpu").cases) > 100
-    monkeypatch.setattr("models.cost_table.own_table_path", lambda platform: tmp_path / "own.jsonl")
-    (tmp_path / "own.jsonl").touch()
-    assert table_path("cpu") == tmp_path / "own.jsonl"
+    monkeypatch.setattr("models.cost_files.cpu_model", lambda: "a CPU of which no table is shipped")
+    assert [path.name for path in files_in_force("cpu")] == ["amd_epyc.jsonl"]
+    assert len(current_cost_table("cpu").cases) > 100
+    own = own_table_path("cpu")
+    own.parent.mkdir(parents=True)
+    own.write_text(
+        json.dumps({"machine": {"device": "this one", "platform": "cpu"}}) + "\n" + line_of(CASE, 1e6) + "\n"
+    )
+    assert [path.name for path in files_in_force("cpu")] == [own.name, "amd_epyc.jsonl"]
+    table = current_cost_table("cpu")
+    assert (table.case_ms(CASE), table.machine["device"]) == (1e6, "this one")
+    assert current_cost_table("gpu").cases == {}
+
+
+def test_each_shipped_table_is_taken_on_the_cpu_it_was_measured_on(monkeypatch):
+    monkeypatch.setattr("models.cost_files.cpu_model", lambda: "Intel(R) Xeon(R) Processor")
+    assert [path.name for path in files_in_force("cpu")][-2:] == ["intel_xeon.jsonl", "amd_epyc.jsonl"]
+    assert current_cost_table("cpu").machine["device"] == "Intel(R) Xeon(R) Processor"
+
+
+def test_a_table_is_filled_up_by_another_machine_s_in_proportion():
+    own, other = CostTable("cpu", {"device": "this one"}), CostTable("cpu", {"device": "another"})
+    for samples, milliseconds in ((1, 1.0), (2, 2.0), (4, 4.0)):
+        other.add(dataclasses.replace(CASE, samples=samples), milliseconds)
+    own.add(dataclasses.replace(CASE, samples=1), 3.0)
+    own.add(dataclasses.replace(CASE, samples=2), 10.0)
+    other.add(dataclasses.replace(CASE, dtype="bfloat16"), 1.0)
+    for values, milliseconds in ((1000, 1.0), (2000, 2.0)):
+        other.add(Transition("halo", "4x2", values, "float32"), milliseconds)
+    own.add(Transition("halo", "4x2", 1000, "float32"), 0.5)
+    full = own.filled_up(other)
+    assert full.machine == {"device": "this one"}
+    assert [full.cases[dataclasses.replace(CASE, samples=samples)] for samples in (1, 2, 4)] == [3.0, 10.0, 16.0]
+    assert full.transitions[Transition("halo", "4x2", 2000, "float32")] == 1.0
+    assert full.cases[dataclasses.replace(CASE, dtype="bfloat16")] == 3.0  # nothing alike: the median of all
+    assert CostTable("cpu", {}).filled_up(other).cases == other.cases
+    assert len(other.cases) == 4 and len(own.cases) == 2
+
+
+def test_costs_measured_in_one_precision_leave_the_plan_in_the_other_as_it_was():
+    shipped = read_table(files_in_force("cpu")[-1], "cpu")
+    own = CostTable("cpu", {})
+    for case, milliseconds in shipped.cases.items():
+        if case.dtype == "float32" and case.samples == 1:
+            own.add(case, 2 * milliseconds)
+    layers = network(Architecture("cifar", (1, 1), True, 10, width=64), 32)
+    plans = [
+        make_plan(layers, MeshShape(1, 1), 8, "cpu", "bfloat16", table=table)
+        for table in (shipped, own.filled_up(shipped))
+    ]
+    assert plans[0].layers == plans[1].layers
 
 
 def test_tuning_measures_what_is_lacking_and_no_more(tmp_path):

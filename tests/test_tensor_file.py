@@ -9,10 +9,10 @@ import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec as P
 from toy_program import MESH
 
-from engine.compile import aligned, put_params
+from engine.compile import put_params
 from engine.errors import DamagedArtifact
 from engine.tensor_file import map_tensors, write_tensors
-from sharding import TensorSpec, acquire_devices, make_mesh
+from sharding import TensorSpec, acquire_devices, aligned, make_mesh
 
 TENSORS = [
     ("scalar", np.float32(3.5).reshape(())),
