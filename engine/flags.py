@@ -55,7 +55,7 @@ def define_flags() -> None:
     flags.DEFINE(strings, "mesh", "4x8", "MODELxDATA: devices that cut each layer × devices that cut the batch.")
     flags.DEFINE(integers, "threads", 2, "Host threads that decode, transfer and launch.")
     flags.DEFINE(integers, "batch_size", 0, "Images per launch over all devices, a multiple of DATA. 0: chosen.")
-    flags.DEFINE(strings, "precision", "auto", f"One of {', '.join(PRECISIONS)}. auto: bfloat16 where it is native.")
+    flags.DEFINE(strings, "precision", "auto", f"One of {', '.join(PRECISIONS)}. auto: bfloat16 where it is faster.")
     flags.DEFINE(strings, "partition", "auto", f"How the model axis cuts layers: one of {', '.join(PARTITIONS)}.")
     flags.DEFINE(
         strings, "execution", "offline", f"One of {', '.join(EXECUTIONS)}: run a saved executable, or compile here."
