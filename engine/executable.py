@@ -118,7 +118,8 @@ class Executable:
         with awake(self.platform):
             for start in range(0, len(inputs), self.batch_size):
                 batch = inputs[start : start + self.batch_size]
-                outputs.append(np.asarray(self.launch(prepare(batch)))[: len(batch)])
+                # np.asarray alone waits for one device of those that hold the same part, while others still compute.
+                outputs.append(np.asarray(self.launch(prepare(batch)).block_until_ready())[: len(batch)])
         return np.concatenate(outputs)
 
     def stream(self, batches: Iterable[np.ndarray], threads: int = 2) -> Iterator[np.ndarray]:

@@ -88,7 +88,9 @@ def run_probe(executable: "Executable", inputs: np.ndarray, reference: np.ndarra
     Raises:
       ParityError: if the relative error is above `tolerance`, or isn't a number.
     """
-    parity = compare(np.asarray(executable.launch(executable.put(inputs))), reference)
+    # np.asarray alone waits for one device of those that hold the same part, while others still read the parameters.
+    outputs = executable.launch(executable.put(inputs)).block_until_ready()
+    parity = compare(np.asarray(outputs), reference)
     if not parity.max_relative_error <= tolerance:
         raise ParityError(
             f"{executable.name} ({executable.kind}) must agree with the unsharded float32 reference to a relative "

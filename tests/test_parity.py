@@ -1,11 +1,14 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
+from tiny_executable import NUM_FEATURES, make_executable
 from toy_program import toy_program
 
-from engine.parity import Parity, compare, probe_inputs, reference_outputs
-from sharding import TensorSpec
+from engine.parity import Parity, compare, probe_inputs, reference_outputs, run_probe
+from sharding import MeshShape, TensorSpec
 
 
 def test_the_worst_sample_counts():
@@ -53,3 +56,29 @@ def test_a_large_probe_repeats_samples_in_an_order_without_pattern_and_the_refer
     program = dataclasses.replace(toy_program(), reference=reference)
     np.testing.assert_array_equal(reference_outputs(program, inputs), 2 * inputs)
     assert computed == [min(batch_size, 64)]
+
+
+def test_after_the_probe_no_device_computes_any_more():
+    """A device that did would read parameters whose file somebody may have replaced."""
+    executable = make_executable(MeshShape(2, 1), batch_size=4)
+    launches = []
+
+    def local(weight, inputs):
+        late = jax.lax.fori_loop(0, 1_000_000 * jax.lax.axis_index("model"), lambda _, x: x + 1, inputs)
+        return late - late + inputs * weight
+
+    @jax.jit
+    def replicated_output_of_a_late_device(params, inputs):
+        specs = (P(), P("data"))
+        return jax.shard_map(local, mesh=executable.mesh, in_specs=specs, out_specs=P("data"), check_vma=False)(
+            params[0], inputs
+        )
+
+    def compiled(params, inputs):
+        launches.append(replicated_output_of_a_late_device(params, inputs))
+        return launches[-1]
+
+    inputs = np.ones((4, NUM_FEATURES), np.float32)
+    late = dataclasses.replace(executable, compiled=compiled)
+    assert run_probe(late, inputs, inputs * np.arange(1, NUM_FEATURES + 1), 1e-6).max_relative_error == 0
+    assert launches[0].is_ready()
