@@ -57,18 +57,18 @@ class Executable:
 
     name: str
     kind: str
-    compiled: jax.stages.Compiled
-    params: list[jax.Array]
-    param_specs: tuple[TensorSpec, ...]
+    compiled: jax.stages.Compiled = dataclasses.field(repr=False)
+    params: list[jax.Array] = dataclasses.field(repr=False)
+    param_specs: tuple[TensorSpec, ...] = dataclasses.field(repr=False)
     input_spec: TensorSpec
     output_spec: TensorSpec
     mesh: Mesh
     analysis: Analysis
     parity: Parity | None = None
-    plan: dict[str, dict[str, str | int]] = dataclasses.field(default_factory=dict)
-    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    plan: dict[str, dict[str, str | int]] = dataclasses.field(default_factory=dict, repr=False)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
-    program: Program | None = None
+    program: Program | None = dataclasses.field(default=None, repr=False)
 
     @property
     def batch_size(self) -> int:

@@ -24,12 +24,12 @@ class Portable:
       metadata: preprocessing, labels, weights.
     """
 
-    exported: Exported
-    params: list[jax.Array]
+    exported: Exported = dataclasses.field(repr=False)
+    params: list[jax.Array] = dataclasses.field(repr=False)
     input_spec: TensorSpec
     output_spec: TensorSpec
     mesh: Mesh
-    metadata: dict
+    metadata: dict = dataclasses.field(repr=False)
 
     def call(self, params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
         """The outputs; may stand under the caller's `jax.jit`, with other computation around it."""

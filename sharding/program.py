@@ -52,19 +52,19 @@ class Program:
     """
 
     name: str
-    apply: Callable[[Sequence[jax.Array], jax.Array], jax.Array]
-    params: Sequence[np.ndarray]
-    param_specs: tuple[TensorSpec, ...]
+    apply: Callable[[Sequence[jax.Array], jax.Array], jax.Array] = dataclasses.field(repr=False)
+    params: Sequence[np.ndarray] = dataclasses.field(repr=False)
+    param_specs: tuple[TensorSpec, ...] = dataclasses.field(repr=False)
     input_spec: TensorSpec
     output_spec: TensorSpec
     mesh: Mesh
-    reference: Callable[[np.ndarray], np.ndarray]
+    reference: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
     tolerance: float
-    network: Network | None = None
-    plan: Plan | None = None
+    network: Network | None = dataclasses.field(default=None, repr=False)
+    plan: Plan | None = dataclasses.field(default=None, repr=False)
     rules: tuple[tuple[str, str], ...] = ()
     custom_calls: tuple[str, ...] = ()
-    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     def abstract_arguments(self) -> tuple[list[jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:

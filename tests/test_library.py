@@ -183,6 +183,16 @@ def test_apply_and_call_stand_in_one_compiled_program_with_other_computation(mes
         np.testing.assert_allclose(compiled(on_devices, batch), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_what_a_session_prints_of_them_is_short_and_holds_no_weights(mesh, tmp_path):
+    function, params = plain_function()
+    program = program_from_function(function, params, INPUTS, mesh, RULES, name="mine")
+    executable = engine.compile_program(program)
+    engine.save(executable, tmp_path / "artifact", tmp_path / "key")
+    portable = engine.load_portable(tmp_path / "artifact", devices=list(mesh.devices.flat))
+    for text in map(repr, (program, executable, portable)):
+        assert "(8, 8, 8, 3)" in text and len(text) < 1000 and "rray(" not in text
+
+
 def test_the_rules_hold_inside_other_functions_whatever_the_arguments(mesh, images):
     function, params = plain_function()
     over_all = P(("data", "model"))
