@@ -10,6 +10,7 @@ import jax
 
 from engine.accuracy import Accuracy
 from engine.accuracy_files import CLASSES, CONFUSION, write_accuracy
+from engine.artifact_files import read_artifact
 from engine.classify import Tally, classify
 from engine.clock import milliseconds_since_process_start
 from engine.configuration import Configuration
@@ -84,7 +85,7 @@ def _run(
     output_dir: Path,
     report: Report,
 ) -> None:
-    give_back_freed_memory()
+    give_back_freed_memory(_num_devices(configuration))
     obtained = obtain(configuration, build_program, source_digest)
     executable = obtained.executable
     report.build_ms, report.load_ms = obtained.build_ms, obtained.load_ms
@@ -141,6 +142,13 @@ def _run(
         say(f"{len(tally.skipped)} unreadable images skipped, listed as skipped_images in the report", report)
     if executable.parity is None:
         report.describe(check_parity(executable))
+
+
+def _num_devices(configuration: Configuration) -> int:
+    """Of the mesh: the artefact's, if the user names one."""
+    if configuration.artifact:
+        return read_artifact(Path(configuration.artifact), None)[0].mesh.num_devices
+    return configuration.mesh.num_devices
 
 
 def say(note: str, report: Report) -> None:

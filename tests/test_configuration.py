@@ -8,13 +8,11 @@ import re
 import pytest
 from absl import flags
 from command import TINY_CONFIG
-from tiny_executable import make_executable
 
 import engine.flags
 import main
 from engine.configuration import Configuration, ModelConfig, default_batch_size, parse_bytes
-from engine.memory import check_device_memory, predicted_host_memory_bytes, predicted_memory_bytes_per_device
-from sharding import MeshShape, OutOfMemory, UsageError
+from sharding import MeshShape, UsageError
 
 MODEL = ModelConfig(50, "imagenet", 2, 64, 0.875, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ("cat", "dog"))
 
@@ -159,23 +157,3 @@ def test_sizes(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError, match=re.escape(f"such as 512MiB, got {text!r}")):
         parse_bytes(text)
-
-
-def test_predicted_memory_grows_with_the_launches_in_flight():
-    executable = make_executable(MeshShape(2, 4), batch_size=8)
-    analysis = executable.analysis
-    inputs, parameters = 2 * 3 * 4, 3 * 4  # bytes a device holds: 2 of 8 samples, and all of the weight, of 3 float32
-    assert analysis.argument_bytes == inputs + parameters
-    for threads, launches in ((1, 1), (3, 3), (8, 8), (50, 8)):
-        in_flight = analysis.temporary_bytes + launches * (inputs + analysis.output_bytes)
-        assert predicted_memory_bytes_per_device(executable, threads) == parameters + in_flight
-        assert predicted_host_memory_bytes(executable, threads, 1000) == 1000 + 8 * in_flight
-
-
-def test_the_memory_limit_is_the_last_size_allowed():
-    executable = make_executable(MeshShape(2, 4), batch_size=8)
-    predicted = predicted_memory_bytes_per_device(executable, 2)
-    assert check_device_memory(executable, 2, f"{predicted}B") == predicted
-    assert check_device_memory(executable, 2, "") == predicted  # a share of the host's memory
-    with pytest.raises(OutOfMemory, match="a device must hold .* 2 launches in flight"):
-        check_device_memory(executable, 2, f"{predicted - 1}B")

@@ -1,0 +1,53 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+from tiny_executable import make_executable
+
+from engine.memory import check_device_memory, predicted_host_memory_bytes, predicted_memory_bytes_per_device
+from sharding import MeshShape, OutOfMemory
+
+FREE = """
+import ctypes, sys
+from engine.memory import give_back_freed_memory, resident_bytes
+
+num_devices, size = map(int, sys.argv[1:])
+give_back_freed_memory(num_devices)
+c_library = ctypes.CDLL(None)
+c_library.malloc.restype = ctypes.c_void_p
+before = resident_bytes()
+memory = ctypes.c_void_p(c_library.malloc(size))
+ctypes.memset(memory, 1, size)
+c_library.free(memory)
+print((resident_bytes() - before) / size)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc has these settings")
+@pytest.mark.parametrize(("num_devices", "most_kept_mib"), [(1, 32), (16, 32), (32, 16), (64, 8)])
+def test_what_is_freed_is_given_back_above_a_device_share(num_devices, most_kept_mib):
+    for mib, share_kept in ((most_kept_mib - 1, 1.0), (most_kept_mib + 1, 0.0)):
+        command = [sys.executable, "-c", FREE, str(num_devices), str(mib * 2**20)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert float(printed) == pytest.approx(share_kept, abs=0.1)
+
+
+def test_predicted_memory_grows_with_the_launches_in_flight():
+    executable = make_executable(MeshShape(2, 4), batch_size=8)
+    analysis = executable.analysis
+    inputs, parameters = 2 * 3 * 4, 3 * 4  # bytes a device holds: 2 of 8 samples, and all of the weight, of 3 float32
+    assert analysis.argument_bytes == inputs + parameters
+    for threads, launches in ((1, 1), (3, 3), (8, 8), (50, 8)):
+        in_flight = analysis.temporary_bytes + launches * (inputs + analysis.output_bytes)
+        assert predicted_memory_bytes_per_device(executable, threads) == parameters + in_flight
+        assert predicted_host_memory_bytes(executable, threads, 1000) == 1000 + 8 * in_flight
+
+
+def test_the_memory_limit_is_the_last_size_allowed():
+    executable = make_executable(MeshShape(2, 4), batch_size=8)
+    predicted = predicted_memory_bytes_per_device(executable, 2)
+    assert check_device_memory(executable, 2, f"{predicted}B") == predicted
+    assert check_device_memory(executable, 2, "") == predicted  # a share of the host's memory
+    with pytest.raises(OutOfMemory, match="a device must hold .* 2 launches in flight"):
+        check_device_memory(executable, 2, f"{predicted - 1}B")
