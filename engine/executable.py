@@ -118,7 +118,8 @@ class Executable:
         with awake(self.platform):
             for start in range(0, len(inputs), self.batch_size):
                 batch = inputs[start : start + self.batch_size]
-                # np.asarray alone waits for one device of those that hold the same part, while others still compute.
+                # np.asarray alone waits for one device of those that hold the same part, while the others still compute
+                # and read the parameters, whose file somebody may replace once this returns.
                 outputs.append(np.asarray(self.launch(prepare(batch)).block_until_ready())[: len(batch)])
         return np.concatenate(outputs)
 

@@ -88,9 +88,7 @@ def run_probe(executable: "Executable", inputs: np.ndarray, reference: np.ndarra
     Raises:
       ParityError: if the relative error is above `tolerance`, or isn't a number.
     """
-    # np.asarray alone waits for one device of those that hold the same part, while others still read the parameters.
-    outputs = executable.launch(executable.put(inputs)).block_until_ready()
-    parity = compare(np.asarray(outputs), reference)
+    parity = compare(executable(inputs), reference)
     if not parity.max_relative_error <= tolerance:
         raise ParityError(
             f"{executable.name} ({executable.kind}) must agree with the unsharded float32 reference to a relative "
