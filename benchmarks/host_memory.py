@@ -20,9 +20,9 @@ _ROOT = Path(__file__).parent.parent
 _CHILD = """
 import json, sys
 import numpy as np
-import engine
-from engine.memory import bytes_per_launch, peak_host_memory_bytes, resident_bytes
-from sharding import acquire_devices
+from cambrian import engine
+from cambrian.engine.runtime.memory import bytes_per_launch, peak_host_memory_bytes, resident_bytes
+from cambrian.sharding.host import acquire_devices
 
 acquire_devices(32, "cpu")
 before = resident_bytes()

@@ -9,8 +9,8 @@ from typing import Any
 
 from absl import flags
 
-from engine.versions import versions
-from sharding import cpu_model
+from cambrian.engine.artifact.versions import versions
+from cambrian.sharding.host import cpu_model
 
 
 def circumstances(packages: Iterable[str] = ()) -> dict[str, Any]:

@@ -15,6 +15,13 @@ from pathlib import Path
 
 from absl import app, flags
 
+from benchmarks.findings import findings
+from cambrian.commands.sweep.grid import Grid
+from cambrian.commands.sweep.log import RESULTS, ResultLog
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.ranking import Standing, rank
+from cambrian.commands.sweep.tables import markdown
+
 _IMAGES = flags.DEFINE_string("images", None, "Folder of images.", required=True)
 _PARTITIONS = flags.DEFINE_list("partitions", ["intra_sample", "auto"], "How the model axis may cut.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each configuration.", lower_bound=1)
@@ -47,10 +54,19 @@ def section(partition: str, directory: Path, document: Path) -> str:
     made = json.loads((directory / "sweep.json").read_text())
     facts = made["environment"]
     machine = ", ".join(f"{name} {facts[name]}" for name in ("processor", "cores", "memory", "jax"))
-    findings = (directory / "findings.md").read_text()
+    found = findings(*_ranked(directory))
+    compared = markdown(("the paper", "here"), [(finding.paper, finding.here) for finding in found])
     ranking = (directory / "ranking.md").read_text()
     command = made["command"].replace(_IMAGES.value, "FOLDER")
-    return f"{text}{findings}\nMeasured by `{command}` on {machine}:\n\n{ranking}"
+    return f"{text}{compared}\nMeasured by `{command}` on {machine}:\n\n{ranking}"
+
+
+def _ranked(directory: Path) -> tuple[Grid, list[Standing]]:
+    results = ResultLog(directory / RESULTS).results
+    flags_of = [result.trial.cell.flags for result in results]
+    grid = Grid.of({flag: list(dict.fromkeys(cell[flag] for cell in flags_of)) for flag in flags_of[0]})
+    names = {cell: grid.name(cell) for cell in grid.cells}
+    return grid, rank(grid.cells, names, results, Objective(), {}, {})
 
 
 def measure(_: list[str]) -> None:

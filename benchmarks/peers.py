@@ -36,9 +36,9 @@ from benchmarks.sides.race import Contender, start
 from benchmarks.sides.reference import reference_logits
 from benchmarks.sides.result import Row, summarise
 from benchmarks.sides.result_table import result_table
-from engine.awake import awake
-from engine.flags import load_preset
-from models.architecture import IMAGE_CHANNELS
+from cambrian.commands.model import default_model
+from cambrian.models.resnet.architecture import IMAGE_CHANNELS
+from cambrian.sharding.host import low_cpu_latency
 
 _STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
 _SIZE = flags.DEFINE_integer("size", 0, "Height and width of the images in pixels. 0: those of the stem's preset.")
@@ -58,7 +58,7 @@ for _name, _known in (("precision", PRECISIONS), ("sides", SIDES)):
 
 def measure(_: list[str]) -> None:
     batches = sorted({int(batch) for batch in _BATCHES.value})
-    size = _SIZE.value or load_preset(PRESET_OF_STEM[_STEM.value]).model.image_size
+    size = _SIZE.value or default_model(_STEM.value).image_size
     output = Path(_OUTPUT.value or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-peers.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     report = circumstances(side.package for side in SIDES.values())
@@ -67,7 +67,7 @@ def measure(_: list[str]) -> None:
         print("computing the reference", flush=True)
         write_problem(Path(folder), size, max(batches))
         for precision in _PRECISION.value:
-            with awake("cpu"), start(_SIDES.value, precision, _STEM.value, Path(folder)) as race:
+            with low_cpu_latency("cpu"), start(_SIDES.value, precision, _STEM.value, Path(folder)) as race:
                 for batch in sorted({1, *batches}):
                     print(f"building {precision}, batch {batch}", flush=True)
                     race.each(Contender.build, batch)

@@ -38,7 +38,7 @@ from benchmarks.settings import (
     over_devices,
     over_model_axis,
 )
-from engine.flags import DEFAULT_CONFIG
+from cambrian.commands.config_file import DEFAULT_CONFIG
 
 _CONFIG = flags.DEFINE_string("config", DEFAULT_CONFIG, "Model, as main.py takes it.")
 _PRECISION = flags.DEFINE_string("precision", "auto", "As main.py takes it.")

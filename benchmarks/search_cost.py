@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from absl import app, flags
 
-from engine.sweep.grid import Cell
-from engine.sweep.halving import HalvingSearch
-from engine.sweep.log import ResultLog
-from engine.sweep.objective import Objective
-from engine.sweep.result import MEASURE, OK, Result, Trial
+from cambrian.commands.sweep.grid import Cell
+from cambrian.commands.sweep.halving import HalvingSearch
+from cambrian.commands.sweep.log import ResultLog
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.result import MEASURE, OK, Result, Trial
 
 _FULL = flags.DEFINE_string("full", None, "Directory of a sweep with --search grid.", required=True)
 _AUTO = flags.DEFINE_string("auto", None, "Directory of the same sweep with --search auto.")

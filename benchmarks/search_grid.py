@@ -8,8 +8,8 @@ The same with `--search auto` in another directory is the search; docs/paper.md 
 
 import dataclasses
 
-from configs.resnet101_cifar10 import CONFIG as RESNET101
-from engine.configuration import Preset
+from cambrian.commands.configuration import Preset
+from cambrian.configs.resnet101_cifar10 import CONFIG as RESNET101
 
 CONFIG = Preset(
     model=dataclasses.replace(RESNET101.model, depth=18),

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sharding import MeshShape
+from cambrian.sharding import MeshShape
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

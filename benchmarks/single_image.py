@@ -24,18 +24,17 @@ import numpy as np
 import openvino as ov  # pyright: ignore[reportMissingImports]
 from absl import app, flags, logging
 
-import models
 from benchmarks.machine import circumstances
 from benchmarks.output import make_table, print_table
 from benchmarks.sides import ours
 from benchmarks.sides.onnx_graph import onnx_model
 from benchmarks.sides.problem import PRESET_OF_STEM, Problem, resnet101
-from engine.awake import awake
-from engine.flags import load_preset
-from engine.memory import keep_freed_memory
-from models.cases import case_of
-from models.measuring import measure_cases
-from sharding import Kind, LayerSpec, MeshShape, acquire_devices, make_mesh
+from cambrian import models
+from cambrian.commands.model import default_model
+from cambrian.models.costs.layer_case import case_of
+from cambrian.models.costs.measure import measure_cases
+from cambrian.sharding import Kind, LayerSpec, MeshShape, make_mesh
+from cambrian.sharding.host import acquire_devices, host, keep_freed_memory, low_cpu_latency
 
 _STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
 _SIZE = flags.DEFINE_integer("size", 0, "Height and width of the image in pixels. 0: those of the stem's preset.")
@@ -45,10 +44,11 @@ Seconds = dict[str, float]  # of each layer
 
 
 def measure(_: list[str]) -> None:
+    host.permit("cpu_latency", "malloc")
     keep_freed_memory()
-    size = _SIZE.value or load_preset(PRESET_OF_STEM[_STEM.value]).model.image_size
+    size = _SIZE.value or default_model(_STEM.value).image_size
     problem = resnet101(_STEM.value, np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8))
-    with awake("cpu"):
+    with low_cpu_latency("cpu"):
         for precision in ("float32", "bfloat16"):
             title = f"{_STEM.value} stem, {size}×{size}, {precision}, {circumstances()['cpu']}"
             show(title, problem, *in_turns(problem, precision), own_layers(problem, precision))

@@ -1,1 +1,1 @@
-"""What main.py does in each mode: configuration, models and engine brought together."""
+"""What main.py does: a file or a folder for each mode, and what the modes share."""

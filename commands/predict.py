@@ -1,13 +1,37 @@
 """What a configuration is expected to take, by its plan, before anything is built."""
 
+import dataclasses
 import functools
 import math
 
-import models
-from engine.configuration import Configuration, ModelConfig, default_batch_size, parse_bytes
-from engine.launch import MAX_LAUNCHES_IN_FLIGHT
-from engine.prediction import Prediction
-from sharding import MeshShape, OutOfMemory, computes_bfloat16, planned_as
+import jax.numpy as jnp
+
+from cambrian import models
+from cambrian.commands.configuration import Configuration, ModelConfig, default_batch_size
+from cambrian.engine.runtime.launch import MAX_LAUNCHES_IN_FLIGHT
+from cambrian.sharding import MeshShape, OutOfMemory, total_ms
+from cambrian.sharding.host import computes_bfloat16, planned_as
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one configuration is expected to take.
+
+    Attributes:
+      launch_ms: milliseconds of one launch.
+      batch_size: images of a launch, over all devices.
+      bytes_per_device: memory of a device.
+      launches_at_once: number of launches that compute side by side.
+    """
+
+    launch_ms: float
+    batch_size: int
+    bytes_per_device: int
+    launches_at_once: int = 1
+
+    @property
+    def ms_per_image(self) -> float:
+        return self.launch_ms / (self.batch_size * self.launches_at_once)
 
 
 def predict(configuration: Configuration) -> Prediction | None:
@@ -26,14 +50,13 @@ def predict(configuration: Configuration) -> Prediction | None:
     mesh, model = configuration.mesh, configuration.model
     batch_size = configuration.batch_size or default_batch_size(mesh, "cpu")
     at_once = configuration.launches_at_once
-    limit = configuration.device_memory_limit
     launch_ms, weight_bytes, working_bytes = _plan_costs(
         model,
         configuration.image_size or model.image_size,
         *planned_as(mesh, batch_size, at_once),
         precision,
         configuration.partition,
-        parse_bytes(limit) if limit else None,
+        configuration.device_memory_limit_bytes,
     )
     in_flight = min(configuration.threads, MAX_LAUNCHES_IN_FLIGHT)
     return Prediction(launch_ms, batch_size, weight_bytes + in_flight * working_bytes, at_once)
@@ -51,17 +74,15 @@ def _plan_costs(
 ) -> tuple[float, int, int]:
     """Milliseconds of a launch, and bytes of weights and of the largest layer's activations on a device."""
     network = models.network(models.Architecture.resnet(model.depth, model.stem, model.num_classes), image_size)
-    table = models.current_cost_table("cpu")
-    make_plan = functools.partial(models.make_plan, network, mesh, batch_size, "cpu", precision, partition, table=table)
+    make_plan = functools.partial(models.make_plan, network, mesh, batch_size, "cpu", precision, partition)
     try:
         plan = make_plan(memory_limit_bytes=memory_limit_bytes)
-    except OutOfMemory:  # what it would need is told beside the limit
+    except OutOfMemory:  # what it would need is shown beside the limit
         plan = make_plan()
-    costs = models.layer_costs(plan, network, mesh, batch_size, precision, table)
     samples = -(-batch_size // mesh.num_devices)
     activations = samples * max(math.prod(layer.in_shape) + math.prod(layer.out_shape) for layer in network)
     return (
-        sum(cost.compute_ms + cost.communication_ms for cost in costs),
-        sum(cost.weight_bytes for cost in costs),
-        activations * (2 if precision == "bfloat16" else 4),
+        total_ms(plan.costs),
+        sum(cost.weight_bytes for cost in plan.costs),
+        activations * jnp.dtype(precision).itemsize,
     )

@@ -7,8 +7,8 @@ turn the model axis into a second data axis. Launches are of 64 images, two for 
 several threads launches to overlap.
 """
 
-from configs.resnet101_cifar10 import CONFIG as RESNET101
-from engine.configuration import Preset
+from cambrian.commands.configuration import Preset
+from cambrian.configs.resnet101_cifar10 import CONFIG as RESNET101
 
 CONFIG = Preset(
     model=RESNET101.model,

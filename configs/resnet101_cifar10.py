@@ -5,7 +5,7 @@
 Mean and standard deviation are those of CIFAR-10's training images; labels in the data set's order.
 """
 
-from engine.configuration import ModelConfig, Preset
+from cambrian.commands.configuration import ModelConfig, Preset
 
 CONFIG = Preset(
     model=ModelConfig(

@@ -6,7 +6,7 @@ Preprocessing as He et al., "Deep Residual Learning" (2016), and torchvision do 
 crop.
 """
 
-from engine.configuration import ModelConfig, Preset
+from cambrian.commands.configuration import ModelConfig, Preset
 
 CONFIG = Preset(
     model=ModelConfig(

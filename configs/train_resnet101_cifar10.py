@@ -8,8 +8,8 @@ counts the operations that the estimate rests on.
 
 import dataclasses
 
-from configs.resnet101_cifar10 import CONFIG as INFERENCE
-from models.training.recipe import Recipe
+from cambrian.configs.resnet101_cifar10 import CONFIG as INFERENCE
+from cambrian.models.training.recipe import Recipe
 
 CONFIG = dataclasses.replace(INFERENCE, flags=(("mode", "train"), ("precision", "bfloat16")))
 # Goyal et al., arXiv:1706.02677: the learning rate grows with the batch, here 0.1 for 128 images, and is warmed up.

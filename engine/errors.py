@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from sharding import UsageError
+from cambrian.sharding import UsageError
 
 if TYPE_CHECKING:
-    from engine.parity import Parity
+    from cambrian.engine.runtime.parity import Parity
 
 
 class DamagedArtifact(UsageError):

@@ -1,4 +1,4 @@
-"""What is computed: ResNets, their weights, and the programs made of them.
+"""What is computed: ResNets, their checkpoints, lowerings with their costs, and the programs made of them.
 
 Names are imported when first used, so that a plan or a program's shapes can be had without Flax.
 """
@@ -7,42 +7,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.architecture import Architecture as Architecture, network as network
-    from models.cost_files import current_cost_table as current_cost_table, read_table as read_table
-    from models.cost_table import CostTable as CostTable
-    from models.description import Description as Description
-    from models.export import export_hugging_face as export_hugging_face
-    from models.folding import fold as fold
-    from models.planning import layer_costs as layer_costs, make_plan as make_plan
-    from models.program import build_program as build_program
-    from models.resnet import ResNet as ResNet, load_variables as load_variables, variables_of as variables_of
-    from models.tuning import tune as tune
-    from models.variables import random_variables as random_variables
-    from models.weights import Weights as Weights, read_weights as read_weights
+    from cambrian.models.checkpoints.export import export_hugging_face as export_hugging_face
+    from cambrian.models.checkpoints.weights import Weights as Weights, read_weights as read_weights
+    from cambrian.models.costs.files import current_cost_table as current_cost_table, read_table as read_table
+    from cambrian.models.costs.table import CostTable as CostTable
+    from cambrian.models.costs.tune import tune as tune
+    from cambrian.models.execution.build_program import build_program as build_program
+    from cambrian.models.execution.make_plan import make_plan as make_plan
+    from cambrian.models.resnet.architecture import Architecture as Architecture, network as network
+    from cambrian.models.resnet.flax_resnet import (
+        ResNet as ResNet,
+        load_variables as load_variables,
+        variables_of as variables_of,
+    )
+    from cambrian.models.resnet.folding import fold as fold
+    from cambrian.models.resnet.variables import random_variables as random_variables
 
 _MODULES = {
-    "Architecture": "architecture",
-    "network": "architecture",
-    "Description": "description",
-    "export_hugging_face": "export",
-    "fold": "folding",
-    "current_cost_table": "cost_files",
-    "read_table": "cost_files",
-    "CostTable": "cost_table",
-    "layer_costs": "planning",
-    "make_plan": "planning",
-    "build_program": "program",
-    "ResNet": "resnet",
-    "load_variables": "resnet",
-    "variables_of": "resnet",
-    "tune": "tuning",
-    "random_variables": "variables",
-    "Weights": "weights",
-    "read_weights": "weights",
+    "Architecture": "resnet.architecture",
+    "CostTable": "costs.table",
+    "ResNet": "resnet.flax_resnet",
+    "Weights": "checkpoints.weights",
+    "build_program": "execution.build_program",
+    "current_cost_table": "costs.files",
+    "export_hugging_face": "checkpoints.export",
+    "fold": "resnet.folding",
+    "load_variables": "resnet.flax_resnet",
+    "make_plan": "execution.make_plan",
+    "network": "resnet.architecture",
+    "random_variables": "resnet.variables",
+    "read_table": "costs.files",
+    "read_weights": "checkpoints.weights",
+    "tune": "costs.tune",
+    "variables_of": "resnet.flax_resnet",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"models.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

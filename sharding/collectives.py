@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sharding.mesh import MODEL_AXIS
-from sharding.partition import Layout
+from cambrian.sharding.mesh import MODEL_AXIS
+from cambrian.sharding.partition import Layout
 
 _CUT_DIMENSION = {Layout.SAMPLES: 0, Layout.ROWS: 1, Layout.CHANNELS: 3}
 

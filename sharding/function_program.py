@@ -11,10 +11,10 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec as P
 from jax.tree_util import GetAttrKey, KeyPath, keystr
 
-from sharding.errors import UsageError
-from sharding.mesh import DATA_AXIS, MODEL_AXIS
-from sharding.program import Program, TensorSpec
-from sharding.rules import Rules, check_partition_spec, match_rules
+from cambrian.sharding.errors import UsageError
+from cambrian.sharding.mesh import DATA_AXIS, MODEL_AXIS
+from cambrian.sharding.program import Program, TensorSpec
+from cambrian.sharding.rules import Rules, check_partition_spec, match_rules
 
 _CUT_BY_DATA = P(DATA_AXIS)
 _MAX_CONSTANT_BYTES = 4096  # normalisation constants are smaller, the kernels of most layers larger

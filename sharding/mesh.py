@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from sharding.errors import UsageError
+from cambrian.sharding.errors import UsageError
 
 MODEL_AXIS = "model"
 DATA_AXIS = "data"

@@ -2,8 +2,8 @@
 
 import enum
 
-from sharding.layer import Kind, LayerSpec
-from sharding.mesh import MeshShape
+from cambrian.sharding.layer import Kind, LayerSpec
+from cambrian.sharding.mesh import MeshShape
 
 
 class Layout(enum.StrEnum):

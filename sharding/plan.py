@@ -1,13 +1,13 @@
 """The plan: for every layer how the model axis cuts it, how it is computed, and how many samples at a time."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sharding.errors import UsageError
-from sharding.layer import Network
-from sharding.mesh import MeshShape
-from sharding.partition import Partition, local_samples, refusal
+from cambrian.sharding.errors import UsageError
+from cambrian.sharding.layer import Network
+from cambrian.sharding.mesh import MeshShape
+from cambrian.sharding.partition import Partition, local_samples, refusal
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,16 +30,43 @@ class LayerPlan:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class LayerCost:
+    """The predicted cost of one layer in a launch, on one device.
+
+    Attributes:
+      name: of the layer.
+      compute_ms: of the layer, with its partition's own communication, and of rewriting the live tensors in other
+        chunks before it.
+      communication_ms: of the transitions of the tensors that it reads.
+      weight_bytes: of its parameters on a device.
+      communicated_bytes: that a device receives, at most: transitions, halo exchange and sum.
+    """
+
+    name: str
+    compute_ms: float
+    communication_ms: float
+    weight_bytes: int
+    communicated_bytes: int
+
+
+def total_ms(costs: Iterable[LayerCost]) -> float:
+    """Predicted milliseconds of a launch."""
+    return sum(cost.compute_ms + cost.communication_ms for cost in costs)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
     """One `LayerPlan` for each layer of a network, in its order.
 
     Attributes:
       layers: (layer name, its plan) pairs.
-      notes: in words, where the plan is not what one would expect, such as layers left whole.
+      notes: where the plan deviates from what one would expect, such as layers left whole.
+      costs: of its layers, as the planner predicted them; empty for a plan that no planner made.
     """
 
     layers: tuple[tuple[str, LayerPlan], ...]
     notes: tuple[str, ...] = ()
+    costs: tuple[LayerCost, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     def __getitem__(self, name: str) -> LayerPlan:
         return dict(self.layers)[name]

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from sharding.layer import Network
-from sharding.plan import Plan
+from cambrian.sharding.layer import Network
+from cambrian.sharding.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from jax.sharding import Mesh, PartitionSpec as P
 
-from sharding.errors import UsageError
+from cambrian.sharding.errors import UsageError
 
 Rules = Sequence[tuple[str, P]]
 

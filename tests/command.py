@@ -15,18 +15,18 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from models.architecture import Architecture
-from models.cost_files import files_in_force, line_of, read_table
-from models.naming import torchvision_name
-from models.variables import random_variables
-from sharding import machine_of, own_table_path
+from cambrian.models.checkpoints.naming import torchvision_name
+from cambrian.models.costs.files import files_in_force, line_of, read_table
+from cambrian.models.costs.machine import machine_of, own_table_path
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.variables import random_variables
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay")
 TINY = Architecture.resnet(18, "cifar", len(LABELS))
 SMALL = Architecture("cifar", (1, 1), False, len(LABELS), width=8)  # builds faster, but no configuration names it
 TINY_CONFIG = f"""
-from engine.configuration import ModelConfig, Preset
+from cambrian.commands.configuration import ModelConfig, Preset
 
 CONFIG = Preset(
     ModelConfig(

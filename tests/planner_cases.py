@@ -3,16 +3,8 @@
 import dataclasses
 import random
 
-from sharding import (
-    Kind,
-    LayerSpec,
-    Option,
-    Partition,
-    layouts,
-    local_samples,
-    refusal,
-)
-from sharding.costs import geometry
+from cambrian.sharding import Kind, LayerSpec, Option, Partition, layouts, local_samples, refusal
+from cambrian.sharding.planner.costs import geometry
 
 BATCH_SIZE = 8
 

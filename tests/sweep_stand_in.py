@@ -17,10 +17,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from engine.sweep.display import Display
-from engine.sweep.grid import Cell, Grid
-from engine.sweep.objective import Objective
-from engine.sweep.sweep import Outcome, Sweep, run_sweep
+from cambrian.commands.sweep.display import Display
+from cambrian.commands.sweep.grid import Cell, Grid
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.sweep import Outcome, Sweep, run_sweep
 
 # Arguments: output folder, images, then the flags' values. It notes that it ran, and reports a speed that depends on
 # its mesh and threads alone.

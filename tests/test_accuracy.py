@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.accuracy import Accuracy, wilson_interval
-from engine.confusion import draw_confusion
+from cambrian.commands.accuracy.accuracy import Accuracy, wilson_interval
+from cambrian.commands.accuracy.confusion import draw_confusion
 
 
 @pytest.mark.parametrize(

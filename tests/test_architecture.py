@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from models.architecture import DEPTHS, Architecture, network
-from sharding import Kind, LayerSpec, UsageError
+from cambrian.models.resnet.architecture import DEPTHS, Architecture, network
+from cambrian.sharding import Kind, LayerSpec, UsageError
 
 CONV, MAX_POOL, MEAN_POOL, DENSE = Kind.CONV, Kind.MAX_POOL, Kind.MEAN_POOL, Kind.DENSE
 

@@ -11,19 +11,20 @@ import jax
 import numpy as np
 import pytest
 from jax import export
-from toy_program import BATCH_SIZE, toy_program
 
-import engine.artifact
-from engine.artifact import load, save
-from engine.artifact_files import PORTABLE
-from engine.compile import compile_program
-from engine.errors import DamagedArtifact, ParityError
-from engine.manifest import MANIFEST, FileRecord, read_manifest
-from engine.parity import probe_inputs
-from engine.portable import load_portable
-from engine.signing import load_key
-from engine.versions import versions
-from sharding import UsageError
+from cambrian.engine.artifact import load as load_module
+from cambrian.engine.artifact.layout import PORTABLE
+from cambrian.engine.artifact.load import load
+from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, read_manifest
+from cambrian.engine.artifact.portable import load_portable
+from cambrian.engine.artifact.save import save
+from cambrian.engine.artifact.signing import load_key
+from cambrian.engine.artifact.versions import versions
+from cambrian.engine.errors import DamagedArtifact, ParityError
+from cambrian.engine.runtime.compile import compile_program
+from cambrian.engine.runtime.parity import probe_inputs
+from cambrian.sharding import UsageError
+from toy_program import BATCH_SIZE, toy_program
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def count():
     return found
 
 import numpy as np
-from engine.artifact import load
+from cambrian.engine.artifact.load import load
 results = []
 for key in sys.argv[2:]:
     executable = load(pathlib.Path(sys.argv[1]), signing_key=pathlib.Path(key))
@@ -187,7 +188,7 @@ def test_a_refresh_that_can_not_be_written_is_a_note(online, artifact, key, monk
     def fail(path, data):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(engine.artifact, "replace_file", fail)
+    monkeypatch.setattr(load_module, "replace_file", fail)
     edit_fingerprint(artifact, key, jax="0.9.0")
     loaded = load(artifact, signing_key=key, refresh=True)
     assert_portable(loaded, online, "built with jax 0.9.0")
@@ -218,7 +219,7 @@ def test_parameters_are_loaded_while_the_machine_code_is_linked(online, artifact
         return wrapped
 
     for name in ("load_params", "from_native"):
-        monkeypatch.setattr(engine.artifact, name, meeting(getattr(engine.artifact, name)))
+        monkeypatch.setattr(load_module, name, meeting(getattr(load_module, name)))
     assert load(artifact, signing_key=key).kind == "native"
 
 

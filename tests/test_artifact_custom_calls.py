@@ -6,16 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from engine.artifact import load, save, save_program
-from engine.compile import compile_program
-from engine.errors import DamagedArtifact
-from engine.manifest import MANIFEST, read_manifest
-from engine.signing import load_key
-from models.architecture import Architecture, network
-from models.lowerings import LOWERINGS
-from models.program import build_program
-from models.variables import random_variables
-from sharding import Kind, LayerPlan, MeshShape, Partition, Plan, make_mesh
+from cambrian.engine.artifact.load import load
+from cambrian.engine.artifact.manifest import MANIFEST, read_manifest
+from cambrian.engine.artifact.save import save, save_program
+from cambrian.engine.artifact.signing import load_key
+from cambrian.engine.errors import DamagedArtifact
+from cambrian.engine.runtime.compile import compile_program
+from cambrian.models.execution.build_program import build_program
+from cambrian.models.lowerings import LOWERINGS
+from cambrian.models.resnet.architecture import Architecture, network
+from cambrian.models.resnet.variables import random_variables
+from cambrian.sharding import Kind, LayerPlan, MeshShape, Partition, Plan, make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 from jax.sharding import PartitionSpec as P
-from toy_program import toy_program
 
-from engine.artifact import load, save
-from engine.artifact_files import PARAMETERS, PORTABLE, PROBE
-from engine.compile import compile_program
-from engine.errors import DamagedArtifact
-from engine.manifest import MANIFEST, FileRecord, Manifest, read_manifest
-from engine.signing import load_key
-from sharding import TensorSpec, UsageError
+from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE, PROBE
+from cambrian.engine.artifact.load import load
+from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, Manifest, read_manifest
+from cambrian.engine.artifact.save import save
+from cambrian.engine.artifact.signing import load_key
+from cambrian.engine.errors import DamagedArtifact
+from cambrian.engine.runtime.compile import compile_program
+from cambrian.sharding import TensorSpec, UsageError
+from toy_program import toy_program
 
 
 @pytest.fixture(scope="module")

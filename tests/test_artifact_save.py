@@ -5,15 +5,16 @@ import errno
 import jax
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
-from toy_program import toy_program
 
-import engine.artifact
-from engine.artifact import load, save, save_program
-from engine.compile import compile_program, jit_program
-from engine.errors import ArtifactExists, DamagedArtifact
-from engine.manifest import MANIFEST
-from engine.serialization import NotSerializable
-from sharding import UsageError
+from cambrian.engine.artifact import save as save_module
+from cambrian.engine.artifact.load import load
+from cambrian.engine.artifact.manifest import MANIFEST
+from cambrian.engine.artifact.save import save, save_program
+from cambrian.engine.artifact.serialization import NotSerializable
+from cambrian.engine.errors import ArtifactExists, DamagedArtifact
+from cambrian.engine.runtime.compile import compile_program, jit_program
+from cambrian.sharding import UsageError
+from toy_program import toy_program
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_without_native_serialization_the_portable_part_remains(online, key, tmp
     def refuse(compiled):
         raise NotSerializable("MemoryError std::bad_alloc")
 
-    monkeypatch.setattr(engine.artifact, "to_native", refuse)
+    monkeypatch.setattr(save_module, "to_native", refuse)
     save(online, tmp_path / "artifact", key)
     assert not list((tmp_path / "artifact").glob("native*"))
     loaded = load(tmp_path / "artifact", signing_key=key, refresh=True)
@@ -87,7 +88,7 @@ def test_a_failed_save_leaves_nothing(online, key, tmp_path, monkeypatch, part):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(engine.artifact, part, fail)
+    monkeypatch.setattr(save_module, part, fail)
     with pytest.raises(OSError, match="No space"):
         save(online, tmp_path / "new" / "artifact", key)
     assert list((tmp_path / "new").iterdir()) == []

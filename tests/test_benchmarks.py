@@ -5,7 +5,6 @@ import importlib
 
 import numpy as np
 import pytest
-
 from benchmarks.ratios import Ratio, best
 from benchmarks.settings import Setting, all_settings, over_devices, over_model_axis
 from benchmarks.sides import PRECISIONS, SIDES
@@ -15,9 +14,10 @@ from benchmarks.sides.race import LIMITS, Contender, Race
 from benchmarks.sides.reference import reference_logits
 from benchmarks.sides.result import Result, summarise
 from benchmarks.sides.worker import Server
-from engine.parity import compare
-from models.architecture import Architecture
-from sharding import MeshShape
+
+from cambrian.engine.runtime.parity import compare
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.sharding import MeshShape
 
 BATCH = 3
 CASES = [

@@ -7,16 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from toy_program import toy_program
 
-import engine.artifact
-import engine.cache
-from engine.artifact import load
-from engine.artifact_files import PARAMETERS, PORTABLE
-from engine.cache import artifact_key, default_artifact_dir, load_or_build, source_digest
-from engine.manifest import MANIFEST, read_manifest
-from engine.signing import load_key
-from sharding import UsageError
+from cambrian.commands.program import source_digest
+from cambrian.engine.artifact import cache as cache_module, save as save_module
+from cambrian.engine.artifact.cache import artifact_key, default_artifact_dir, load_or_build
+from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE
+from cambrian.engine.artifact.load import load
+from cambrian.engine.artifact.manifest import MANIFEST, read_manifest
+from cambrian.engine.artifact.signing import load_key
+from cambrian.sharding import UsageError
+from toy_program import toy_program
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_an_artifact_that_is_gone_before_it_is_loaded_is_built_again(cache, sign
 
     if num_loads_before == 0:
         load_or_build(cache, "key", toy_program, signing_key=signing_key)
-    monkeypatch.setattr(engine.cache, "load", vanish)
+    monkeypatch.setattr(cache_module, "load", vanish)
     loaded, build_ms = load_or_build(cache, "key", toy_program, signing_key=signing_key)
     assert loaded.kind == "native" and build_ms is not None and len(calls) == 2 + num_loads_before
 
@@ -153,7 +153,7 @@ sys.path.insert(0, "tests")
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from toy_program import toy_program
-from engine.cache import load_or_build
+from cambrian.engine.artifact.cache import load_or_build
 
 def build():
     # Both processes have found no artefact when either goes on.
@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cache, signing_key, monkeypa
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(engine.artifact, "write_tensors", fail)
+    monkeypatch.setattr(save_module, "write_tensors", fail)
     with pytest.raises(UsageError, match=f"got {cache}: No space left on device"):
         load_or_build(cache, "key", toy_program, signing_key=signing_key)
     assert list(cache.iterdir()) == []

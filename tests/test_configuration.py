@@ -1,27 +1,19 @@
 """Flags, presets and reports as configurations: what they may hold, and which wins."""
 
-import copy
 import dataclasses
 import json
 import re
 
 import pytest
-from absl import flags
-from command import TINY_CONFIG
 
-import engine.flags
-import main
-from engine.configuration import Configuration, ModelConfig, default_batch_size, parse_bytes
-from sharding import MeshShape, UsageError
+from cambrian.commands.config_file import read_config_file
+from cambrian.commands.configuration import Configuration, ModelConfig, default_batch_size, parse_bytes
+from cambrian.commands.flags import read_configuration
+from cambrian.sharding import MeshShape, UsageError
+from command import TINY_CONFIG
+from flag_values import parse
 
 MODEL = ModelConfig(50, "imagenet", 2, 64, 0.875, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ("cat", "dog"))
-
-
-def parse(*arguments: str) -> flags.FlagValues:
-    """The flags of a command line, apart from those of this process."""
-    values = copy.deepcopy(main.FLAGS)
-    values(["main.py", *arguments])
-    return values
 
 
 @pytest.fixture
@@ -39,8 +31,8 @@ def write_report(folder, **reported):
 
 
 def test_defaults():
-    configuration = engine.flags.read_configuration(parse())
-    model = engine.flags.load_preset("resnet101_cifar10").model
+    configuration = read_configuration(parse())
+    model = read_config_file("resnet101_cifar10").preset.model
     assert configuration == Configuration(model=model, mesh=MeshShape(4, 8))
     assert (configuration.threads, configuration.execution, configuration.weights) == (2, "offline", "auto")
     assert hash(configuration) == hash(dataclasses.replace(configuration))
@@ -48,7 +40,7 @@ def test_defaults():
 
 def test_a_training_takes_one_device_unless_asked_for_others(preset):
     def mesh(*flags: str) -> MeshShape:
-        return engine.flags.read_configuration(parse("--mode", "train", *flags)).mesh
+        return read_configuration(parse("--mode", "train", *flags)).mesh
 
     assert mesh() == MeshShape(1, 1)
     assert mesh("--mesh", "1x4") == MeshShape(1, 4)
@@ -58,32 +50,31 @@ def test_a_training_takes_one_device_unless_asked_for_others(preset):
 
 def test_the_command_line_wins_over_the_preset_and_that_over_defaults(preset):
     values = parse("--config", preset, "--mesh", "1x2")
-    configuration = engine.flags.read_configuration(values)
+    configuration = read_configuration(values)
     assert (configuration.mesh, configuration.threads, configuration.seed) == (MeshShape(1, 2), 5, 0)
     assert (configuration.model.depth, configuration.explicit_config) == (18, True)
-    effective = engine.flags.effective_flags(values)
-    assert (effective["config"], effective["mesh"], effective["threads"]) == (preset, "1x2", 5)
+    assert (values["config"], values["mesh"], values["threads"]) == (preset, "1x2", 5)
 
 
 def test_a_report_gives_its_flags_but_no_output_folder(preset, tmp_path):
     first = parse("--config", preset, "--threads", "3", "--skip_bad_images", "--seed", "7", "--output_dir", "there")
-    configuration = engine.flags.read_configuration(first)
-    report = write_report(tmp_path, **engine.flags.effective_flags(first))
-    again = engine.flags.read_configuration(parse("--config", report, "--seed", "8"))
+    configuration = read_configuration(first)
+    report = write_report(tmp_path, **first.values)
+    again = read_configuration(parse("--config", report, "--seed", "8"))
     assert again == dataclasses.replace(configuration, seed=8, output_dir="")
     assert again.skip_bad_images and again.threads == 3
 
 
 def test_an_artifact_in_a_report_decides_as_one_on_the_command_line(tmp_path):
     report = write_report(tmp_path, config="", artifact="received", mesh="4x8")
-    assert engine.flags.read_configuration(parse("--config", report)).artifact == "received"
+    assert read_configuration(parse("--config", report)).artifact == "received"
     with pytest.raises(UsageError, match="an artifact decides its own mesh: leave --mesh out, got '1x2'"):
-        engine.flags.read_configuration(parse("--config", report, "--mesh", "1x2"))
+        read_configuration(parse("--config", report, "--mesh", "1x2"))
 
 
 @pytest.mark.parametrize("name", ["resnet101_cifar10", "resnet101_imagenet"])
 def test_named_presets(name):
-    model = engine.flags.load_preset(name).model
+    model = read_config_file(name).preset.model
     assert name == f"resnet{model.depth}_{'cifar10' if model.num_classes == 10 else 'imagenet'}"
 
 
@@ -95,7 +86,7 @@ def test_a_file_without_a_preset_is_refused(tmp_path, content, message):
     path = tmp_path / "preset.py"
     path.write_text(content)
     with pytest.raises(UsageError, match=re.escape(f"{path} {message}")):
-        engine.flags.load_preset(str(path))
+        read_config_file(str(path))
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,19 @@ import math
 import jax
 import pytest
 
-from models.architecture import Architecture, network
-from models.cases import Case, case_of, lowerings_of
-from models.cost_files import current_cost_table, files_in_force, line_of, read_table
-from models.cost_table import CostTable, Transition
-from models.costs import TableCosts
-from models.lowerings import LOWERINGS
-from models.measuring import measure_transition
-from models.planning import layer_costs, make_plan
-from models.tuning import tune
-from sharding import Layout, MeshShape, Partition, UsageError, make_mesh, own_table_path
+from cambrian.models.costs.files import current_cost_table, files_in_force, line_of, read_table
+from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
+from cambrian.models.costs.layer_options import TableCosts
+from cambrian.models.costs.machine import own_table_path
+from cambrian.models.costs.measure import measure_transition
+from cambrian.models.costs.table import CostTable, Transition
+from cambrian.models.costs.tune import tune
+from cambrian.models.execution.make_plan import make_plan
+from cambrian.models.lowerings import LOWERINGS
+from cambrian.models.resnet.architecture import Architecture, network
+from cambrian.sharding import Layout, MeshShape, Partition, UsageError, make_mesh
 
-CASE = Case("conv", "im2col", 3, 1, 8, 8, (1, 1), 16, 32, False, 4, "float32", 1)
+CASE = LayerCase("conv", "im2col", 3, 1, 8, 8, (1, 1), 16, 32, False, 4, "float32", 1)
 TINY = network(Architecture("cifar", blocks=(1,), bottleneck=False, num_classes=4, width=4), 8)
 
 
@@ -81,7 +82,7 @@ def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
 
 def test_the_own_table_comes_before_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("models.cost_files.cpu_model", lambda: "a CPU of which no table is shipped")
+    monkeypatch.setattr("cambrian.models.costs.files.cpu_model", lambda: "a CPU of which no table is shipped")
     assert [path.name for path in files_in_force("cpu")] == ["amd_epyc.jsonl"]
     assert len(current_cost_table("cpu").cases) > 100
     own = own_table_path("cpu")
@@ -96,7 +97,7 @@ def test_the_own_table_comes_before_the_shipped_ones(tmp_path, monkeypatch):
 
 def test_each_shipped_table_is_taken_on_the_cpu_it_was_measured_on(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("models.cost_files.cpu_model", lambda: "Intel(R) Xeon(R) Processor")
+    monkeypatch.setattr("cambrian.models.costs.files.cpu_model", lambda: "Intel(R) Xeon(R) Processor")
     assert [path.name for path in files_in_force("cpu")] == ["intel_xeon.jsonl", "amd_epyc.jsonl"]
     assert current_cost_table("cpu").machine["device"] == "Intel(R) Xeon(R) Processor"
 
@@ -187,9 +188,8 @@ def test_predicted_costs_add_up_to_the_measured_cases():
     table = CostTable("cpu", {})
     slow_but_for(table, "winograd_2x2", 40.0)
     plan = make_plan(TINY, MeshShape(1, 1), 4, "cpu", table=table)
-    costs = layer_costs(plan, TINY, MeshShape(1, 1), 4, "float32", table)
     three_by_three = sum(layer.kernel == 3 for layer in TINY)
-    assert sum(cost.compute_ms for cost in costs) == pytest.approx(
+    assert sum(cost.compute_ms for cost in plan.costs) == pytest.approx(
         40 * three_by_three + 100 * (len(TINY) - three_by_three)
     )
     assert all(plan[layer.name].lowering == "winograd_2x2" for layer in TINY if layer.kernel == 3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sharding import computes_bfloat16, cpu
+from cambrian.sharding.host import computes_bfloat16, cpu
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from tiny_executable import NUM_FEATURES, GatedOutputs, host_threads, inputs_of, make_executable, outputs_of, settle
 
-from engine.executable import Executable
-from engine.executor import stream
-from engine.metrics import Timeline
-from sharding import MeshShape, UsageError
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.metrics import Timeline
+from cambrian.engine.runtime.stream import stream
+from cambrian.sharding import MeshShape, UsageError
+from tiny_executable import NUM_FEATURES, GatedOutputs, host_threads, inputs_of, make_executable, outputs_of, settle
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_executable import host_threads, inputs_of, make_executable
 
-from engine.executable import Executable
-from engine.executor import stream
-from sharding import MeshShape, UsageError
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.stream import stream
+from cambrian.sharding import MeshShape, UsageError
+from tiny_executable import host_threads, inputs_of, make_executable
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,8 @@ def test_an_open_stream_does_not_keep_the_interpreter_from_exiting():
     script = """
 import itertools, types
 import numpy as np
-from engine.executor import stream
-from sharding import TensorSpec
+from cambrian.engine.runtime.stream import stream
+from cambrian.sharding import TensorSpec
 executable = types.SimpleNamespace(output_spec=TensorSpec("outputs", (8, 3), "float32"))
 results = stream(executable, itertools.count(), threads=2, decode=lambda item: np.empty((0, 3)))
 print(next(results).shape)

@@ -3,7 +3,7 @@ import json
 import jax
 import pytest
 
-from engine.fingerprint import difference, fingerprint
+from cambrian.engine.artifact.fingerprint import difference, fingerprint
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from sharding import MeshShape, UsageError, make_mesh, program_from_function
+from cambrian.sharding import MeshShape, UsageError, make_mesh, program_from_function
 
 
 @pytest.fixture(scope="module")

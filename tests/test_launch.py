@@ -7,12 +7,12 @@ from typing import Any, cast
 import jax
 import numpy as np
 import pytest
-from tiny_executable import GatedOutputs, inputs_of, make_executable, outputs_of, settle
 
-from engine import executable as executable_module
-from engine.executable import Executable
-from engine.launch import MAX_LAUNCHES_IN_FLIGHT, launch
-from sharding import MeshShape
+from cambrian.engine.runtime import executable as executable_module
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.launch import MAX_LAUNCHES_IN_FLIGHT, launch
+from cambrian.sharding import MeshShape
+from tiny_executable import GatedOutputs, inputs_of, make_executable, outputs_of, settle
 
 
 @pytest.fixture(scope="module")

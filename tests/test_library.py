@@ -15,8 +15,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-import engine
-from sharding import MeshShape, acquire_devices, make_mesh, program_from_function
+from cambrian import engine
+from cambrian.sharding import MeshShape, make_mesh, program_from_function
+from cambrian.sharding.host import acquire_devices
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "library.md"
@@ -26,7 +27,6 @@ RULES = [("conv/kernel|Conv_0/kernel", P(None, None, None, "model")), (".*", P()
 
 def run_script(script: str, cwd: Path, *arguments: object) -> str:
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
         "XDG_CONFIG_HOME": str(cwd / "config"),
         "JAX_PLATFORMS": "cpu",
     }
@@ -124,11 +124,11 @@ NAMES = {
 FRESH_PROCESS = """
 import sys
 import numpy as np
-import engine
+from cambrian import engine
 
 executable = engine.load("artifact", signing_key="key")
 np.save("outputs.npy", executable(np.load("images.npy")))
-print(executable.kind, "flax" in sys.modules, "models" in sys.modules)
+print(executable.kind, "flax" in sys.modules, "cambrian.models.lowerings" in sys.modules)
 """
 
 

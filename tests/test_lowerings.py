@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.lowerings import LOWERINGS, Call, Finish, Window
-from models.lowerings.winograd import filtering_matrices
+from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
+from cambrian.models.lowerings.winograd import filtering_matrices
 
 PADDINGS = {"same": None, "halo": ((0, 0), (1, 1)), "none": ((0, 0), (0, 0))}
 # What a lowering doesn't compute; every other one computes all kernels and strides.

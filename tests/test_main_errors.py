@@ -4,16 +4,16 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from command import Command, Outcome, read_report, write_checkpoint, write_images
 
-from models.architecture import Architecture
+from cambrian.models.resnet.architecture import Architecture
+from command import Command, Outcome, read_report, write_checkpoint, write_images
 
 TINY = "--config tiny.py"
 # Flags → what the message says; {home} is the folder in which the command runs.
 CASES = {
     "--mesh 4by8": "a mesh is written MODELxDATA, such as 4x8, got '4by8'",
     "--mesh 0x32": "a mesh needs at least 1 device on each axis, got 0x32",
-    "--mesh 64x1": "at most 32 virtual CPU devices are made unless "
+    "--mesh 64x1": "expected at most 32 virtual CPU devices, unless "
     "XLA_FLAGS=--xla_force_host_platform_device_count=N asks for more, got 64",
     "--mesh 2x4 --batch_size 6": "batch_size must be a multiple of the data axis of 4 in mesh 2x4, got 6",
     "--threads 0": "threads must be at least 1, got 0",
@@ -29,7 +29,7 @@ CASES = {
     "photos": "arguments are flags that begin with --, got 'photos'",
     "--data absent": "data must be auto, cifar10, synthetic or a folder of images, got 'absent': "
     "No such file or directory",
-    "--data empty": "a folder with JPEG or PNG images is needed, got empty without any",
+    "--data empty": "expected a folder with JPEG or PNG images, got empty without any",
     "--data images --num_images 4": "num_images must be at most the 3 images of folder images, got 4",
     "--weights absent.safetensors": "weights must be auto, random or a path that can be read, got absent.safetensors: "
     "No such file or directory",

@@ -5,13 +5,13 @@ import shutil
 from typing import NamedTuple
 
 import pytest
+
+from cambrian.engine.artifact.manifest import MANIFEST, read_manifest
+from cambrian.engine.artifact.save import save
+from cambrian.engine.artifact.signing import default_key_path, load_key
+from cambrian.engine.runtime.compile import compile_program
 from command import Command
 from toy_program import toy_program
-
-from engine.artifact import save
-from engine.compile import compile_program
-from engine.manifest import MANIFEST, read_manifest
-from engine.signing import default_key_path, load_key
 
 
 class Built(NamedTuple):
@@ -114,6 +114,6 @@ def test_an_artifact_of_another_function_is_refused(tmp_path):
     outcome = command("--artifact", tmp_path / "artifact", "--signing_key", tmp_path / "key")
     assert outcome.exit_code == 2
     assert outcome.error == (
-        "an image classifier with crop_fraction, labels and trained in its metadata is needed, "
+        "expected an image classifier, with crop_fraction, labels and trained in its metadata, "
         "got toy without crop_fraction, trained"
     )

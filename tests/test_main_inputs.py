@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from command import Command, write_checkpoint, write_images
 
-from models.architecture import Architecture
+from cambrian.models.resnet.architecture import Architecture
+from command import Command, write_checkpoint, write_images
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def photos(tmp_path):
 def test_a_text_file_named_jpg_ends_the_run(command, small, photos, tmp_path):
     outcome = command(*small, "--data", photos, "--output_dir", tmp_path / "output")
     assert outcome.exit_code == 2
-    reason = f"a readable JPEG or PNG image is needed, got {photos / '5b.jpg'}: not a JPEG or PNG file"
+    reason = f"expected a readable JPEG or PNG image, got {photos / '5b.jpg'}: not a JPEG or PNG file"
     assert outcome.error == reason
     report = json.loads((tmp_path / "output" / "report.json").read_text())
     assert (report["status"], report["failure_reason"]) == ("failed", f"UnreadableImage: {reason}")

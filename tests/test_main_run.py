@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import pty
-import shutil
 import signal
 import termios
 import time
@@ -12,11 +11,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from command import LABELS, ROOT, TINY, Command, read_predictions, read_report, write_checkpoint, write_images
 from PIL import Image
 
-from models.resnet import inference_function
-from models.variables import random_variables
+from cambrian.models.resnet.flax_resnet import inference_function
+from cambrian.models.resnet.variables import random_variables
+from command import LABELS, ROOT, TINY, Command, read_predictions, read_report, write_checkpoint, write_images
 
 _KEYS = """
     flags notes status failure_reason model mesh model_parallel data_parallel device_count platform threads batch_size
@@ -44,11 +43,23 @@ monitoring.register_event_listener(lambda event, **_: events.append(event))
 try:
     runpy.run_path(main, run_name="__main__")
 finally:
-    packages = {name.partition(".")[0] for name in sys.modules}
     kinds = ("jaxpr_trace", "jaxpr_to_mlir", "backend_compile", "compile_requests")
     counts = {kind: sum(kind in event for event in events) for kind in kinds}
     with open(watched, "w") as file:
-        json.dump(counts | {"flax": "flax" in packages, "models": "models" in packages}, file)
+        json.dump(counts | {name: name in sys.modules for name in ("flax", "cambrian.models.lowerings")}, file)
+"""
+
+WITHOUT_MODELS = """
+import sys
+
+class NoModels:
+    def find_spec(self, name, *_):
+        if name.startswith(("cambrian.models", "flax")):
+            raise ImportError(f"{name} must not be imported")
+
+sys.meta_path.insert(0, NoModels())
+from cambrian.commands.cli import cli
+cli()
 """
 
 
@@ -145,7 +156,7 @@ def test_the_table_and_predictions_of_a_run(first):
 
 def test_the_second_run_imports_no_model_and_compiles_nothing(command_with_artifact, first):
     built, counts = first
-    assert counts["flax"] and counts["models"] and all(counts.values())
+    assert counts["flax"] and counts["cambrian.models.lowerings"] and all(counts.values())
     again, counts = watched(command_with_artifact, "--num_images", 20, "--precision", "float32")
     assert not any(counts.values()), counts
     assert (again.report["build_ms"], again.report["executable"]) == (None, "native")
@@ -188,14 +199,9 @@ def test_a_compiled_artifact_runs_without_models_and_weights(command_with_artifa
     assert compiled.exit_code == 0
     assert compiled.stderr == "note: no trained weights: running on random ones; --weights PATH takes a checkpoint\n"
     path = compiled.stdout.removesuffix("\n")
-    shutil.copy(ROOT / "main.py", tmp_path)
-    for package in ("commands", "engine", "sharding", "configs"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    # Found before an installed one.
-    (tmp_path / "models.py").write_text("raise ImportError('models must not be imported')")
-    received = command_with_artifact.run(
-        "--artifact", path, "--num_images", 20, cwd=tmp_path, script=(tmp_path / "main.py",)
-    )
+    script = tmp_path / "run.py"
+    script.write_text(WITHOUT_MODELS)
+    received = command_with_artifact.run("--artifact", path, "--num_images", 20, script=(script,))
     assert (received.report["executable"], received.report["mesh"]) == ("native", "1x2")
     assert received.predictions == first[0].predictions
 
@@ -292,7 +298,7 @@ def test_an_interrupted_build_leaves_no_artifact(tmp_path):
 
 
 def test_a_progress_bar_on_a_terminal_only(command_with_artifact, first):
-    assert "image/s]" not in first[0].outcome.stderr and "\r" not in first[0].outcome.stderr
+    assert "classifying" not in first[0].outcome.stderr and "\r" not in first[0].outcome.stderr
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
     flags = ("--config", "tiny.py", "--mesh", "1x2", "--num_images", 20, "--precision", "float32")
@@ -307,4 +313,4 @@ def test_a_progress_bar_on_a_terminal_only(command_with_artifact, first):
         process.communicate(timeout=60)
     os.close(terminal)
     assert process.returncode == 0
-    assert b"0/20 [00:00<" in shown and b"\r" in shown
+    assert b"20/20" in shown and b"classifying" in shown and b"\r" in shown

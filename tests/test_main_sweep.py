@@ -5,6 +5,7 @@ import json
 import shlex
 
 import pytest
+
 from command import SMALL, Command, read_report, write_checkpoint
 
 ROWS = {  # mesh, threads, batch size → status

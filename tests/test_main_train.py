@@ -4,11 +4,11 @@ import csv
 import json
 
 import pytest
-from command import Command, write_images
 from PIL import Image
 
-import engine.flags
-from models.training.recipe import Recipe
+from cambrian.commands.config_file import read_config_file
+from cambrian.models.training.recipe import Recipe
+from command import Command, write_images
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,6 @@ def test_the_trained_weights_run_to_the_same_accuracy(trained, weights):
 
 
 def test_the_recipe_in_configs():
-    preset = engine.flags.load_preset("train_resnet101_cifar10")
-    _, names = engine.flags.read_config_file("train_resnet101_cifar10")
-    assert preset.model == engine.flags.load_preset("resnet101_cifar10").model
-    assert isinstance(names["RECIPE"], Recipe)
+    config = read_config_file("train_resnet101_cifar10")
+    assert config.preset.model == read_config_file("resnet101_cifar10").preset.model
+    assert isinstance(config.recipe, Recipe)

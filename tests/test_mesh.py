@@ -1,7 +1,8 @@
 import jax
 import pytest
 
-from sharding import MeshShape, UsageError, acquire_devices, make_mesh, max_virtual_devices, mesh_shape
+from cambrian.sharding import MeshShape, UsageError, make_mesh, mesh_shape
+from cambrian.sharding.host import acquire_devices, max_virtual_devices
 
 
 def test_parse_reads_model_by_data():
@@ -46,12 +47,12 @@ def test_more_virtual_devices_than_the_limit_are_refused(monkeypatch):
     with pytest.raises(UsageError, match="at most 48"):
         acquire_devices(49, "cpu")
     # 48 may be asked for, but these tests' backend already runs with 32.
-    with pytest.raises(UsageError, match="48 CPU devices are needed, but JAX's backend already runs with 32"):
+    with pytest.raises(UsageError, match="expected at least 48 CPU devices, got 32 from JAX's backend"):
         acquire_devices(48, "cpu")
 
 
 def test_a_missing_or_unknown_platform_is_refused():
-    with pytest.raises(UsageError, match="platform tpu is needed"):
+    with pytest.raises(UsageError, match="expected a platform that JAX finds here, got tpu"):
         acquire_devices(1, "tpu")
-    with pytest.raises(UsageError, match="platform must be one of auto, cpu, gpu, tpu, got 'npu'"):
+    with pytest.raises(UsageError, match="expected a platform among auto, cpu, gpu, tpu, got 'npu'"):
         acquire_devices(1, "npu")

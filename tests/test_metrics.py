@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from engine.metrics import BatchTimes, Summary, Timeline
-from engine.topk import top_k
+from cambrian.commands.accuracy.top_k import top_k
+from cambrian.engine.runtime.metrics import BatchTimes, Summary, Timeline
 
 
 def timeline_of(*batches: BatchTimes) -> Timeline:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models.architecture import Architecture
-from models.conversion import export_tensors
-from models.description import Description
-from models.export import export_hugging_face
-from models.naming import torchvision_name
-from models.variables import random_variables
-from models.weights import Weights, read_weights
-from sharding import UsageError
+from cambrian.models.checkpoints.conversion import export_tensors
+from cambrian.models.checkpoints.description import Description
+from cambrian.models.checkpoints.export import export_hugging_face
+from cambrian.models.checkpoints.naming import torchvision_name
+from cambrian.models.checkpoints.weights import Weights, read_weights
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.variables import random_variables
+from cambrian.sharding import UsageError
 
 SMALL = Architecture("imagenet", (1, 2), True, 3, width=4)
 # As transformers 5.23 writes them, keys without meaning for the network left out.

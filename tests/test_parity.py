@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+
+from cambrian.engine.runtime.parity import Parity, compare, probe_inputs, reference_outputs, run_probe
+from cambrian.sharding import MeshShape, TensorSpec
 from tiny_executable import NUM_FEATURES, make_executable
 from toy_program import toy_program
-
-from engine.parity import Parity, compare, probe_inputs, reference_outputs, run_probe
-from sharding import MeshShape, TensorSpec
 
 
 def test_the_worst_sample_counts():

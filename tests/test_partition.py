@@ -1,6 +1,6 @@
 import pytest
 
-from sharding import (
+from cambrian.sharding import (
     Kind,
     LayerPlan,
     LayerSpec,
@@ -13,7 +13,7 @@ from sharding import (
     local_samples,
     refusal,
 )
-from sharding.choice import allowed_partitions
+from cambrian.sharding.planner.allowed_partitions import allowed_partitions
 
 CONV = LayerSpec("conv", Kind.CONV, None, (8, 8, 12), (8, 8, 24), kernel=3, padding=1)
 STRIDED = LayerSpec("strided", Kind.CONV, None, (8, 8, 12), (4, 4, 24), kernel=3, stride=2, padding=1)

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from engine.plan_view import draw_plan, print_plan, total_ms
-from sharding import LayerCost
+from cambrian.commands.plan.view import draw_plan, print_plan
+from cambrian.sharding import LayerCost, total_ms
 
 PLAN = {
     "conv1": {"partition": "rows", "lowering": "winograd_2x2", "micro_batch": 4},

@@ -8,14 +8,25 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from models.architecture import Architecture, network
-from models.cases import lowerings_of
-from models.cost_table import CostTable
-from models.lowerings import LOWERINGS
-from models.planning import make_plan
-from models.program import build_program
-from models.variables import random_variables
-from sharding import Kind, LayerPlan, MeshShape, Partition, Plan, Program, UsageError, local_samples, make_mesh, refusal
+from cambrian.models.costs.layer_case import lowerings_of
+from cambrian.models.costs.table import CostTable
+from cambrian.models.execution.build_program import build_program
+from cambrian.models.execution.make_plan import make_plan
+from cambrian.models.lowerings import LOWERINGS
+from cambrian.models.resnet.architecture import Architecture, network
+from cambrian.models.resnet.variables import random_variables
+from cambrian.sharding import (
+    Kind,
+    LayerPlan,
+    MeshShape,
+    Partition,
+    Plan,
+    Program,
+    UsageError,
+    local_samples,
+    make_mesh,
+    refusal,
+)
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 

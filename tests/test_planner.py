@@ -5,6 +5,23 @@ import functools
 import itertools
 
 import pytest
+
+from cambrian.models.resnet.architecture import Architecture, network as network_of
+from cambrian.sharding import (
+    Kind,
+    LayerPlan,
+    LayerSpec,
+    MeshShape,
+    Option,
+    OutOfMemory,
+    Partition,
+    Plan,
+    UsageError,
+    choose_plan,
+    plan_costs,
+)
+from cambrian.sharding.planner.allowed_partitions import allowed_partitions
+from cambrian.sharding.planner.trellis import Trellis
 from planner_cases import (
     BATCH_SIZE,
     DOWNSAMPLE,
@@ -18,23 +35,6 @@ from planner_cases import (
     milliseconds_of,
     options_of,
 )
-
-from models.architecture import Architecture, network as network_of
-from sharding import (
-    Kind,
-    LayerPlan,
-    LayerSpec,
-    MeshShape,
-    Option,
-    OutOfMemory,
-    Partition,
-    Plan,
-    UsageError,
-    choose_plan,
-    plan_milliseconds,
-)
-from sharding.choice import allowed_partitions
-from sharding.trellis import Trellis
 
 CASES = [
     (name, mesh, seed)
@@ -65,7 +65,7 @@ def test_no_plan_is_faster(name, mesh, seed):
     plan = choose_plan(network, shape, BATCH_SIZE, costs)
     plan.check(network, shape, BATCH_SIZE)
     assert cost_of(plan, network, costs) == pytest.approx(fastest)
-    predicted = plan_milliseconds(plan, network, shape, costs, batch_size=BATCH_SIZE, element_bytes=4)
+    predicted = plan_costs(plan, network, shape, costs, batch_size=BATCH_SIZE, element_bytes=4)
     assert sum(layer.compute_ms + layer.communication_ms for layer in predicted) == pytest.approx(fastest)
     allowed, _ = allowed_partitions(network, shape, BATCH_SIZE)
     assert Trellis(network, allowed, shape, BATCH_SIZE, costs).shortest()[0] == pytest.approx(fastest)
@@ -148,7 +148,7 @@ def test_notes_and_errors():
     plan = Plan(tuple((layer.name, LayerPlan(Partition.WHOLE, "fft", 1)) for layer in RESIDUAL))
     message = "a needs the cost of partition whole, lowering fft, micro_batch 1, got none"
     with pytest.raises(UsageError, match=message):
-        plan_milliseconds(plan, RESIDUAL, MeshShape(4, 1), costs, batch_size=8, element_bytes=4)
+        plan_costs(plan, RESIDUAL, MeshShape(4, 1), costs, batch_size=8, element_bytes=4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ def test_a_loop_breaks_where_the_micro_batch_or_the_number_of_samples_changes():
     def chosen(table, movement_ms, micro_batches):
         costs = TableCosts(table, movement_ms, micro_batches)
         plan = choose_plan(network, MeshShape(2, 1), BATCH_SIZE, costs)
-        predicted = plan_milliseconds(plan, network, MeshShape(2, 1), costs, batch_size=BATCH_SIZE, element_bytes=4)
+        predicted = plan_costs(plan, network, MeshShape(2, 1), costs, batch_size=BATCH_SIZE, element_bytes=4)
         return [(str(p.partition), p.micro_batch) for _, p in plan.layers], [
             (layer.compute_ms, layer.communication_ms) for layer in predicted
         ]
@@ -220,7 +220,7 @@ def test_bytes_that_a_device_receives():
 
     def received(model, *partitions):
         plan = Plan(tuple((layer.name, LayerPlan(p, "im2col")) for layer, p in zip(network, partitions, strict=True)))
-        found = plan_milliseconds(plan, network, MeshShape(model, 2), costs, batch_size=8, element_bytes=2)
+        found = plan_costs(plan, network, MeshShape(model, 2), costs, batch_size=8, element_bytes=2)
         return [layer.communicated_bytes for layer in found]
 
     samples, tensor = 4, 8 * 8 * 8

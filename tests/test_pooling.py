@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.lowerings import Window
-from models.pooling import max_pool
+from cambrian.models.lowerings import Window
+from cambrian.models.lowerings.pooling import max_pool
 
 
 def largest_of_each_window(x: np.ndarray, window: Window) -> np.ndarray:

@@ -12,14 +12,21 @@ from jax import lax
 from jax.typing import ArrayLike
 from safetensors.numpy import save_file
 
-from models.architecture import Architecture, network, residual_blocks
-from models.conversion import import_tensors
-from models.folding import fold, fold_batch_norm
-from models.naming import hugging_face_name, torchvision_name
-from models.resnet import Bottleneck, ResNet, inference_function, load_resnet, load_variables, variables_of
-from models.variables import expected_shapes, random_variables
-from models.weights import read_weights
-from sharding import Kind, Network, UsageError
+from cambrian.models.checkpoints.conversion import import_tensors
+from cambrian.models.checkpoints.naming import hugging_face_name, torchvision_name
+from cambrian.models.checkpoints.weights import read_weights
+from cambrian.models.resnet.architecture import Architecture, network, residual_blocks
+from cambrian.models.resnet.flax_resnet import (
+    Bottleneck,
+    ResNet,
+    inference_function,
+    load_resnet,
+    load_variables,
+    variables_of,
+)
+from cambrian.models.resnet.folding import fold, fold_batch_norm
+from cambrian.models.resnet.variables import expected_shapes, random_variables
+from cambrian.sharding import Kind, Network, UsageError
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 SMALL = {

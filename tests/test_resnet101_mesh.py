@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from models.architecture import Architecture, network
-from models.planning import make_plan
-from models.program import build_program
-from models.variables import random_variables
-from sharding import MeshShape, make_mesh
+from cambrian.models.execution.build_program import build_program
+from cambrian.models.execution.make_plan import make_plan
+from cambrian.models.resnet.architecture import Architecture, network
+from cambrian.models.resnet.variables import random_variables
+from cambrian.sharding import MeshShape, make_mesh
 
 BATCH_SIZE = 8
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from sharding import MeshShape, UsageError, make_mesh, match_rules
+from cambrian.sharding import MeshShape, UsageError, make_mesh, match_rules
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ import threading
 
 import pytest
 
-from engine.signing import default_key_path, load_key, read_key, sign, verify
-from sharding import UsageError
+from cambrian.engine.artifact.signing import default_key_path, load_key, read_key, sign, verify
+from cambrian.sharding import UsageError
 
 
 def test_a_key_is_made_on_first_use(tmp_path, monkeypatch):

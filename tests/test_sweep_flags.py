@@ -1,36 +1,26 @@
 """From flags to a sweep: lists, refusals, the commands it runs."""
 
-import copy
+import dataclasses
 import json
 
 import pytest
 from absl import flags
+
+from cambrian.commands.command_line import command_line
+from cambrian.commands.flags import read_configuration
+from cambrian.commands.sweep.grid import Grid
+from cambrian.commands.sweep.setup import sweep_of_flags
+from cambrian.sharding import UsageError
 from command import TINY_CONFIG, write_images
-
-import engine.flags
-import main
-from commands.predict import predict
-from engine.command_line import command_line
-from engine.sweep.grid import Grid
-from engine.sweep.setup import sweep_of_flags
-from sharding import UsageError
-
-
-def parse(*arguments: object) -> flags.FlagValues:
-    values = copy.deepcopy(main.FLAGS)
-    values(["main.py", *map(str, arguments)])
-    return values
+from flag_values import parse
 
 
 def sweep_of(*arguments: object):
-    values = parse(*arguments)
-    axes = engine.flags.read_axes(values)
-    return sweep_of_flags(values, axes, ["python3", "main.py"], predict, "digest")
+    return sweep_of_flags(parse(*arguments), ["python3", "main.py"])
 
 
 def test_the_papers_grid():
-    values = parse("--config", "cambricon_grid")
-    grid = Grid.of(engine.flags.read_axes(values))
+    grid = Grid.of(parse("--config", "cambricon_grid").axes)
     assert len(grid.cells) == len(set(grid.cells)) == 40
     assert grid.varied == ("mesh", "threads")
     assert {cell["mesh"] for cell in grid.cells} == {"2x16", "4x8", "8x4", "16x2", "32x1"}
@@ -40,12 +30,12 @@ def test_the_papers_grid():
     assert (grid.name(first), grid.folder(first)) == ("mesh 2x16, threads 2", "mesh=2x16,threads=2")
     meshes, threads = "2x16,4x8,8x4,16x2,32x1", "2,4,6,8,10,12,14,16"
     typed = parse("--mesh", meshes, "--threads", threads, "--partition", "intra_sample", "--batch_size", "64")
-    assert Grid.of(engine.flags.read_axes(typed)) == grid
+    assert Grid.of(typed.axes) == grid
 
 
 def test_a_single_value_stays_a_single_value():
-    assert (parse("--threads", "4").threads, parse("--threads", "4, 8").threads) == (4, (4, 8))
-    assert parse("--mesh", "4x8").mesh == "4x8"
+    assert (parse("--threads", "4")["threads"], parse("--threads", "4, 8")["threads"]) == (4, (4, 8))
+    assert parse("--mesh", "4x8")["mesh"] == "4x8"
 
 
 @pytest.mark.parametrize(
@@ -103,8 +93,8 @@ def test_the_commands_of_a_sweep(tmp_path):
     assert sweep.answer(cell) == f"python main.py {' '.join(given[2:])} --skip_bad_images --seed 5"
     # Each command makes one configuration, not a sweep.
     values = parse(*sweep.run_command(cell, 8, tmp_path)[2:])
-    assert {len(axis) for axis in engine.flags.read_axes(values).values()} == {1}
-    configuration = engine.flags.read_configuration(values)
+    assert not values.is_sweep
+    configuration = read_configuration(values)
     assert (configuration.threads, configuration.seed, configuration.num_images) == (2, 5, 8)
 
 
@@ -121,5 +111,5 @@ def test_a_default_is_said_where_the_config_says_otherwise():
     values = parse("--threads", "2", "--batch_size", "8,16")
     assert command_line(values, {"batch_size": 8}) == ["--threads", "2", "--batch_size", "8"]
     assert command_line(values, {"batch_size": 0, "mesh": "4x8"}) == ["--threads", "2", "--batch_size", "0"]
-    values["mesh"].value = "1x2"  # as --config does
+    values = dataclasses.replace(values, values={**values.values, "mesh": "1x2"})  # as --config does
     assert command_line(values, {"batch_size": None, "mesh": "4x8"}) == ["--mesh", "4x8", "--threads", "2"]

@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-import sweep_stand_in
-from sweep_stand_in import KILLED_GRID, KILLED_REPEATS, SCRIPT, counted, make_grid, make_sweep, ran, run
 
-from engine.sweep.directory import sweep_directory
-from engine.sweep.log import ResultLog
-from engine.sweep.process import kill_leftovers
-from engine.sweep.result import Trial
-from sharding import UsageError
+import sweep_stand_in
+from cambrian.commands.sweep.directory import sweep_directory
+from cambrian.commands.sweep.log import ResultLog
+from cambrian.commands.sweep.process import kill_leftovers
+from cambrian.commands.sweep.result import Trial
+from cambrian.sharding import UsageError
+from sweep_stand_in import KILLED_GRID, KILLED_REPEATS, SCRIPT, counted, make_grid, make_sweep, ran, run
 
 GRID = make_grid(mesh=("1x2", "2x1"), threads=(1, 2))
 

@@ -5,14 +5,14 @@ import random
 import statistics
 
 import pytest
-from sweep_stand_in import make_grid
 
-from engine.prediction import Prediction
-from engine.sweep.grid import Cell, Grid
-from engine.sweep.halving import HalvingSearch
-from engine.sweep.objective import Objective
-from engine.sweep.result import Result, Trial
-from engine.sweep.search import GridSearch
+from cambrian.commands.predict import Prediction
+from cambrian.commands.sweep.grid import Cell, Grid
+from cambrian.commands.sweep.halving import HalvingSearch
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.result import Result, Trial
+from cambrian.commands.sweep.search import GridSearch
+from sweep_stand_in import make_grid
 
 PAPER_GRID = make_grid(mesh=("2x16", "4x8", "8x4", "16x2", "32x1"), threads=tuple(range(2, 17, 2)))
 LARGE_GRID = make_grid(

@@ -1,13 +1,13 @@
 """Ranking: medians and spread, what can't be told from the best, constraints, configurations without a result."""
 
 import pytest
-from sweep_stand_in import make_grid
+from benchmarks.findings import findings
 
-from engine.sweep.findings import findings
-from engine.sweep.objective import Objective
-from engine.sweep.result import Result, Trial
-from engine.sweep.standing import best_group, rank
-from engine.sweep.text import duration, result_text
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.ranking import best_group, rank
+from cambrian.commands.sweep.result import Result, Trial
+from cambrian.commands.sweep.text import duration, result_text
+from sweep_stand_in import make_grid
 
 GRID = make_grid(threads=(1, 2, 3, 4))
 NAMES = {cell: GRID.name(cell) for cell in GRID.cells}

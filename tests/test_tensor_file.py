@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec as P
-from toy_program import MESH
 
-from engine.compile import put_params
-from engine.errors import DamagedArtifact
-from engine.tensor_file import map_tensors, write_tensors
-from sharding import TensorSpec, acquire_devices, aligned, make_mesh
+from cambrian.engine.artifact.tensor_file import map_tensors, write_tensors
+from cambrian.engine.errors import DamagedArtifact
+from cambrian.engine.runtime.compile import put_params
+from cambrian.sharding import TensorSpec, aligned, make_mesh
+from cambrian.sharding.host import acquire_devices
+from toy_program import MESH
 
 TENSORS = [
     ("scalar", np.float32(3.5).reshape(())),

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sharding.time_slices import RUNTIME, get_attributes, long_time_slices
+from cambrian.sharding.host.time_slices import RUNTIME, get_attributes, long_time_slices
 
 LONG_NS = 100_000_000
 
@@ -47,8 +47,8 @@ def test_the_slice_is_given_back_after_a_failure(attributes):
 def test_threads_of_virtual_devices_have_long_slices(attributes):
     script = """
 import os, jax
-from sharding import acquire_devices
-from sharding.time_slices import RUNTIME, get_attributes
+from cambrian.sharding.host import acquire_devices
+from cambrian.sharding.host.time_slices import RUNTIME, get_attributes
 acquire_devices(2, "cpu")
 print(get_attributes()[RUNTIME], max(get_attributes(int(thread))[RUNTIME] for thread in os.listdir("/proc/self/task")))
 """

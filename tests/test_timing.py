@@ -5,8 +5,8 @@ import itertools
 import jax.numpy as jnp
 import pytest
 
-from models import measuring
-from sharding import time_launches
+from cambrian.models.costs import measure
+from cambrian.sharding import time_launches
 
 
 @pytest.mark.parametrize(("threads", "least"), [(1, 1), (1, 4), (3, 2)])
@@ -24,6 +24,6 @@ def test_cases_that_are_compared_take_turns():
         order.append(name)
         return jnp.float32(0)
 
-    milliseconds = measuring._in_turns([lambda: launch("one"), lambda: launch("other")], threads=1)
+    milliseconds = measure._in_turns([lambda: launch("one"), lambda: launch("other")], threads=1)
     assert [name for name, _ in itertools.groupby(order)] == ["one", "other"] * 4  # once to be compiled
     assert all(time > 0 for time in milliseconds)

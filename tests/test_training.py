@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import engine
-from models.architecture import Architecture, network
-from models.description import Description
-from models.planning import make_plan
-from models.program import build_program
-from models.training.checkpoints import Checkpoints, model_facts
-from models.training.loop import EpochMetrics, TrainingData, TrainingDiverged, mean_cross_entropy, train
-from models.training.recipe import Recipe
-from models.training.steps import initial_state, steps_function
-from models.variables import initial_variables
-from models.weights import read_weights
-from sharding import MeshShape, UsageError, make_mesh
+from cambrian import engine
+from cambrian.models.checkpoints.description import Description
+from cambrian.models.checkpoints.weights import read_weights
+from cambrian.models.execution.build_program import build_program
+from cambrian.models.execution.make_plan import make_plan
+from cambrian.models.resnet.architecture import Architecture, network
+from cambrian.models.resnet.variables import initial_variables
+from cambrian.models.training.checkpoints import Checkpoints, model_facts
+from cambrian.models.training.loop import EpochMetrics, TrainingData, TrainingDiverged, mean_cross_entropy, train
+from cambrian.models.training.recipe import Recipe
+from cambrian.models.training.steps import initial_state, steps_function
+from cambrian.sharding import MeshShape, UsageError, make_mesh
 
 SMALL = Architecture("cifar", (1, 1), False, 4, width=8)
 TINY = Architecture("cifar", (1,), False, 4, width=4)

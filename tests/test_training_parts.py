@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from models.architecture import Architecture
-from models.training.augment import cutout, mixup, random_crop, random_flip
-from models.training.optimizer import learning_rate_schedule, make_optimizer
-from models.training.recipe import Recipe
-from models.variables import expected_shapes, initial_variables
-from sharding import UsageError
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.variables import expected_shapes, initial_variables
+from cambrian.models.training.augment import cutout, mixup, random_crop, random_flip
+from cambrian.models.training.optimizer import learning_rate_schedule, make_optimizer
+from cambrian.models.training.recipe import Recipe
+from cambrian.sharding import UsageError
 
 KEY = jax.random.key(0)
 

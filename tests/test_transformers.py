@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from models.architecture import DEPTHS, Architecture
-from models.description import Description
-from models.export import export_hugging_face
-from models.resnet import inference_function
-from models.variables import random_variables
-from models.weights import Weights, read_weights
+from cambrian.models.checkpoints.description import Description
+from cambrian.models.checkpoints.export import export_hugging_face
+from cambrian.models.checkpoints.weights import Weights, read_weights
+from cambrian.models.resnet.architecture import DEPTHS, Architecture
+from cambrian.models.resnet.flax_resnet import inference_function
+from cambrian.models.resnet.variables import random_variables
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

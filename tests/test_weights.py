@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from models.architecture import DEPTHS, Architecture
-from models.naming import NAMINGS, hugging_face_name, torchvision_name
-from models.variables import random_variables
-from models.weights import read_weights
-from sharding import UsageError
+from cambrian.models.checkpoints.naming import NAMINGS, hugging_face_name, torchvision_name
+from cambrian.models.checkpoints.weights import read_weights
+from cambrian.models.resnet.architecture import DEPTHS, Architecture
+from cambrian.models.resnet.variables import random_variables
+from cambrian.sharding import UsageError
 
 SMALL = Architecture("cifar", (1, 2), True, 5, width=4)
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from engine.executable import Analysis, Executable
-from sharding import MeshShape, TensorSpec, make_mesh, sum_over_model_axis
+from cambrian.engine.runtime.executable import Analysis, Executable
+from cambrian.sharding import MeshShape, TensorSpec, make_mesh, sum_over_model_axis
 
 NUM_FEATURES = 3
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from sharding import MeshShape, Program, TensorSpec, acquire_devices, make_mesh
+from cambrian.sharding import MeshShape, Program, TensorSpec, make_mesh
+from cambrian.sharding.host import acquire_devices
 
 MESH = MeshShape(2, 4)
 BATCH_SIZE = 8

@@ -5,7 +5,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.sides.problem import Problem, Runner
-from models.resnet import load_resnet
+from cambrian.models.resnet.flax_resnet import load_resnet
 
 
 def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runner:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
-from sharding import Kind, LayerSpec, Network
+from cambrian.sharding import Kind, LayerSpec, Network
 
 INPUT = "images"
 

@@ -5,10 +5,10 @@ import itertools
 
 import numpy as np
 
-import engine
-import models
 from benchmarks.sides.problem import Problem, Runner
-from sharding import MeshShape, acquire_devices, launches_at_once, make_mesh, planned_as
+from cambrian import engine, models
+from cambrian.sharding import MeshShape, make_mesh
+from cambrian.sharding.host import acquire_devices, launches_at_once, planned_as
 
 _THREADS = {"call": 1, "stream": 2}
 

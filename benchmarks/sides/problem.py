@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-import models
-from engine.flags import load_preset
-from models.architecture import Architecture
-from sharding import Network
+from cambrian import models
+from cambrian.commands.model import default_model
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.sharding import Network
 
 PRESET_OF_STEM = {"cifar": "resnet101_cifar10", "imagenet": "resnet101_imagenet"}
 
@@ -68,6 +68,6 @@ def make_problem(
 
 def resnet101(stem: str, images: np.ndarray) -> Problem:
     """ResNet101 as the configuration of this stem has it, with random weights."""
-    model = load_preset(PRESET_OF_STEM[stem]).model
+    model = default_model(stem)
     architecture = Architecture.resnet(model.depth, stem, model.num_classes)
     return make_problem(architecture, images, model.mean, model.std)

@@ -6,7 +6,7 @@ import torch._inductor.config  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 
 from benchmarks.sides.problem import Problem, Runner
-from sharding import Kind, LayerSpec
+from cambrian.sharding import Kind, LayerSpec
 
 torch._inductor.config.compile_threads = 1  # more are forked, and JAX, imported here too, warns of deadlocks
 

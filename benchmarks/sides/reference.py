@@ -4,7 +4,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from benchmarks.sides.problem import Problem
-from sharding import Kind, LayerSpec
+from cambrian.sharding import Kind, LayerSpec
 
 _CHUNK = 4  # images at a time: bounds the memory of the patches
 

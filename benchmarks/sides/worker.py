@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.sides import SIDES
 from benchmarks.sides.problem import Problem, Runner, resnet101
-from engine.parity import compare
+from cambrian.engine.runtime.parity import compare
 
 
 class Server:

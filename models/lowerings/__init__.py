@@ -1,10 +1,10 @@
 """How one convolution is computed: each lowering is a weight transform, done once at build, and a local apply."""
 
-from models.lowerings.direct import IM2COL, MATMUL, NATIVE
-from models.lowerings.lowering import Call as Call, Finish as Finish, Lowering as Lowering, Window as Window
-from models.lowerings.onednn_direct import ONEDNN
-from models.lowerings.onednn_winograd import onednn_winograd
-from models.lowerings.winograd import winograd_1d, winograd_2d
+from cambrian.models.lowerings.direct import IM2COL, MATMUL, NATIVE
+from cambrian.models.lowerings.lowering import Call as Call, Finish as Finish, Lowering as Lowering, Window as Window
+from cambrian.models.lowerings.onednn_direct import ONEDNN
+from cambrian.models.lowerings.onednn_winograd import onednn_winograd
+from cambrian.models.lowerings.winograd import winograd_1d, winograd_2d
 
 LOWERINGS: dict[str, Lowering] = {
     "native": NATIVE,

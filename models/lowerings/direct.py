@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from models.lowerings.lowering import Finish, Lowering, Window, pad
+from cambrian.models.lowerings.lowering import Finish, Lowering, Window, pad
 
 
 def _native(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:

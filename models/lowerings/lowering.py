@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sharding import sum_over_model_axis
+from cambrian.sharding import sum_over_model_axis
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, right)
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from models.lowerings.lowering import Window
+from cambrian.models.lowerings.lowering import Window
 
 TARGET = "__onednn$convolution"
 _BLOCKS = (64, 48, 32, 16)

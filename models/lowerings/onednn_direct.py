@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.lowerings.lowering import Call, Finish, Lowering, Window
-from models.lowerings.onednn import TARGET, Convolution, obstacle
+from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window
+from cambrian.models.lowerings.onednn import TARGET, Convolution, obstacle
 
 
 def _apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.lowerings.lowering import Call, Finish, Lowering, Window, pad
-from models.lowerings.onednn import TARGET, Convolution, obstacle
-from models.lowerings.winograd import TAPS, combine, every, filtering_matrices, supports, tiled_padding
+from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window, pad
+from cambrian.models.lowerings.onednn import TARGET, Convolution, obstacle
+from cambrian.models.lowerings.winograd import TAPS, combine, every, filtering_matrices, supports, tiled_padding
 
 
 def onednn_winograd(outputs: int) -> Lowering:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from models.lowerings.lowering import Finish, Lowering, Window, pad
+from cambrian.models.lowerings.lowering import Finish, Lowering, Window, pad
 
 TAPS = 3
 # Interpolation points beside infinity; small ones of both signs keep the rounding error low.

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from models.architecture import Architecture
-from models.description import Description
-from models.training.steps import TrainState, trained_variables
-from sharding import UsageError
+from cambrian.models.checkpoints.description import Description
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.training.steps import TrainState, trained_variables
+from cambrian.sharding import UsageError
 
 _STATE, _FACTS = "state", "facts"
 _NUM_KEPT = 2  # the last, and the one before it in case that the disk fills up

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from models.architecture import Architecture
-from models.training.checkpoints import Checkpoints
-from models.training.optimizer import learning_rate_schedule
-from models.training.recipe import Recipe
-from models.training.steps import (
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.variables import Variables
+from cambrian.models.training.checkpoints import Checkpoints
+from cambrian.models.training.optimizer import learning_rate_schedule
+from cambrian.models.training.recipe import Recipe
+from cambrian.models.training.steps import (
     TrainState,
     initial_state,
     logits_function,
@@ -30,8 +31,7 @@ from models.training.steps import (
     steps_function,
     trained_variables,
 )
-from models.variables import Variables
-from sharding import DATA_AXIS, UsageError, mesh_shape
+from cambrian.sharding import DATA_AXIS, UsageError, mesh_shape
 
 _SECONDS_PER_CALL = 1.0  # so that progress is seen, while the host costs nothing
 _EVALUATION_BATCH = 256
@@ -99,7 +99,7 @@ def train(
     """Trains a network, from its newest checkpoint if there is one.
 
     Args:
-      variables: what to start from (see `models.variables`).
+      variables: what to start from (see `models.resnet.variables`).
       mesh: its data axis cuts the batch; its model axis must be 1.
       precision: of convolutions and activations, float32 or bfloat16; weights and optimizer are float32.
       mean, std: per channel, of pixels scaled to 0…1.

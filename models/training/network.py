@@ -6,15 +6,15 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.architecture import Architecture
-from models.resnet import abstract_resnet
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.flax_resnet import abstract_resnet
 
 Arrays = dict[str, jax.Array]
 Apply = Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, Arrays]]
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a variable (see `models.variables`) is a running statistic of a batch norm, which has no gradient."""
+    """Whether a variable (see `variables`) is a running statistic of a batch norm, which has no gradient."""
     return name.endswith((".mean", ".var"))
 
 

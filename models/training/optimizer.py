@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from models.training.recipe import Recipe
+from cambrian.models.training.recipe import Recipe
 
 
 def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[Any], jax.Array]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sharding import UsageError
+from cambrian.sharding import UsageError
 
 OPTIMIZERS = ("sgd", "adamw")
 

@@ -15,14 +15,14 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from models.architecture import Architecture
-from models.program import normaliser
-from models.training.augment import cutout, mixup, random_crop, random_flip
-from models.training.network import Arrays, network_function, split_variables
-from models.training.optimizer import make_optimizer
-from models.training.recipe import Recipe
-from models.variables import Variables
-from sharding import DATA_AXIS
+from cambrian.models.execution.build_program import normaliser
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.variables import Variables
+from cambrian.models.training.augment import cutout, mixup, random_crop, random_flip
+from cambrian.models.training.network import Arrays, network_function, split_variables
+from cambrian.models.training.optimizer import make_optimizer
+from cambrian.models.training.recipe import Recipe
+from cambrian.sharding import DATA_AXIS
 
 
 class TrainState(NamedTuple):

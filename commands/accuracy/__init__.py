@@ -1,0 +1,1 @@
+"""Accuracy over labelled images: shares with intervals, the classes, the confusion matrix."""

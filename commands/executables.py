@@ -1,0 +1,161 @@
+"""The executable of a configuration: received, from the cache of artefacts, or compiled in this process."""
+
+import dataclasses
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from cambrian.commands.configuration import Configuration, default_batch_size
+from cambrian.engine.artifact.cache import artifact_key, default_artifact_dir, load_or_build
+from cambrian.engine.artifact.load import load
+from cambrian.engine.artifact.manifest import canonical_json
+from cambrian.engine.runtime.compile import compile_program
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.parity import probe_inputs, reference_outputs, run_probe
+from cambrian.sharding import Program, UsageError, make_mesh
+from cambrian.sharding.host import acquire_devices, computes_bfloat16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Made:
+    """An executable, how long building and loading took, and the artefact's directory if there is one.
+
+    Attributes:
+      build_ms: None where nothing was built.
+    """
+
+    executable: Executable
+    build_ms: float | None
+    load_ms: float
+    path: Path | None
+
+
+def make_executable(configuration: Configuration) -> Made:
+    """Makes the configuration's executable ready to launch.
+
+    An offline executable is always loaded from an artefact, which is built first if need be, and its probe is compared
+    with the reference. For an online one `check_parity` does that later, because the reference takes longer than the
+    start.
+
+    Raises:
+      UsageError, DamagedArtifact, ParityError: as `cambrian.engine.load`.
+    """
+    start = time.perf_counter()
+    if configuration.artifact:
+        path = Path(configuration.artifact)
+        executable = load(path, signing_key=_key_path(configuration))
+        return Made(executable, None, _milliseconds_since(start), path)
+
+    from cambrian.commands.program import build_digest, build_program  # a received artefact runs without models
+
+    devices, notes = devices_of(configuration)
+    configuration = resolve(configuration, devices)
+    mesh = make_mesh(configuration.mesh, devices)
+    if configuration.execution == "online":
+        executable, path = compile_program(build_program(configuration, mesh)), None
+        executable.warm_up()
+        build_ms = _milliseconds_since(start)
+        load_ms = 0.0
+    else:
+        directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
+        key = artifact_key(_facts(configuration, build_digest(configuration.platform)))
+        path = directory / key
+
+        def build() -> Program:
+            print("building the executable; later runs load it", file=sys.stderr, flush=True)
+            return build_program(configuration, mesh)
+
+        executable, build_ms = load_or_build(
+            directory, key, build, devices=devices, signing_key=_key_path(configuration)
+        )
+        load_ms = _milliseconds_since(start) - (build_ms or 0.0)
+    executable = dataclasses.replace(executable, notes=(*notes, *executable.notes))
+    return Made(executable, build_ms, load_ms, path)
+
+
+def devices_of(configuration: Configuration) -> tuple[list[jax.Device], list[str]]:
+    """The devices of a configuration's mesh, and notes; starts JAX's backend, as `acquire_devices`."""
+    return acquire_devices(configuration.mesh.num_devices, configuration.platform, configuration.launches_at_once)
+
+
+def check_parity(executable: Executable) -> Executable:
+    """Compares an executable compiled in this process with its program's unsharded float32 reference.
+
+    Raises:
+      ParityError: if the relative error is above the program's tolerance.
+    """
+    program = executable.program
+    assert program is not None
+    inputs = probe_inputs(executable.input_spec)
+    parity = run_probe(executable, inputs, reference_outputs(program, inputs), program.tolerance)
+    return dataclasses.replace(executable, parity=parity)
+
+
+def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configuration:
+    """The configuration with what it leaves open chosen: platform, precision, batch size."""
+    platform = devices[0].platform
+    precision = configuration.precision
+    if precision == "auto":
+        precision = "bfloat16" if computes_bfloat16(platform) else "float32"
+    return dataclasses.replace(
+        configuration,
+        platform=platform,
+        precision=precision,
+        batch_size=configuration.batch_size or default_batch_size(configuration.mesh, platform),
+    )
+
+
+def _facts(configuration: Configuration, source: str) -> dict[str, object]:
+    """All that the program depends on: not execution, data or number of images."""
+    # Weights from a file may turn to another model than the default one, with an image size of its own.
+    own_model = configuration.weights in ("auto", "random") or configuration.explicit_config
+    return {
+        "own_model": own_model,
+        "model": dataclasses.asdict(configuration.model),
+        "weights": _weights_identity(configuration),
+        "mesh": str(configuration.mesh),
+        "partition": configuration.partition,
+        "precision": configuration.precision,
+        "batch_size": configuration.batch_size,
+        "image_size": configuration.image_size or (configuration.model.image_size if own_model else 0),
+        "platform": configuration.platform,
+        "launches_at_once": configuration.launches_at_once,
+        "device_memory_limit": configuration.device_memory_limit_bytes,
+        "source": source,
+    }
+
+
+def _weights_identity(configuration: Configuration) -> str:
+    if configuration.weights in ("auto", "random"):
+        return f"{configuration.weights}, seed {configuration.seed}"
+    path = Path(configuration.weights)
+    try:
+        if not path.is_dir():
+            return _file_digest(path)
+        # Of a folder every file counts, whichever of them the reader of its format takes; hidden ones are nobody's.
+        files = {
+            file.relative_to(path).as_posix(): _file_digest(file)
+            for file in path.rglob("*")
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        }
+        return hashlib.sha256(canonical_json(files)).hexdigest()
+    except OSError as error:
+        raise UsageError(
+            f"weights must be auto, random or a path that can be read, got {configuration.weights}: {error.strerror}"
+        ) from None
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key_path(configuration: Configuration) -> Path | None:
+    return Path(configuration.signing_key) if configuration.signing_key else None
+
+
+def _milliseconds_since(start: float) -> float:
+    return 1e3 * (time.perf_counter() - start)

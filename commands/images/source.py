@@ -1,0 +1,153 @@
+"""Image sources: random access to images, each read at the moment it is asked for."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from cambrian.commands.images.labels import match_labels
+from cambrian.sharding import UsageError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes the square that a model reads.
+
+    Attributes:
+      image_size: height and width in pixels.
+      crop_fraction: the centre square kept of an image whose shorter side was resized to image_size / crop_fraction.
+      interpolation: how images are resized: Pillow's filter by its name in lower case.
+    """
+
+    image_size: int
+    crop_fraction: float = 1.0
+    interpolation: str = "bilinear"
+
+
+class Image(NamedTuple):
+    """One image as a model reads it.
+
+    Attributes:
+      name: identifies it in its source, such as `cat/0012.jpg`.
+      pixels: (image_size, image_size, 3) uint8, RGB.
+      label: index into the class names; None without labels.
+    """
+
+    name: str
+    pixels: np.ndarray
+    label: int | None
+
+
+class ImageSource(Protocol):
+    """Images by index. `read` may be called by many threads at once and keeps nothing, so memory is bounded.
+
+    Attributes:
+      description: what is read, for the report.
+      class_names: what labels index into, in the source's own order; None without labels.
+    """
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, preprocessing: Preprocessing) -> Image:
+        """Reads and decodes one image, 0 ≤ index < len.
+
+        Raises:
+          UnreadableImage: if it can't be decoded.
+        """
+        ...
+
+
+class UnreadableImage(UsageError):
+    """An image that can't be read or decoded, with its `name` (a path where it is a file) and the `reason`."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"expected a readable JPEG or PNG image, got {name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EvenSample:
+    """`count` images of a source at even distances, in its order: of a source sorted by class, some of every class."""
+
+    source: ImageSource
+    count: int
+
+    def __post_init__(self):
+        if not 1 <= self.count <= len(self.source):
+            raise UsageError(
+                f"num_images must be at most the {len(self.source)} images of {self.source.description}, "
+                f"got {self.count}"
+            )
+
+    @property
+    def description(self) -> str:
+        return f"{self.count} of {len(self.source)} images of {self.source.description}"
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.source.class_names
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int, preprocessing: Preprocessing) -> Image:
+        return self.source.read(index * len(self.source) // self.count, preprocessing)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelImages:
+    """A source's images as a model reads and numbers them.
+
+    Attributes:
+      class_names: what labels index into; None without labels.
+      label_of_class: the source's number of a class → the label.
+    """
+
+    source: ImageSource
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None
+    label_of_class: tuple[int, ...]
+
+    @property
+    def description(self) -> str:
+        return self.source.description
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Image:
+        """Reads one image.
+
+        Raises:
+          IndexError: unless 0 ≤ index < len.
+          UnreadableImage: if it can't be decoded.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        image = self.source.read(index, self.preprocessing)
+        return image if image.label is None else image._replace(label=self.label_of_class[image.label])
+
+    def __iter__(self) -> Iterator[Image]:
+        return (self[index] for index in range(len(self)))
+
+
+def for_model(
+    source: ImageSource, preprocessing: Preprocessing, labels: tuple[str, ...] = ()
+) -> tuple[ModelImages, list[str]]:
+    """The images of a source as a model reads them, and notes on how its classes match the model's labels.
+
+    Args:
+      labels: the model's labels in the order of the logits, which classes are matched to by name; empty if unknown.
+    """
+    if source.class_names is None:
+        return ModelImages(source, preprocessing, None, ()), []
+    label_of_class, class_names, notes = match_labels(source.class_names, labels)
+    return ModelImages(source, preprocessing, class_names, label_of_class), notes

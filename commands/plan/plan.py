@@ -1,0 +1,61 @@
+"""`--mode plan`: shows the configuration's plan, its predicted time beside the measured one."""
+
+import statistics
+
+import numpy as np
+
+from cambrian.commands.configuration import Configuration
+from cambrian.commands.console import print_note
+from cambrian.commands.executables import devices_of, make_executable
+from cambrian.commands.output import make_output_dir
+from cambrian.commands.plan.tune import note_on_costs, tune_table
+from cambrian.commands.plan.view import draw_plan, print_plan
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.launch import launches_computing_at_once
+from cambrian.engine.runtime.parity import probe_inputs
+from cambrian.sharding import LayerCost, UsageError, time_launches
+from cambrian.sharding.host import low_cpu_latency
+
+
+def plan_command(configuration: Configuration, tune: bool) -> None:
+    """Makes the executable, measures its launches, prints its plan as a table and draws it.
+
+    Raises:
+      UsageError: as `make_executable`; if the executable has no plan, the cost table can't be written, or an artifact's
+        plan should be tuned.
+    """
+    if configuration.artifact and tune:
+        raise UsageError(f"an artifact has its plan: leave --tune out, got {configuration.artifact}")
+    if not configuration.artifact:
+        if tune:
+            tune_table(configuration)
+        note_on_costs(devices_of(configuration)[0][0].platform)
+    executable = make_executable(configuration).executable
+    for note in executable.notes:
+        print_note(note)
+    costs = [LayerCost(**cost) for cost in executable.metadata.get("layer_costs", ())]
+    if not costs:
+        raise UsageError(f"mode plan expects an executable with a plan, got {executable.name} without one")
+    measured_ms = launch_milliseconds(executable, configuration.threads)
+    model, data = executable.mesh.devices.shape
+    title = (
+        f"{executable.name}, mesh {model}x{data} on {executable.platform}, "
+        f"batch {executable.batch_size}, {executable.metadata.get('precision')}"
+    )
+    output_dir = make_output_dir(configuration)
+    print_plan(executable.plan, costs, title, measured_ms)
+    draw_plan(executable.plan, costs, title, measured_ms, output_dir / "plan")
+    print(f"picture of the plan in {output_dir}")
+
+
+def launch_milliseconds(executable: Executable, threads: int) -> float:
+    """The median time of a launch on images that are on the devices already.
+
+    Launches run one at a time, except on a single CPU device where the launches of `threads` host threads compute side
+    by side.
+    """
+    inputs = executable.put(np.asarray(probe_inputs(executable.input_spec))).block_until_ready()
+    executable.launch(inputs).block_until_ready()
+    at_once = launches_computing_at_once(executable.mesh, threads)
+    with low_cpu_latency(executable.platform):
+        return statistics.median(time_launches(lambda: executable.launch(inputs), at_once, least=5, seconds=5.0))

@@ -1,0 +1,56 @@
+"""`--tune`: measures what this machine's cost table lacks for planning a configuration."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from cambrian import models
+from cambrian.commands.configuration import Configuration
+from cambrian.commands.console import print_note, progress_bar
+from cambrian.commands.executables import devices_of, resolve
+from cambrian.commands.model import read_model
+from cambrian.models.costs.machine import machine_of, own_table_path
+from cambrian.sharding import UsageError, make_mesh
+from cambrian.sharding.host import keep_freed_memory, low_cpu_latency
+
+
+def tune_table(configuration: Configuration) -> None:
+    """Measures the costs that are missing; a run that was interrupted goes on where it stopped.
+
+    Raises:
+      UsageError: if the cost table can't be written.
+    """
+    keep_freed_memory()
+    devices, _ = devices_of(configuration)
+    configuration = resolve(configuration, devices)
+    model = read_model(configuration)
+    path = own_table_path(configuration.platform)
+    print(f"measuring into the cost table {path}", file=sys.stderr, flush=True)
+    try:
+        with low_cpu_latency(configuration.platform):
+            models.tune(
+                models.read_table(path, configuration.platform),
+                path,
+                models.network(model.architecture, model.image_size),
+                make_mesh(configuration.mesh, devices),
+                configuration.batch_size,
+                configuration.precision,
+                launches_at_once=configuration.launches_at_once,
+                progress=_with_progress_bar,
+            )
+    except OSError as error:
+        raise UsageError(f"the cost table must be writable, got {path}: {error.strerror}") from None
+
+
+def _with_progress_bar(parts: list[Any]) -> Iterator[Any]:
+    with progress_bar(len(parts), "measuring", unit="layers and transitions") as show_progress:
+        for done, part in enumerate(parts):
+            show_progress(done)
+            yield part
+
+
+def note_on_costs(platform: str) -> None:
+    """Says so where plans are made by costs of another machine."""
+    measured_on = models.current_cost_table(platform).machine.get("device", "no machine")
+    if measured_on != machine_of(platform)["device"]:
+        print_note(f"planned by costs measured on {measured_on}; --tune measures this machine's")

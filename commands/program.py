@@ -1,0 +1,124 @@
+"""From a model to its program, and what a program depends on."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from cambrian.commands.configuration import Configuration
+from cambrian.commands.model import Model, read_model
+from cambrian.engine.runtime.memory import device_memory_bytes
+from cambrian.models.costs.machine import own_table_path
+from cambrian.sharding import Program, mesh_shape
+from cambrian.sharding.host import planned_as
+
+_PACKAGES = ("commands", "configs", "engine", "models", "sharding")
+_ROOT = Path(__file__).resolve().parent.parent
+_CODE_AND_DATA = (".py", ".jsonl")
+
+
+def build_program(configuration: Configuration, mesh: Mesh) -> Program:
+    """The program of a configuration whose platform, precision and batch size are chosen.
+
+    Raises:
+      UsageError: as `read_model` and `model_program`.
+      OutOfMemory: if no plan fits the devices.
+    """
+    return model_program(
+        read_model(configuration),
+        mesh,
+        batch_size=configuration.batch_size,
+        precision=configuration.precision,
+        partition=configuration.partition,
+        launches_at_once=configuration.launches_at_once,
+        memory_limit_bytes=configuration.device_memory_limit_bytes,
+    )
+
+
+def model_program(
+    model: Model,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    precision: str,
+    partition: str = "auto",
+    launches_at_once: int = 1,
+    memory_limit_bytes: int | None = None,
+) -> Program:
+    """Plans a model on a mesh by this machine's cost table, and specialises it to the plan.
+
+    Args:
+      batch_size: global number of images of a launch, a multiple of the data axis.
+      precision: float32 or bfloat16.
+      partition: as `cambrian.sharding.choose_plan` takes it.
+      launches_at_once: number of launches that compute side by side on a single device.
+      memory_limit_bytes: of a device; None for its memory.
+
+    Raises:
+      UsageError: if the mesh can't cut the model as asked.
+      OutOfMemory: if no plan fits the devices.
+    """
+    from cambrian import models
+
+    devices = list(mesh.devices.flat)
+    network = models.network(model.architecture, model.image_size)
+    planned_mesh, planned_batch_size = planned_as(mesh_shape(mesh), batch_size, launches_at_once)
+    plan = models.make_plan(
+        network,
+        planned_mesh,
+        planned_batch_size,
+        devices[0].platform,
+        precision,
+        partition,
+        memory_limit_bytes=device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes,
+    )
+    program = models.build_program(
+        model.architecture,
+        model.variables,
+        plan,
+        mesh,
+        image_size=model.image_size,
+        batch_size=batch_size,
+        precision=precision,
+        mean=model.config.mean,
+        std=model.config.std,
+        metadata={
+            "labels": list(model.config.labels),
+            "crop_fraction": model.config.crop_fraction,
+            "interpolation": model.config.interpolation,
+            "partition": partition,
+            "weights": model.weights,
+            "trained": model.trained,
+            "layer_costs": [dataclasses.asdict(cost) for cost in plan.costs],
+            "intra_sample_flops_fraction": plan.intra_sample_flops_fraction(network, mesh_shape(mesh)),
+        },
+    )
+    return dataclasses.replace(program, notes=(*model.notes, *program.notes))
+
+
+def build_digest(platform: str) -> str:
+    """A digest of everything but the configuration that a built program depends on.
+
+    That is all of Cambrian's code and data, and the cost table measured on this machine.
+    """
+    own = own_table_path(platform)
+    return source_digest(*(_ROOT / package for package in _PACKAGES), *([own] if own.exists() else []))
+
+
+def source_digest(*parts: Path) -> str:
+    """A digest of files, and of the code and data in folders: contents, and names relative to each folder.
+
+    Raises:
+      FileNotFoundError: if a part doesn't exist.
+    """
+    files = {}
+    for part in parts:
+        if not part.exists():
+            raise FileNotFoundError(f"expected a file or folder to digest, got {part}")
+        found = [part] if part.is_file() else [p for p in part.rglob("*") if p.suffix in _CODE_AND_DATA]
+        for path in found:
+            name = f"{part.name}/{path.relative_to(part).as_posix()}"
+            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""report.json: what a run was asked, what it did otherwise, and what it measured."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from cambrian.commands.accuracy.accuracy import Accuracy
+from cambrian.commands.configuration import Configuration
+from cambrian.engine.files import replace_file
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.metrics import Summary
+from cambrian.engine.runtime.parity import Parity
+
+REPORT = "report.json"
+
+
+@dataclasses.dataclass(slots=True)
+class Report:
+    """The keys of report.json; what a run didn't come to stays None.
+
+    `status` is ok, out_of_memory, interrupted or failed. Times are in milliseconds, fractions from 0 to 1. `executable`
+    is native, portable or online; `build_ms` is None when the artefact was there. `wall_ms` and what derives from it
+    exclude loading. `classes` holds a `ClassAccuracy` for each class. `parity_*` compare the executable's
+    probe with the unsharded float32 reference.
+    """
+
+    flags: dict[str, Any]
+    notes: list[str] = dataclasses.field(default_factory=list)
+    status: str = "failed"
+    failure_reason: str | None = None
+    model: str | None = None
+    mesh: str | None = None
+    model_parallel: int | None = None
+    data_parallel: int | None = None
+    device_count: int | None = None
+    platform: str | None = None
+    threads: int | None = None
+    batch_size: int | None = None
+    precision: str | None = None
+    partition: str | None = None
+    execution: str | None = None
+    executable: str | None = None
+    data: str | None = None
+    weights: str | None = None
+    num_images: int | None = None
+    skipped_images: list[str] = dataclasses.field(default_factory=list)
+    build_ms: float | None = None
+    load_ms: float | None = None
+    first_inference_ms: float | None = None
+    wall_ms: float | None = None
+    images_per_second: float | None = None
+    device_images_per_second: float | None = None
+    latency_ms_p50: float | None = None
+    latency_ms_p90: float | None = None
+    latency_ms_p99: float | None = None
+    decode_ms: float | None = None
+    host_to_device_ms: float | None = None
+    execute_ms: float | None = None
+    device_to_host_ms: float | None = None
+    postprocess_ms: float | None = None
+    top1: float | None = None
+    top1_interval_95: tuple[float, float] | None = None
+    top5: float | None = None
+    top5_interval_95: tuple[float, float] | None = None
+    classes: list[dict[str, Any]] | None = None
+    parity_max_relative_error: float | None = None
+    parity_top1_agreement: float | None = None
+    intra_sample_flops_fraction: float | None = None
+    predicted_memory_bytes_per_device: int | None = None
+    predicted_host_memory_bytes: int | None = None
+    peak_host_memory_bytes: int | None = None
+    plan: dict[str, dict[str, str | int]] | None = None
+    versions: dict[str, str] | None = None
+
+    def request(self, configuration: Configuration) -> None:
+        """Takes over what was asked for, which a run that fails early doesn't come to replace."""
+        self.model_parallel, self.data_parallel = configuration.mesh.model, configuration.mesh.data
+        self.mesh, self.device_count = str(configuration.mesh), configuration.mesh.num_devices
+        self.platform, self.precision = configuration.platform, configuration.precision
+        self.batch_size, self.weights = configuration.batch_size, configuration.weights
+
+    def describe(self, executable: Executable) -> None:
+        """Takes over what the executable says of itself."""
+        mesh = executable.mesh
+        self.model = executable.name
+        self.model_parallel, self.data_parallel = mesh.devices.shape
+        self.mesh = f"{self.model_parallel}x{self.data_parallel}"
+        self.device_count = mesh.size
+        self.platform = executable.platform
+        self.batch_size = executable.batch_size
+        self.precision = executable.metadata.get("precision")
+        self.weights = executable.metadata.get("weights")
+        self.intra_sample_flops_fraction = executable.metadata.get("intra_sample_flops_fraction")
+        self.executable = executable.kind
+        self.plan = executable.plan
+        self.partition = executable.metadata.get("partition", self.partition)
+        if executable.parity is not None:
+            self.compare(executable.parity)
+
+    def compare(self, parity: Parity) -> None:
+        """Takes over the comparison with the reference."""
+        self.parity_max_relative_error = parity.max_relative_error
+        self.parity_top1_agreement = parity.top1_agreement
+
+    def measure(self, summary: Summary, num_images: int, skipped_images: list[str], accuracy: Accuracy | None) -> None:
+        """Takes over the times and the results of the finished part of the run."""
+        for field in dataclasses.fields(summary):
+            setattr(self, field.name, getattr(summary, field.name))
+        self.num_images, self.skipped_images = num_images, skipped_images
+        if accuracy is not None:
+            self.top1, self.top1_interval_95 = accuracy.top1, accuracy.top1_interval_95
+            self.top5, self.top5_interval_95 = accuracy.top5, accuracy.top5_interval_95
+            self.classes = accuracy.to_json()["classes"]
+
+    def write(self, output_dir: Path) -> Path:
+        """Writes `output_dir`/report.json in one step and returns its path."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        path = output_dir / REPORT
+        replace_file(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        return path

@@ -1,0 +1,1 @@
+"""`--mode run`: images through an executable, report and predictions."""

@@ -1,0 +1,190 @@
+"""Classifies images: batches for the host threads, predictions in input order, and what they add up to."""
+
+import dataclasses
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from cambrian.commands.accuracy.top_k import top_k
+from cambrian.commands.images import ImageSource, ModelImages, Preprocessing, UnreadableImage, for_model
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.metrics import Timeline
+from cambrian.engine.runtime.stream import stream
+from cambrian.sharding import UsageError
+
+_TOP = 5
+
+
+class Prediction(NamedTuple):
+    """What an image was classified as.
+
+    Attributes:
+      image: its name in its source.
+      label: its class; None where it has none.
+      predicted: the most probable class.
+      probability: of that class, from 0 to 1.
+      label_index: number of the label among the class names; None where it has none.
+      top_indices: numbers of the five most probable logits, the most probable first.
+    """
+
+    image: str
+    label: str | None
+    predicted: str
+    probability: float
+    label_index: int | None
+    top_indices: tuple[int, ...]
+
+
+@dataclasses.dataclass(slots=True)
+class ClassifiedBatch:
+    """The images of one launch.
+
+    Attributes:
+      indices: of the images in their source.
+      predictions: of those that could be read.
+      skipped: what was wrong with each of the others.
+    """
+
+    indices: range
+    predictions: list[Prediction] = dataclasses.field(default_factory=list)
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+
+def images_of(executable: Executable, source: ImageSource) -> tuple[ModelImages, list[str]]:
+    """The source's images as the executable's model reads them, and notes on how classes match its labels.
+
+    Raises:
+      UsageError: if the executable isn't an image classifier.
+    """
+    metadata = executable.metadata
+    if missing := [name for name in ("crop_fraction", "labels", "trained") if name not in metadata]:
+        raise UsageError(
+            f"expected an image classifier, with crop_fraction, labels and trained in its metadata, "
+            f"got {executable.name} without {', '.join(missing)}"
+        )
+    interpolation = metadata.get("interpolation", "bilinear")
+    preprocessing = Preprocessing(executable.input_spec.shape[1], metadata["crop_fraction"], interpolation)
+    return for_model(source, preprocessing, tuple(metadata["labels"]))
+
+
+def classify(
+    executable: Executable,
+    images: ModelImages,
+    *,
+    threads: int,
+    skip_bad_images: bool = False,
+    timeline: Timeline | None = None,
+) -> Generator[ClassifiedBatch, None, None]:
+    """The predictions for all images, batch by batch, in input order.
+
+    Args:
+      threads: number of host threads that decode, launch and rank.
+      timeline: records the times of every batch.
+
+    Raises:
+      UnreadableImage: from the iterator, for an image that can't be read, unless `skip_bad_images`.
+    """
+    labels = tuple(executable.metadata.get("labels", ()))
+    class_names = images.class_names or labels
+    # Where logits and classes are as many, they are numbered alike, and the classes name both.
+    predicted_names = class_names if numbered_alike(executable, images) else labels
+
+    def decode(batch: "_Batch") -> np.ndarray:
+        pixels = []
+        for index in batch.indices:
+            try:
+                image = images[index]
+            except UnreadableImage as error:
+                if not skip_bad_images:
+                    raise
+                batch.skipped.append(f"{error.name}: {error.reason}")
+                continue
+            pixels.append(image.pixels)
+            batch.names.append(image.name)
+            batch.labels.append(image.label)
+        return np.stack(pixels) if pixels else np.empty((0, *executable.input_spec.shape[1:]), np.uint8)
+
+    def postprocess(batch: "_Batch", logits: np.ndarray) -> ClassifiedBatch:
+        classes, probabilities = top_k(logits, _TOP)
+        predictions = [
+            Prediction(
+                name,
+                None if label is None else _name(class_names, label),
+                _name(predicted_names, top[0]),
+                float(probability),
+                label,
+                tuple(top),
+            )
+            for name, label, top, probability in zip(
+                batch.names, batch.labels, classes.tolist(), probabilities[:, 0], strict=True
+            )
+        ]
+        return ClassifiedBatch(batch.indices, predictions, batch.skipped)
+
+    return stream(
+        executable,
+        _batches(len(images), executable.batch_size),
+        threads=threads,
+        decode=decode,
+        postprocess=postprocess,
+        timeline=timeline,
+    )
+
+
+@dataclasses.dataclass(slots=True)
+class _Batch:
+    """Indices into the source; a host thread fills in what it read."""
+
+    indices: range
+    names: list[str] = dataclasses.field(default_factory=list)
+    labels: list[int | None] = dataclasses.field(default_factory=list)
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+
+def _batches(num_images: int, batch_size: int) -> Iterator[_Batch]:
+    for start in range(0, num_images, batch_size):
+        yield _Batch(range(start, min(start + batch_size, num_images)))
+
+
+def _name(names: tuple[str, ...], index: int) -> str:
+    return names[index] if index < len(names) else str(index)
+
+
+def numbered_alike(executable: Executable, images: ModelImages) -> bool:
+    """Whether the images' labels number the executable's logits."""
+    return images.class_names is not None and len(images.class_names) == executable.output_spec.shape[1]
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """What the finished part of a run adds up to.
+
+    Attributes:
+      num_images: images classified.
+      skipped: what was wrong with each image that could not be read.
+      top5_hits: images whose label was among the five most probable classes.
+      confusion: (classes, classes), images by label and prediction; None where labels don't number the logits.
+    """
+
+    num_images: int = 0
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    top5_hits: int = 0
+    confusion: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, executable: Executable, images: ModelImages) -> "Tally":
+        """An empty tally for these images."""
+        num_classes = executable.output_spec.shape[1]
+        counts = numbered_alike(executable, images)
+        return cls(confusion=np.zeros((num_classes, num_classes), np.int64) if counts else None)
+
+    def add(self, batch: ClassifiedBatch) -> None:
+        """Takes a finished batch into account."""
+        self.num_images += len(batch.predictions)
+        self.skipped += batch.skipped
+        for prediction in batch.predictions:
+            label, top = prediction.label_index, prediction.top_indices
+            self.top5_hits += label in top
+            if self.confusion is not None:
+                self.confusion[label, top[0]] += 1

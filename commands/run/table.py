@@ -1,0 +1,58 @@
+"""The short table at the end of a run."""
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from cambrian.commands.accuracy.accuracy import share_with_interval
+from cambrian.commands.console import make_console
+from cambrian.commands.report import Report
+
+_PHASES = ("decode", "host_to_device", "execute", "device_to_host", "postprocess")
+
+
+def print_table(report: Report) -> None:
+    """Prints what a person wants to know of a run on standard output."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=_title(report), title_justify="left")
+    for name, value in _rows(report):
+        table.add_row(name, value)
+    make_console().print(table)
+
+
+def _title(report: Report) -> str:
+    return (
+        f"{report.model}, mesh {report.mesh} (model × data) on {report.platform}, batch {report.batch_size}, "
+        f"{report.precision}, {report.threads} threads, {report.executable} executable"
+    )
+
+
+def _rows(report: Report) -> Iterator[tuple[str, str]]:
+    yield "images", f"{report.num_images} of {report.data}"
+    if report.skipped_images:
+        yield "skipped", f"{len(report.skipped_images)} unreadable images"
+    if report.images_per_second is not None:
+        device = "" if report.device_images_per_second is None else f", devices {report.device_images_per_second:.1f}"
+        yield "images/s", f"end to end {report.images_per_second:.1f}{device}"
+    if report.latency_ms_p50 is not None:
+        percentiles = (report.latency_ms_p50, report.latency_ms_p90, report.latency_ms_p99)
+        yield (
+            "batch latency ms",
+            ", ".join(f"p{percent} {value:.0f}" for percent, value in zip((50, 90, 99), percentiles, strict=True)),
+        )
+    if report.decode_ms is not None:
+        phases = ((phase, getattr(report, f"{phase}_ms")) for phase in _PHASES)
+        yield "phases ms", ", ".join(f"{phase.replace('_', ' ')} {value:.0f}" for phase, value in phases)
+    if report.wall_ms is not None:
+        yield "wall ms", f"{report.wall_ms:.0f}"
+    if report.top1 is not None:
+        shares = (("top-1", report.top1, report.top1_interval_95), ("top-5", report.top5, report.top5_interval_95))
+        yield "accuracy", ", ".join(share_with_interval(*share) for share in shares)
+    build = "artefact was there" if report.build_ms is None else f"{report.build_ms:.0f}"
+    if report.load_ms is not None:
+        yield "build, load ms", f"{build}, {report.load_ms:.0f}"
+    if report.first_inference_ms is not None:
+        yield "first result ms", f"{report.first_inference_ms:.0f} after the process started"
+    if report.parity_max_relative_error is not None:
+        agreement = report.parity_top1_agreement
+        same = "" if agreement is None else f", same top-1 for {agreement:.1%}"
+        yield "parity", f"relative error {report.parity_max_relative_error:.1e} against unsharded float32{same}"

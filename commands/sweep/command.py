@@ -1,0 +1,86 @@
+"""The command of a sweep: listed, built, or run to its answer."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from cambrian.commands.configuration import parse_bytes
+from cambrian.commands.console import make_console, print_note
+from cambrian.commands.flags import Flags
+from cambrian.commands.sweep.display import Display
+from cambrian.commands.sweep.process import STDERR, STDOUT, run_process
+from cambrian.commands.sweep.result import BUILD, OK, Trial
+from cambrian.commands.sweep.setup import sweep_of_flags
+from cambrian.commands.sweep.sweep import Sweep, run_sweep
+from cambrian.commands.sweep.text import number
+from cambrian.commands.sweep.verdict import judge
+from cambrian.commands.sweep.write_results import write_results
+
+
+def sweep_command(flags: Flags, program: Sequence[str]) -> int:
+    """Does what the flags ask of a sweep; see `sweep_of_flags` for the arguments.
+
+    Returns:
+      The exit code: 0 if at least one configuration ran well (in mode compile: if all could be built), else 1.
+
+    Raises:
+      UsageError, KeyboardInterrupt, OSError: as `sweep_of_flags` and `run_sweep`.
+    """
+    sweep = sweep_of_flags(flags, program)
+    if flags["dry_run"]:
+        _list(sweep, flags["device_memory_limit"])
+        return 0
+    if flags["mode"] == "compile":
+        return 0 if _build(sweep) else 1
+    try:
+        outcome = run_sweep(sweep, Display(sweep.objective))
+    except KeyboardInterrupt:
+        print(f"what is finished stands in {sweep.path}; the same command goes on from there", file=sys.stderr)
+        raise
+    return 0 if write_results(sweep, outcome) else 1
+
+
+def _list(sweep: Sweep, limit: str) -> None:
+    table = Table("configuration", "ms a launch", "images a launch", "images/s", "MiB a device", "", box=None)
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for cell in sweep.grid.cells:
+        prediction = sweep.predictions.get(cell)
+        if prediction is None:
+            remark = f"refused: {sweep.refused[cell]}" if cell in sweep.refused else "no prediction"
+            table.add_row(sweep.grid.name(cell), "", "", "", "", remark)
+            continue
+        over = bool(limit) and prediction.bytes_per_device > parse_bytes(limit)
+        table.add_row(
+            sweep.grid.name(cell),
+            number(prediction.launch_ms),
+            str(prediction.batch_size),
+            number(1e3 / prediction.ms_per_image),
+            number(prediction.bytes_per_device / 2**20),
+            f"above the limit of {limit}" if over else "",
+        )
+    make_console(width=160).print(table)
+    executables = len({cell.executable for cell in sweep.predictions})
+    print(f"{len(sweep.grid.cells)} configurations, {executables} executables, predicted; nothing was run")
+
+
+def _build(sweep: Sweep) -> bool:
+    """Builds each executable once and prints its artefact's path, as `--mode compile` does for one."""
+    cells = {cell.executable: cell for cell in reversed(sweep.grid.cells) if cell not in sweep.refused}
+    all_built = not sweep.refused
+    for cell, reason in sweep.refused.items():
+        print_note(f"{sweep.grid.name(cell)} refused: {reason}")
+    for cell in reversed(cells.values()):
+        assert sweep.build_command is not None
+        with tempfile.TemporaryDirectory() as folder:
+            ended = run_process(sweep.build_command(cell), Path(folder), timeout_s=sweep.timeout_s, owner="")
+            result = judge(Trial(cell, BUILD), ended, Path(folder), sweep.timeout_s)
+            sys.stderr.write((Path(folder) / STDERR).read_text(errors="replace"))
+            print((Path(folder) / STDOUT).read_text(), end="", flush=True)
+        if result.status != OK:
+            all_built = False
+            print_note(f"{sweep.grid.name(cell)} not built: {result.reason}")
+    return all_built

@@ -1,0 +1,81 @@
+"""The directory of a sweep: one command's, and one process's at a time."""
+
+import contextlib
+import fcntl
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cambrian.commands.sweep.log import RESULTS
+from cambrian.engine.files import replace_file
+from cambrian.sharding import UsageError
+
+SWEEP = "sweep.json"
+TRIALS = "trials"
+FIGURES = "figures"
+_LOCK = "lock"
+
+
+@contextlib.contextmanager
+def sweep_directory(path: Path, identity: Mapping[str, Any], fresh: bool) -> Iterator[None]:
+    """Holds `path` for this process, and makes it the directory of the sweep that `identity` describes.
+
+    The system gives the lock back however the process ends.
+
+    Args:
+      identity: JSON-compatible; `command` as a user types it, and `environment`, all that its results depend on.
+      fresh: remove what a sweep left there.
+
+    Raises:
+      UsageError: if another process holds it, it can't be written to, or, unless `fresh`, it was made by another
+        command or in another environment.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / _LOCK).open("a")
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UsageError(f"output_dir must be a folder that can be written to, got {path}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"a directory is for one sweep at a time, got {path}, where one is running") from None
+        if fresh:
+            _clear(path)
+        elif (path / SWEEP).exists():
+            _check(path, identity)
+        if fresh or not (path / SWEEP).exists():
+            replace_file(path / SWEEP, (json.dumps(identity, indent=2, ensure_ascii=False) + "\n").encode())
+        yield
+
+
+def _clear(path: Path) -> None:
+    # Results go first: if this is cut short, whoever owns the directory finds it without any.
+    (path / RESULTS).unlink(missing_ok=True)
+    for name in (TRIALS, FIGURES):
+        shutil.rmtree(path / name, ignore_errors=True)
+    for name in ("report.html", "summary.csv", "ranking.md"):
+        (path / name).unlink(missing_ok=True)
+
+
+def _check(path: Path, identity: Mapping[str, Any]) -> None:
+    try:
+        made = dict(json.loads((path / SWEEP).read_text()))
+        command, environment = made["command"], dict(made["environment"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path / SWEEP} must describe a sweep, got {type(error).__name__} {error}") from None
+    if command != identity["command"] or made.get("model") != identity["model"]:
+        raise UsageError(
+            f"{path} holds a sweep of another command: --fresh starts over; needed {command}, got {identity['command']}"
+        )
+    for name, here in identity["environment"].items():
+        if (there := environment.get(name)) != here:
+            raise UsageError(
+                f"results in {path} must all be of one environment: --fresh starts over; "
+                f"needed {name} {there}, got {here}"
+            )

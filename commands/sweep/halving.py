@@ -1,0 +1,128 @@
+"""The cheaper search: leave out what is predicted to be slow, then successive halving.
+
+Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization" (2016): all candidates
+get a little of the budget, the better third of them more. Here the budget is the number of images; the last few
+candidates run as often and as long as in a full grid.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from cambrian.commands.predict import Prediction
+from cambrian.commands.sweep.grid import Cell
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.result import MEASURE, OK, Result, Trial
+from cambrian.commands.sweep.search import Stage, failure, failures, shuffled
+
+# A prediction is good to a quarter: what is predicted to take 1.25 / 0.75 of the best can't be the best.
+_PRUNE_ABOVE = 1.25 / 0.75
+# Of the images; the third and last rung has all of them.
+_FRACTIONS = (0.25, 0.5)
+_KEPT = 3  # one of so many goes on to the next rung
+_MOST_FINALISTS = 3
+# The first rung ends when it has taken this share of the full grid's estimated time. With the second, at most a third
+# of its trials at twice the images, and the finalists, at most a tenth of all cells, that stays below a quarter.
+_FIRST_RUNG_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HalvingSearch:
+    """Some of the cells with a quarter of the images, a third of those with half, up to three `repeats` times with all.
+
+    Attributes:
+      num_images: of each cell, all images of a full run.
+      predictions: of each cell, where there is one.
+    """
+
+    cells: tuple[Cell, ...]
+    repeats: int
+    seed: int
+    objective: Objective
+    num_images: Mapping[Cell, int]
+    predictions: Mapping[Cell, Prediction | None]
+
+    def stage(self, results: Sequence[Result]) -> Stage:
+        failed = failures(results)
+        done = {result.trial: result for result in results}
+        num_finalists = max(1, min(_MOST_FINALISTS, len(self.cells) // 10))
+
+        first = [self._trial(cell, _FRACTIONS[0]) for cell in self.candidates()]
+        is_tried = [trial in done or failure(trial.cell, failed) is not None for trial in first]
+        tried = [trial for trial, over in zip(first, is_tried, strict=True) if over]
+        waiting = [trial for trial, over in zip(first, is_tried, strict=True) if not over]
+        ok = [trial.cell for trial in tried if failure(trial.cell, failed) is None]
+        spent_s = sum(done[trial].elapsed_s for trial in tried if trial in done)
+        enough = len(ok) >= num_finalists and spent_s >= _FIRST_RUNG_SHARE * self._full_grid_s(tried, done)
+        if waiting and not enough:
+            return Stage("first rung", (waiting[0],), len(ok) // _KEPT + num_finalists * self.repeats)
+
+        survivors = self._best(ok, _FRACTIONS[0], done, max(num_finalists, math.ceil(len(ok) / _KEPT)))
+        second = [self._trial(cell, _FRACTIONS[1]) for cell in survivors]
+        if pending := [trial for trial in second if trial not in done]:
+            return Stage("second rung", tuple(pending), num_finalists * self.repeats)
+
+        ok = [cell for cell in survivors if failure(cell, failed) is None]
+        finalists = self._best(ok, _FRACTIONS[1], done, num_finalists)
+        pending = [
+            trial
+            for round in range(1, self.repeats + 1)
+            for cell in shuffled(finalists, self.seed, round)
+            if failure(cell, failed) is None and (trial := Trial(cell, MEASURE, round)) not in done
+        ]
+        return Stage(f"finalists, round {pending[0].round} of {self.repeats}" if pending else "", tuple(pending))
+
+    def candidates(self) -> list[Cell]:
+        """The cells that prediction leaves, the fastest first; equals, or all without predictions, in seeded order."""
+        pruned = self.pruned()
+        left = [cell for cell in shuffled(self.cells, self.seed, 0) if cell not in pruned]
+        return sorted(left, key=self._predicted_ms_per_image)
+
+    def pruned(self) -> dict[Cell, str]:
+        """The cells that are predicted to be too slow to be the best, and why."""
+        predicted = {cell: ms for cell in self.cells if (ms := self._predicted_ms_per_image(cell)) > 0}
+        if not predicted:
+            return {}
+        best = min(predicted.values())
+        return {
+            cell: f"predicted to take {ms / best:.2f} times as long as the fastest"
+            for cell, ms in predicted.items()
+            if ms > _PRUNE_ABOVE * best
+        }
+
+    def _predicted_ms_per_image(self, cell: Cell) -> float:
+        prediction = self.predictions.get(cell)
+        return prediction.ms_per_image if prediction else 0.0
+
+    def _trial(self, cell: Cell, fraction: float) -> Trial:
+        total, prediction = self.num_images[cell], self.predictions.get(cell)
+        # Two whole launches at least; a lone or padded one tells little.
+        batch_size = cell["batch_size"] or (prediction.batch_size if prediction else 1)
+        launches = max(2, math.ceil(total * fraction / batch_size))
+        num_images = launches * batch_size
+        return Trial(cell, MEASURE, 1, num_images if num_images < total else 0)
+
+    def _full_grid_s(self, trials: Sequence[Trial], done: Mapping[Trial, Result]) -> float:
+        whole_s = []
+        for trial in trials:
+            if trial in done and done[trial].status == OK:
+                result = done[trial]
+                wall_s = (result.report.get("wall_ms") or 0.0) / 1e3
+                whole_s.append(result.elapsed_s + wall_s * (self._share_of(trial) - 1))
+        return statistics.mean(whole_s) * len(self.cells) * self.repeats if whole_s else math.inf
+
+    def _share_of(self, trial: Trial) -> float:
+        """How many times the trial's images a full run has."""
+        return self.num_images[trial.cell] / trial.num_images if trial.num_images else 1.0
+
+    def _best(self, cells: Sequence[Cell], fraction: float, done: Mapping[Trial, Result], count: int) -> list[Cell]:
+        def key(cell: Cell) -> tuple[bool, float]:
+            trial = self._trial(cell, fraction)
+            report = done[trial].report
+            value = report.get(self.objective.key)
+            if value is not None and self.objective.key == "wall_ms":
+                value *= self._share_of(trial)
+            return self.objective.violation(report) is not None, self.objective.cost(value)
+
+        return sorted(cells, key=key)[:count]

@@ -1,0 +1,76 @@
+"""What a sweep runs, one trial at a time, and what each comes to."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from cambrian.commands.sweep.grid import Cell
+
+BUILD, MEASURE = "build", "measure"
+OK, OVERFLOW, TIMEOUT, CRASHED, REFUSED, FAILED = "ok", "out_of_memory", "timeout", "crashed", "refused", "failed"
+STATUSES = (OK, OVERFLOW, TIMEOUT, CRASHED, REFUSED, FAILED)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trial:
+    """One process to run.
+
+    Attributes:
+      cell: the configuration; of a build, any one of those that share the executable.
+      stage: `build` (make the executable ready) or `measure`.
+      round: counts the runs of one cell with the same number of images, from 1.
+      num_images: images to run; 0 for as many as the configuration says.
+    """
+
+    cell: Cell
+    stage: str = MEASURE
+    round: int = 1
+    num_images: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """How a trial ended.
+
+    Attributes:
+      status: `ok`; `out_of_memory`; `timeout`; `crashed` (ended by a signal); `refused` (flags or input make no sense);
+        `failed`.
+      overflow: where memory ran out, whether that was `predicted` or `observed`; else None.
+      reason: why it isn't ok, in words; else None.
+      elapsed_s: seconds of the whole process, its start and loading included.
+      report: the run's report.json, less what is long; empty of a build, or where there is none.
+    """
+
+    trial: Trial
+    status: str
+    overflow: str | None = None
+    reason: str | None = None
+    elapsed_s: float = 0.0
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        trial = self.trial
+        return {
+            "cell": trial.cell.flags,
+            "stage": trial.stage,
+            "round": trial.round,
+            "num_images": trial.num_images,
+            "status": self.status,
+            "overflow": self.overflow,
+            "reason": self.reason,
+            "elapsed_s": self.elapsed_s,
+            "report": self.report,
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Result":
+        """The inverse of `to_json`.
+
+        Raises:
+          KeyError, TypeError, AttributeError: if an entry has another form.
+        """
+        cell = Cell(tuple(entry["cell"].items()))
+        trial = Trial(cell, entry["stage"], entry["round"], entry["num_images"])
+        return cls(
+            trial, entry["status"], entry["overflow"], entry["reason"], float(entry["elapsed_s"]), dict(entry["report"])
+        )

@@ -1,0 +1,149 @@
+"""From flags to a sweep."""
+
+import dataclasses
+import hashlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cambrian.commands.command_line import command_line
+from cambrian.commands.configuration import Configuration
+from cambrian.commands.flags import DECIDED_BY_ARTIFACT, SWEEP_FLAGS, Flags, read_configuration
+from cambrian.commands.images import open_source
+from cambrian.commands.predict import predict
+from cambrian.commands.program import build_digest
+from cambrian.commands.sweep.environment import environment
+from cambrian.commands.sweep.grid import Cell, Grid
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.sweep import Sweep
+from cambrian.sharding import UsageError
+
+_MODES = ("run", "compile")
+# They change how a sweep is run, not what it is.
+_NOT_OF_THE_COMMAND = ("output_dir", "fresh", "dry_run", "debug")
+
+
+def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
+    """The sweep that flags ask for.
+
+    A combination that makes no sense is refused with its reason and the others run; a value that makes no sense with
+    any other is an error.
+
+    Args:
+      program: what runs one configuration, less its flags: interpreter and file.
+
+    Raises:
+      UsageError: if a flag or the data makes no sense.
+    """
+    mode = flags["mode"]
+    if mode not in _MODES:
+        raise UsageError(f"a sweep needs mode {' or '.join(_MODES)}, got {mode!r}")
+    grid = Grid.of(flags.axes)
+    artifact = flags["artifact"]
+    if artifact and (decided := [flag for flag in grid.varied if flag in DECIDED_BY_ARTIFACT]):
+        raise UsageError(
+            f"an artifact decides its own {decided[0]}: give one --{decided[0]}, got {len(grid.values(decided[0]))}"
+        )
+
+    configurations, refused = _configurations(flags, grid)
+    num_images = _count_images(configurations, refused) if mode == "run" else {}
+    without_sweep: dict[str, Any] = dict.fromkeys(SWEEP_FLAGS)
+    if artifact:
+        without_sweep |= dict.fromkeys(DECIDED_BY_ARTIFACT)
+
+    def arguments(cell: Cell, **chosen: Any) -> list[str]:
+        return command_line(flags, cell.flags | without_sweep | chosen)
+
+    def run_command(cell: Cell, num_images: int, output_dir: Path) -> list[str]:
+        chosen = {"num_images": num_images} if num_images else {}
+        return [*program, *arguments(cell, output_dir=str(output_dir), **chosen)]
+
+    def build_command(cell: Cell) -> list[str]:
+        return [*program, *arguments(cell, mode="compile", output_dir=None)]
+
+    typed = _as_typed(Path(program[-1]))
+    command = shlex.join([*typed, *command_line(flags, dict.fromkeys(_NOT_OF_THE_COMMAND))])
+    model = dataclasses.asdict(next(iter(configurations.values())).model)
+    directory = hashlib.sha256(command.encode()).hexdigest()[:8]
+    return Sweep(
+        grid=grid,
+        path=Path(flags["output_dir"] or f"runs/sweep-{directory}"),
+        identity={"command": command, "model": _jsonable(model), "environment": environment(build_digest("cpu"))},
+        run_command=run_command,
+        build_command=None if artifact else build_command,
+        answer=lambda cell: shlex.join([*typed, *arguments(cell, output_dir=None)]),
+        refused=refused,
+        predictions={cell: predict(configuration) for cell, configuration in configurations.items()},
+        num_images=num_images,
+        objective=Objective(flags["objective"], flags["max_latency_ms"], flags["min_top1"]),
+        search=flags["search"],
+        repeats=flags["repeats"],
+        seed=flags["seed"],
+        timeout_s=flags["timeout_s"],
+        fresh=flags["fresh"],
+    )
+
+
+def _configurations(flags: Flags, grid: Grid) -> tuple[dict[Cell, Configuration], dict[Cell, str]]:
+    configurations: dict[Cell, Configuration] = {}
+    refused: dict[Cell, str] = {}
+    errors: dict[tuple[str, Any], UsageError] = {}
+    for cell in grid.cells:
+        try:
+            configurations[cell] = read_configuration(flags, cell.flags)
+        except UsageError as error:
+            refused[cell] = str(error)
+            for pair in cell.values:
+                errors.setdefault(pair, error)
+    sensible = {pair for cell in configurations for pair in cell.values}
+    for pair, error in errors.items():
+        if pair not in sensible:
+            raise error
+    return configurations, refused
+
+
+def _count_images(configurations: dict[Cell, Configuration], refused: dict[Cell, str]) -> dict[Cell, int]:
+    """How many images each cell has; moves cells that ask for more than there are to `refused`."""
+    counts: dict[int, int | UsageError] = {}
+    for configuration in configurations.values():
+        if configuration.num_images not in counts:
+            counts[configuration.num_images] = _count(configuration)
+    if errors := [count for count in counts.values() if isinstance(count, UsageError)]:
+        if len(errors) == len(counts):
+            raise errors[0]
+        for cell, configuration in list(configurations.items()):
+            if isinstance(error := counts[configuration.num_images], UsageError):
+                refused[cell] = str(error)
+                del configurations[cell]
+    return {
+        cell: count
+        for cell, configuration in configurations.items()
+        if isinstance(count := counts[configuration.num_images], int)
+    }
+
+
+def _count(configuration: Configuration) -> int | UsageError:
+    try:
+        source, _ = open_source(
+            configuration.data,
+            split=configuration.split,
+            num_images=configuration.num_images,
+            seed=configuration.seed,
+        )
+    except UsageError as error:
+        return error
+    return len(source)
+
+
+def _as_typed(program: Path) -> list[str]:
+    if program.suffix != ".py":
+        return [program.name]  # the installed command
+    return ["python", program.name if program.resolve().parent == Path.cwd() else str(program)]
+
+
+def _jsonable(value: Any) -> Any:
+    """`value` as JSON gives it back, tuples as lists, so that it can be compared with what was written."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return [_jsonable(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,161 @@
+"""A sweep: trials one after the other, each in its own process, until the search has no more."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cambrian.commands.predict import Prediction
+from cambrian.commands.sweep.directory import TRIALS, sweep_directory
+from cambrian.commands.sweep.display import Display, State
+from cambrian.commands.sweep.grid import Cell, Grid
+from cambrian.commands.sweep.halving import HalvingSearch
+from cambrian.commands.sweep.log import RESULTS, ResultLog
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.process import kill_leftovers, run_process
+from cambrian.commands.sweep.ranking import Standing, best_group, rank
+from cambrian.commands.sweep.result import BUILD, MEASURE, REFUSED, Result, Trial
+from cambrian.commands.sweep.search import GridSearch, Search, Stage
+from cambrian.commands.sweep.time_left import time_left_s
+from cambrian.commands.sweep.verdict import judge
+
+# (cell, number of images or 0 for its own, output folder) → the command that runs it.
+RunCommand = Callable[[Cell, int, Path], list[str]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sweep:
+    """Everything that decides a sweep.
+
+    Attributes:
+      path: its directory.
+      identity: see `sweep_directory`.
+      run_command: the command of one measurement, which writes report.json to the folder given.
+      build_command: the command that makes a cell's executable ready; None where no trial needs one.
+      answer: the command line that runs a cell, as a user types it.
+      refused: cells that make no sense, and why.
+      predictions, num_images: of each cell; the images of a full run.
+      search: `grid` or `auto`.
+      repeats: full runs of each configuration measured.
+      seed: of the order.
+      timeout_s: for each process.
+      fresh: start over.
+    """
+
+    grid: Grid
+    path: Path
+    identity: Mapping[str, Any]
+    run_command: RunCommand
+    build_command: Callable[[Cell], list[str]] | None
+    answer: Callable[[Cell], str]
+    refused: Mapping[Cell, str]
+    predictions: Mapping[Cell, Prediction | None]
+    num_images: Mapping[Cell, int]
+    objective: Objective
+    search: str = "grid"
+    repeats: int = 3
+    seed: int = 0
+    timeout_s: float = 1800.0
+    fresh: bool = False
+
+    @property
+    def names(self) -> dict[Cell, str]:
+        return {cell: self.grid.name(cell) for cell in self.grid.cells}
+
+    def rank(self, results: list[Result], pruned: Mapping[Cell, str]) -> list[Standing]:
+        return rank(self.grid.cells, self.names, results, self.objective, self.predictions, pruned)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a sweep came to: every configuration, best first, and all results in the order in which they ended."""
+
+    standings: list[Standing]
+    results: list[Result]
+
+
+def run_sweep(sweep: Sweep, display: Display) -> Outcome:
+    """Runs what the search asks for and isn't in the directory's results yet.
+
+    A trial that overflows, crashes, hangs or is refused is a result, and the sweep goes on.
+
+    Raises:
+      UsageError: as `sweep_directory` and `ResultLog`.
+      KeyboardInterrupt: after the trial under way was ended; it has no result and runs again.
+      OSError: if a trial's process can't be started.
+    """
+    with sweep_directory(sweep.path, sweep.identity, sweep.fresh):
+        kill_leftovers(_owner(sweep))
+        log = ResultLog(sweep.path / RESULTS)
+        refused = [Result(Trial(cell), REFUSED, reason=reason) for cell, reason in sweep.refused.items()]
+        search, pruned = _search(sweep)
+        with display:
+            while True:
+                results = [*refused, *log.results]
+                stage = search.stage(results)
+                standings = sweep.rank(results, pruned)
+                trial = _next_trial(sweep, stage, log.results)
+                display.show(_state(sweep, standings, log.results, stage, trial))
+                if trial is None:
+                    return Outcome(standings, log.results)
+                log.append(_run(sweep, trial))
+
+
+def _search(sweep: Sweep) -> tuple[Search, dict[Cell, str]]:
+    cells = tuple(cell for cell in sweep.grid.cells if cell not in sweep.refused)
+    if sweep.search == "grid":
+        return GridSearch(cells, sweep.repeats, sweep.seed), {}
+    search = HalvingSearch(cells, sweep.repeats, sweep.seed, sweep.objective, sweep.num_images, sweep.predictions)
+    reasons = dict.fromkeys(cells, "the search had spent its share of the full grid's time")
+    return search, reasons | search.pruned()
+
+
+def _next_trial(sweep: Sweep, stage: Stage, results: list[Result]) -> Trial | None:
+    """The first pending trial, or the build of its executable, which is done once for all cells that share it."""
+    if not stage.pending:
+        return None
+    trial = stage.pending[0]
+    if sweep.build_command is None or trial.cell["execution"] == "online":
+        return trial
+    built = {result.trial.cell.executable for result in results if result.trial.stage == BUILD}
+    return trial if trial.cell.executable in built else Trial(trial.cell, BUILD)
+
+
+def _run(sweep: Sweep, trial: Trial) -> Result:
+    folder = sweep.path / TRIALS / sweep.grid.folder(trial.cell) / _folder_name(trial)
+    shutil.rmtree(folder, ignore_errors=True)  # of a trial that was cut short
+    folder.mkdir(parents=True)
+    if trial.stage == BUILD:
+        assert sweep.build_command is not None
+        command = sweep.build_command(trial.cell)
+    else:
+        command = sweep.run_command(trial.cell, trial.num_images, folder)
+    ended = run_process(command, folder, timeout_s=sweep.timeout_s, owner=_owner(sweep))
+    return judge(trial, ended, folder, sweep.timeout_s)
+
+
+def _folder_name(trial: Trial) -> str:
+    if trial.stage == BUILD:
+        return "build"
+    return f"round-{trial.round}" if not trial.num_images else f"{trial.num_images}-images"
+
+
+def _owner(sweep: Sweep) -> str:
+    return str(sweep.path.resolve())
+
+
+def _state(sweep: Sweep, standings: list[Standing], results: list[Result], stage: Stage, trial: Trial | None) -> State:
+    waiting = {pending.cell for pending in stage.pending}
+    settled = [standing for standing in standings if standing.cell not in waiting and not stage.later]
+    group = best_group(standings, sweep.objective)
+    running = "" if trial is None else sweep.grid.name(trial.cell)
+    return State(
+        stage=stage.name,
+        running=f"building {running}" if trial is not None and trial.stage == BUILD else running,
+        num_done=sum(result.trial.stage == MEASURE for result in results),
+        num_left=len(stage.pending) + stage.later,
+        time_left_s=time_left_s(stage, results),
+        best=group[0] if group else None,
+        settled=settled,
+    )

@@ -1,0 +1,88 @@
+"""The ranking as a table on the terminal, in Markdown, and everything measured as CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from cambrian.commands.console import make_console
+from cambrian.commands.sweep.grid import Grid
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.ranking import Standing
+from cambrian.commands.sweep.text import HEADERS, rows
+
+_MOST_ROWS = 20  # on the terminal; files hold all
+_MEDIANS = (
+    "images_per_second",
+    "device_images_per_second",
+    "wall_ms",
+    "latency_ms_p50",
+    "latency_ms_p90",
+    "latency_ms_p99",
+    "decode_ms",
+    "host_to_device_ms",
+    "execute_ms",
+    "device_to_host_ms",
+    "postprocess_ms",
+    "load_ms",
+    "top1",
+    "top5",
+)
+_FACTS = (
+    "num_images",
+    "intra_sample_flops_fraction",
+    "predicted_memory_bytes_per_device",
+    "predicted_host_memory_bytes",
+)
+
+
+def print_ranking(standings: Sequence[Standing], best: Sequence[Standing], objective: Objective) -> None:
+    """Prints the ranked table on standard output, of a long one the best."""
+    table = Table(*HEADERS, box=None, padding=(0, 2, 0, 0))
+    for column in table.columns[2:-1]:
+        column.justify = "right"
+    for row in rows(standings[:_MOST_ROWS], best, objective):
+        table.add_row(*row)
+    make_console(width=160).print(table)
+    if len(standings) > _MOST_ROWS:
+        print(f"… and {len(standings) - _MOST_ROWS} more in summary.csv")
+
+
+def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rule = ["---"] * len(headers)
+    return "".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |\n" for line in (headers, rule, *lines))
+
+
+def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective) -> str:
+    """A line for each configuration, best first: its flags, how it ended, medians and the range of the objective."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    flags = [flag for flag, _ in grid.axes]
+    table.writerow(
+        [
+            "rank",
+            *flags,
+            *("status", "overflow", "reason", "runs", "unstable"),
+            *(f"{objective.key}_{end}" for end in ("min", "max")),
+            *_MEDIANS,
+            *_FACTS,
+            "peak_host_memory_bytes",
+        ]
+    )
+    for place, standing in enumerate(standings, start=1):
+        values = standing.values(objective.key)
+        table.writerow(
+            [
+                place if standing.eligible else "",
+                *(standing.cell[flag] for flag in flags),
+                *(standing.status, standing.overflow, standing.reason),
+                *(len(standing.reports), standing.is_unstable(objective.key)),
+                *((min(values), max(values)) if values else ("", "")),
+                *(standing.median(key) for key in _MEDIANS),
+                *(standing.fact(key) for key in _FACTS),
+                max(standing.values("peak_host_memory_bytes"), default=""),
+            ]
+        )
+    return text.getvalue()

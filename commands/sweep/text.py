@@ -1,0 +1,92 @@
+"""Standings in words, the same on the terminal, in Markdown, HTML and CSV."""
+
+from collections.abc import Sequence
+
+from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.ranking import Standing
+from cambrian.commands.sweep.result import OK, OVERFLOW
+
+UNITS = {"images_per_second": "images/s", "latency_ms_p99": "ms latency p99", "wall_ms": "ms"}
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with `digits` decimals, or none from 100 upwards; empty for None."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Such as `45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def with_spread(standing: Standing, key: str) -> str:
+    """A median with unit and spread: `45.1 images/s (spread 3%)`."""
+    spread = standing.spread(key)
+    seen = "one run" if spread is None else f"spread {spread:.0%}"
+    unstable = ", unstable" if standing.is_unstable(key) else ""
+    return f"{number(standing.median(key))} {UNITS[key]} ({seen}{unstable})"
+
+
+def status_text(standing: Standing) -> str:
+    """The status in words."""
+    if standing.status == OVERFLOW:
+        return f"out of memory, {standing.overflow}"
+    return standing.status.replace("_", " ")
+
+
+def result_text(standing: Standing, objective: Objective) -> str:
+    """The one line of a configuration: what it reached, or why it has no result."""
+    reason = f": {standing.reason}" if standing.reason else ""
+    if standing.status != OK:
+        return status_text(standing) + reason
+    rejected = "" if standing.eligible else f"; left out{reason}"
+    images = "" if standing.complete else f", of {standing.reports[0]['num_images']} images only"
+    return f"{with_spread(standing, objective.key)}{images}{rejected}"
+
+
+def remark(standing: Standing, objective: Objective) -> str:
+    """What a row of the ranking says beside its numbers; empty if nothing."""
+    if standing.status != OK:
+        return status_text(standing) + (f": {standing.reason}" if standing.reason else "")
+    remarks = [] if standing.complete else [f"{standing.reports[0]['num_images']} images only"]
+    if standing.is_unstable(objective.key):
+        remarks.append("unstable")
+    if standing.reason:
+        remarks.append(standing.reason)
+    return "; ".join(remarks)
+
+
+HEADERS = ("", "configuration", "images/s", "spread", "p99 ms", "wall ms", "MiB a device", "host MiB", "remark")
+
+
+def rows(standings: Sequence[Standing], best: Sequence[Standing], objective: Objective) -> list[tuple[str, ...]]:
+    """The ranked table: a row for each standing, under `HEADERS`; = marks those that can't be told from the best."""
+    made = []
+    for place, standing in enumerate(standings, start=1):
+        mark = str(place) if standing.eligible else ""
+        if standing in best[1:]:
+            mark += " ="
+        spread = standing.spread(objective.key)
+        made.append(
+            (
+                mark,
+                standing.name,
+                number(standing.median("images_per_second")),
+                "" if spread is None else f"{spread:.0%}",
+                number(standing.median("latency_ms_p99")),
+                number(standing.median("wall_ms")),
+                _mebibytes(standing.fact("predicted_memory_bytes_per_device")),
+                _mebibytes(max(standing.values("peak_host_memory_bytes"), default=None)),
+                remark(standing, objective),
+            )
+        )
+    return made
+
+
+def _mebibytes(num_bytes: float | None) -> str:
+    return "" if num_bytes is None else f"{num_bytes / 2**20:.0f}"

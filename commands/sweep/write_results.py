@@ -1,0 +1,93 @@
+"""The end of a sweep: ranking, pictures and pages written, the answer printed."""
+
+import datetime
+from collections.abc import Sequence
+
+from cambrian.commands.console import print_note
+from cambrian.commands.sweep.directory import FIGURES
+from cambrian.commands.sweep.figures import draw_figures
+from cambrian.commands.sweep.page import html_page
+from cambrian.commands.sweep.ranking import Standing, best_group
+from cambrian.commands.sweep.result import BUILD, OK
+from cambrian.commands.sweep.sweep import Outcome, Sweep
+from cambrian.commands.sweep.tables import markdown, print_ranking, summary_csv
+from cambrian.commands.sweep.text import HEADERS, duration, rows, with_spread
+from cambrian.engine.files import replace_file
+
+
+def write_results(sweep: Sweep, outcome: Outcome) -> bool:
+    """Writes summary.csv, ranking.md, figures/ and report.html, and prints ranking and answer.
+
+    Returns:
+      Whether at least one configuration ran well.
+    """
+    standings, objective = outcome.standings, sweep.objective
+    best = best_group(standings, objective)
+    sentences = answer(standings, best, sweep)
+    winner = sweep.answer(best[0].cell) if best else ""
+    figures = draw_figures(sweep.grid, standings, best, objective, sweep.path / FIGURES)
+    page = html_page(
+        title=f"Sweep over {', '.join(sweep.grid.varied)}: {len(standings)} configurations",
+        answer=sentences,
+        winner=winner,
+        rows=rows(standings, best, objective),
+        figures=figures,
+        environment=_environment(sweep, outcome),
+        commands={"This sweep, and going on with it:": sweep.identity["command"]}
+        | ({"The best configuration:": winner} if winner else {})
+        | {f"{name}:": sweep.answer(cell) for cell, name in sweep.names.items()},
+    )
+    for name, text in (
+        ("summary.csv", summary_csv(sweep.grid, standings, objective)),
+        ("ranking.md", markdown(HEADERS, rows(standings, best, objective))),
+        ("report.html", page),
+    ):
+        replace_file(sweep.path / name, text.encode())
+    for note in _notes(standings):
+        print_note(note)
+    print_ranking(standings, best, objective)
+    for sentence in sentences:
+        print(sentence)
+    if winner:
+        print(winner)
+    print(f"report.html, summary.csv and figures in {sweep.path}")
+    return any(standing.status == OK for standing in standings)
+
+
+def answer(standings: Sequence[Standing], best: Sequence[Standing], sweep: Sweep) -> list[str]:
+    """The answer in sentences: the best, what it can't be told from, what is unstable or went wrong."""
+    key = sweep.objective.key
+    sentences = []
+    if best:
+        sentences.append(f"best: {best[0].name}: {with_spread(best[0], key)}")
+        if others := [standing.name for standing in best[1:]]:
+            sentences.append(f"can't be told from it: {'; '.join(others)}")
+    else:
+        sentences.append("best: none; no configuration ran well within the constraints")
+    if unstable := [standing.name for standing in standings if standing.is_unstable(key)]:
+        sentences.append(f"unstable, spread above 10%: {'; '.join(unstable)}")
+    if failed := [standing for standing in standings if standing.failed is not None]:
+        overflowed = sum(standing.overflow is not None for standing in failed)
+        sentences.append(f"without a result: {len(failed)}, {overflowed} of them for want of memory; see their remarks")
+    return sentences
+
+
+def _environment(sweep: Sweep, outcome: Outcome) -> dict[str, str]:
+    took_s = sum(result.elapsed_s for result in outcome.results)
+    builds = [result for result in outcome.results if result.trial.stage == BUILD]
+    facts = {name: str(value) for name, value in sweep.identity["environment"].items()}
+    for key in ("model", "data", "weights"):
+        if outcome.standings and (value := outcome.standings[0].fact(key)):
+            facts[key] = str(value)
+    return facts | {
+        "search": f"{sweep.search}, {sweep.repeats} runs each, order of seed {sweep.seed}",
+        "took": f"{duration(took_s)} in {len(outcome.results)} processes, {len(builds)} of them builds",
+        "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        **({"notes": "; ".join(notes)} if (notes := _notes(outcome.standings)) else {}),
+    }
+
+
+def _notes(standings: Sequence[Standing]) -> list[str]:
+    """What runs did otherwise than asked, each thing once."""
+    notes = (note for standing in standings for report in standing.reports for note in report.get("notes", ()))
+    return list(dict.fromkeys(notes))

@@ -1,0 +1,1 @@
+"""`--mode train`: weights trained on labelled images."""

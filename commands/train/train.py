@@ -1,0 +1,187 @@
+"""`--mode train`: brings data, model and recipe together, and writes what comes of them."""
+
+import dataclasses
+import hashlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from cambrian import models
+from cambrian.commands.accuracy.accuracy import Accuracy, share_with_interval
+from cambrian.commands.accuracy.files import write_accuracy
+from cambrian.commands.accuracy.top_k import top_k
+from cambrian.commands.configuration import Configuration
+from cambrian.commands.console import print_note, progress_bar
+from cambrian.commands.executables import devices_of, resolve
+from cambrian.commands.flags import Flags
+from cambrian.commands.images import ModelImages
+from cambrian.commands.images.arrays import load_arrays
+from cambrian.commands.output import failure, make_output_dir
+from cambrian.commands.train.curves import draw_curves, metrics_csv
+from cambrian.commands.train.report import TrainingReport
+from cambrian.commands.train.setup import Setup, open_images, recipe_of, set_up
+from cambrian.engine.artifact.versions import versions
+from cambrian.engine.files import replace_file
+from cambrian.engine.runtime.memory import device_memory_bytes, peak_host_memory_bytes
+from cambrian.models.checkpoints.description import Description
+from cambrian.models.training.checkpoints import Checkpoints, model_facts
+from cambrian.models.training.loop import EpochMetrics, Progress, TrainingData, check_batch, evaluator, train
+from cambrian.models.training.recipe import Recipe
+from cambrian.sharding import OutOfMemory, make_mesh
+
+METRICS, CURVES, CHECKPOINTS, MODEL = "metrics.csv", "curves.png", "checkpoints", "model"
+
+
+def train_command(configuration: Configuration, flags: Flags) -> None:
+    """Trains the configuration's model, by the recipe of its config file, on the split `train` of its data.
+
+    In the output folder stand report.json, metrics.csv, curves.png, the accuracy's files for both precisions, the
+    checkpoints, and the trained weights as a model folder. The same command with the same output folder goes on from
+    the newest checkpoint.
+
+    Raises:
+      Whatever ended the training, after the report was written with what had been finished.
+    """
+    recipe, recipe_notes = recipe_of(flags.config)
+    if configuration.batch_size:
+        recipe = dataclasses.replace(recipe, batch_size=configuration.batch_size)
+    devices, notes = devices_of(configuration)
+    configuration = resolve(configuration, devices)
+    mesh = make_mesh(configuration.mesh, devices)
+    check_batch(recipe, mesh)
+    setup = set_up(configuration)
+    images, test_images, setup, more_notes = open_images(configuration, setup)
+    recipe.steps_per_epoch(len(images))
+    output_dir = make_output_dir(configuration)
+    report = TrainingReport(dict(flags.values) | {"output_dir": str(output_dir)}, versions())
+    report.model, report.mesh, report.platform = setup.architecture.name, str(configuration.mesh), devices[0].platform
+    report.precision, report.batch_size, report.recipe = (
+        configuration.precision,
+        recipe.batch_size,
+        dataclasses.asdict(recipe),
+    )
+    report.data, report.evaluated_on, report.num_images = images.description, test_images.description, len(images)
+    report.weights, report.checkpoints = configuration.weights, str(output_dir / CHECKPOINTS)
+    try:
+        for note in (*recipe_notes, *notes, *setup.notes, *more_notes):
+            print_note(note)
+            report.notes.append(note)
+        _train(configuration, recipe, setup, images, test_images, mesh, output_dir, report)
+        report.status = "ok"
+    except BaseException as error:
+        report.status, report.failure_reason = failure(error)
+        print(f"what is finished stands in {output_dir}: the same with --output_dir goes on", file=sys.stderr)
+        raise
+    finally:
+        report.peak_host_memory_bytes = peak_host_memory_bytes()
+        report.write(output_dir)
+
+
+def _train(
+    configuration: Configuration,
+    recipe: Recipe,
+    setup: Setup,
+    images: ModelImages,
+    test_images: ModelImages,
+    mesh: Mesh,
+    output_dir: Path,
+    report: TrainingReport,
+) -> None:
+    data = TrainingData(*load_arrays(images, configuration.threads), *load_arrays(test_images, configuration.threads))
+    _check_memory(data, setup.variables, mesh, configuration.device_memory_limit_bytes)
+    model, architecture = setup.model, setup.architecture
+    image_size = data.images.shape[1]
+    description = Description(image_size, model.crop_fraction, model.interpolation, model.mean, model.std, model.labels)
+    facts = model_facts(architecture, description) | {
+        "recipe": dataclasses.asdict(recipe),
+        "precision": configuration.precision,
+        "mesh": str(configuration.mesh),
+        "seed": configuration.seed,
+        "data_sha256": _digest(data.images, data.labels, data.test_images, data.test_labels),
+        "start_sha256": _digest(*setup.variables.values()),
+    }
+    num_steps = recipe.epochs * recipe.steps_per_epoch(len(data.images))
+    report.num_steps = num_steps
+    epochs: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    with progress_bar(num_steps * recipe.batch_size, "training") as show_progress:
+
+        def on_progress(progress: Progress) -> None:
+            show_progress(progress.step * recipe.batch_size)
+            report.images_per_second = progress.images_per_second
+
+        def on_epoch(metrics: EpochMetrics) -> None:
+            show_progress(metrics.step * recipe.batch_size)
+            epochs.append(dataclasses.asdict(metrics))
+            replace_file(output_dir / METRICS, metrics_csv(epochs))
+            tested = "" if metrics.test_top1 is None else f", evaluation top-1 {metrics.test_top1:.2%}"
+            print(
+                f"epoch {metrics.epoch}/{recipe.epochs}: loss {metrics.train_loss:.4f}, "
+                f"accuracy {metrics.train_accuracy:.2%}{tested}, {metrics.images_per_second:.0f} images/s"
+            )
+
+        variables = train(
+            architecture,
+            setup.variables,
+            recipe,
+            data,
+            mesh,
+            precision=configuration.precision,
+            mean=model.mean,
+            std=model.std,
+            seed=configuration.seed,
+            checkpoints=Checkpoints(output_dir / CHECKPOINTS),
+            facts=facts,
+            on_progress=on_progress,
+            on_epoch=on_epoch,
+        )
+    report.wall_ms = 1e3 * (time.perf_counter() - began)
+    draw_curves(epochs, f"{architecture.name} on {report.data}", output_dir / CURVES)
+    for precision in ("float32", "bfloat16"):
+        evaluate = evaluator(architecture, mesh, data.test_images, precision, model.mean, model.std)
+        accuracy, confusion = _accuracy(evaluate(variables), data.test_labels, model.labels)
+        report.accuracy[precision] = accuracy.to_json()
+        title = f"{architecture.name}, {precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
+        write_accuracy(output_dir, accuracy, confusion, title, suffix=f"_{precision}")
+        shares = (
+            ("top-1", accuracy.top1, accuracy.top1_interval_95),
+            ("top-5", accuracy.top5, accuracy.top5_interval_95),
+        )
+        print(f"{precision}: {', '.join(share_with_interval(*share) for share in shares)}")
+    models.export_hugging_face(models.Weights(architecture, variables, description), output_dir / MODEL)
+    report.trained_weights = str(output_dir / MODEL)
+    print(
+        f"report, curves and confusion matrices in {output_dir}; --weights {output_dir / MODEL} runs the trained model"
+    )
+
+
+def _accuracy(logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> tuple[Accuracy, np.ndarray]:
+    classes, _ = top_k(logits, 5)
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(confusion, (labels, classes[:, 0]), 1)
+    return Accuracy.of(confusion, int((classes == labels[:, None]).sum()), names), confusion
+
+
+def _check_memory(data: TrainingData, variables: dict[str, np.ndarray], mesh: Mesh, limit_bytes: int | None) -> None:
+    """Raises OutOfMemory if what is sure to lie on each device is more than it has; activations come on top."""
+    images = data.images.nbytes + data.test_images.nbytes
+    # Weights, gradients, the optimizer's state and the average.
+    needed = images + 4 * sum(value.nbytes for value in variables.values())
+    allowed = device_memory_bytes(list(mesh.devices.flat)) if limit_bytes is None else limit_bytes
+    if needed > allowed:
+        raise OutOfMemory(
+            f"a device must hold all images ({images / 2**20:.0f} MiB), weights and optimizer, together "
+            f"{needed / 2**20:.0f} MiB without activations, got a limit of {allowed / 2**20:.0f} MiB"
+        )
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(str((array.shape, array.dtype)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,160 @@
+"""The cache of artefacts: one directory for each key, built on first use."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cambrian.engine.artifact.layout import PARAMETERS
+from cambrian.engine.artifact.load import load
+from cambrian.engine.artifact.manifest import canonical_json, read_manifest
+from cambrian.engine.artifact.save import save_program
+from cambrian.engine.artifact.signing import load_key
+from cambrian.engine.artifact.tensor_file import map_tensors
+from cambrian.engine.errors import ArtifactExists, DamagedArtifact
+from cambrian.engine.files import temporary_sibling
+from cambrian.engine.runtime.executable import Executable
+from cambrian.sharding import Program, UsageError
+from cambrian.sharding.host import cache_dir
+
+
+def default_artifact_dir() -> Path:
+    """`artifacts` in the user's cache folder."""
+    return cache_dir() / "artifacts"
+
+
+def artifact_key(facts: Mapping[str, Any]) -> str:
+    """The name of the artefact of a program that depends on `facts`, JSON-compatible values; 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(facts)).hexdigest()
+
+
+def load_or_build(
+    artifact_dir: Path,
+    key: str,
+    build: Callable[[], Program],
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    signing_key: Path | None = None,
+) -> tuple[Executable, float | None]:
+    """Loads the artefact of `key`; builds and saves it first where it is absent or damaged.
+
+    What is returned was always loaded from the artefact. Any number of processes may do this at once: each succeeds,
+    and the first to finish building leaves its artefact. An artefact saved under another key counts as damaged.
+
+    Returns:
+      The executable, with a note if the artefact was damaged; and the milliseconds that building and saving took, None
+      if the artefact was there.
+
+    Raises:
+      UsageError: if `artifact_dir` can't be written to, or as `load` and `save`.
+      ParityError: as `load`.
+    """
+    path = artifact_dir / key
+    notes: list[str] = []
+    build_ms = None
+    while True:
+        inode, damaged = _inode(path), False
+        try:
+            loaded = _load_twice(path, key, devices, signing_key)
+            return dataclasses.replace(loaded, notes=(*notes, *loaded.notes)), build_ms
+        except UsageError as error:
+            # Where there is no artefact (yet, or another process has taken a damaged one out of the way), one is built.
+            if inode is not None and path.exists():
+                if not isinstance(error, DamagedArtifact) or build_ms is not None:
+                    raise
+                damaged = True
+                notes.append(f"artefact rebuilt: {error}")
+        build_ms = (build_ms or 0.0) + _build(path, key, build, signing_key, inode if damaged else None)
+
+
+def _build(
+    path: Path, key: str, build: Callable[[], Program], signing_key: Path | None, damaged_inode: int | None
+) -> float:
+    """Builds the artefact, unless another process does so first; returns the milliseconds that it took."""
+    start = time.perf_counter()
+    load_key(signing_key)
+    with _writing_to(path.parent):
+        _check_writable(path.parent)
+    program = build()
+    with _writing_to(path.parent), _set_aside(path, damaged_inode):
+        try:
+            save_program(program, path, signing_key, cache_key=key)
+            _share_parameters(path)
+        except ArtifactExists:  # another process was first
+            pass
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _load_twice(path: Path, key: str, devices: Sequence[jax.Device] | None, signing_key: Path | None) -> Executable:
+    try:
+        return load(path, devices=devices, signing_key=signing_key, refresh=True, cache_key=key)
+    except DamagedArtifact:
+        # Another process may have replaced files between the manifest's reading and theirs.
+        return load(path, devices=devices, signing_key=signing_key, refresh=True, cache_key=key)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _writing_to(artifact_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"the artefact directory must be writable and have space, got {artifact_dir}: {error.strerror}"
+        ) from error
+
+
+def _check_writable(artifact_dir: Path) -> None:
+    """Raises OSError now rather than after minutes of building."""
+    artifact_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=artifact_dir):
+        pass
+
+
+@contextlib.contextmanager
+def _set_aside(path: Path, damaged_inode: int | None) -> Iterator[None]:
+    """Takes a damaged artefact out of the way by one rename, unless another process has replaced it meanwhile.
+
+    It is removed last, so that no directory made meanwhile gets its inode number.
+    """
+    aside = temporary_sibling(path)
+    if damaged_inode is not None and _inode(path) == damaged_inode:
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            path.rename(aside)
+    try:
+        yield
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _share_parameters(path: Path) -> None:
+    """Makes the parameter file one with that of a sibling artefact that has the same content, if there is one."""
+    parameters = path / PARAMETERS
+    digest = read_manifest(path, None)[0].files[PARAMETERS].sha256
+    for sibling in path.parent.iterdir():
+        if sibling == path or sibling.name.startswith("."):
+            continue
+        linked = temporary_sibling(parameters)
+        try:
+            if read_manifest(sibling, None)[0].files[PARAMETERS].sha256 != digest:
+                continue
+            map_tensors(sibling / PARAMETERS, digest)
+            os.link(sibling / PARAMETERS, linked)
+        except (DamagedArtifact, KeyError, OSError):
+            continue  # a sibling that is damaged, or a file system without hard links: the copy stays
+        os.replace(linked, parameters)
+        return

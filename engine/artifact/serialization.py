@@ -1,0 +1,99 @@
+"""The two forms in which a compiled program is stored.
+
+Native: machine code, bound to the fingerprint; a pickle, so its bytes must be authenticated before they are read here.
+Portable: StableHLO by `jax.export`, to be compiled on load; no pickle.
+"""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from jax import export
+from jax.experimental import serialize_executable
+from jax.export import Exported
+from jax.extend.mlir import deserialize_portable_artifact
+from jax.interpreters import mlir
+
+from cambrian.engine.errors import DamagedArtifact
+from cambrian.engine.runtime.compile import jit_program
+from cambrian.sharding import Program
+
+# Marks of shardings. What JAX 0.10 exports of our programs holds none, its older partitioner's the first three.
+_HARMLESS_TARGETS = ("Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape")
+_HARMLESS_PREFIX = "xla.sdy."
+
+
+class NotSerializable(Exception):
+    """XLA can't serialize an executable, because of something it calls; the message says why."""
+
+
+def to_native(compiled: jax.stages.Compiled) -> bytes:
+    """The machine code of `compiled`.
+
+    Raises:
+      NotSerializable: if XLA can't serialize it.
+    """
+    try:
+        return pickle.dumps(serialize_executable.serialize(compiled))
+    # MemoryError is how `std::bad_alloc` arrives, which XLA:CPU throws for calls into oneDNN.
+    except (ValueError, NotImplementedError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        raise NotSerializable(f"{type(error).__name__} {error}".splitlines()[0].strip()) from error
+
+
+def from_native(data: bytes, devices: Sequence[jax.Device]) -> jax.stages.Compiled:
+    """Loads machine code for exactly the devices, in mesh order, that it was compiled for.
+
+    `data` is unpickled: it must come from this user, on a machine with the same fingerprint.
+    """
+    serialized, in_tree, out_tree = pickle.loads(data)
+    return serialize_executable.deserialize_and_load(
+        serialized, in_tree, out_tree, backend=devices[0].client, execution_devices=devices
+    )
+
+
+def to_portable(program: Program) -> bytes:
+    """The program as StableHLO with its shardings, for the same platform and number of devices."""
+    checks = [export.DisabledSafetyCheck.custom_call(target) for target in program.custom_calls]
+    exported = export.export(jit_program(program), disabled_checks=checks)
+    return bytes(exported(*program.abstract_arguments()).serialize())
+
+
+def from_portable(data: bytes) -> Exported:
+    """Reads what `to_portable` wrote: `.call(params, inputs)` may stand under `jax.jit`."""
+    return export.deserialize(bytearray(data))
+
+
+def from_untrusted_portable(data: bytes, path: Path) -> Exported:
+    """As `from_portable`, of bytes that may be anyone's, read from `path`.
+
+    A custom call runs code of this process on operands of the program's choice, and `jax.export` looks at the targets
+    when it writes only.
+
+    Raises:
+      DamagedArtifact: if the program, or its derivative, calls more than marks of shardings.
+    """
+    exported = program = from_portable(data)
+    while program is not None:
+        targets = [target for target in _custom_call_targets(program) if not _is_harmless(target)]
+        if targets:
+            raise DamagedArtifact(f"{path} must hold a program without custom calls, got one that calls {targets[0]!r}")
+        program = program.vjp() if program.has_vjp() else None
+    return exported
+
+
+def _custom_call_targets(exported: Exported) -> list[str]:
+    targets = []
+
+    def visit(operation):
+        if operation.name.endswith("custom_call"):
+            targets.append(operation.attributes["call_target_name"].value)
+        return mlir.ir.WalkResult.ADVANCE
+
+    with mlir.make_ir_context():
+        deserialize_portable_artifact(exported.mlir_module_serialized).operation.walk(visit)
+    return targets
+
+
+def _is_harmless(target: str) -> bool:
+    return target in _HARMLESS_TARGETS or target.startswith(_HARMLESS_PREFIX)

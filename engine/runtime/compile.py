@@ -1,0 +1,87 @@
+"""Compiling: from a program, or from its portable form, to machine code in this process."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from jax.export import Exported
+from jax.sharding import Mesh
+
+from cambrian.engine.runtime.executable import Analysis, Executable
+from cambrian.sharding import Program, TensorSpec, aligned
+
+
+def compile_program(program: Program) -> Executable:
+    """Traces and compiles a program, and moves its parameters to the devices."""
+    compiled = compile_apply(program)
+    return Executable(
+        name=program.name,
+        kind="online",
+        compiled=compiled,
+        params=put_params(program.params, program.param_specs, program.mesh),
+        param_specs=program.param_specs,
+        input_spec=program.input_spec,
+        output_spec=program.output_spec,
+        mesh=program.mesh,
+        analysis=Analysis.of(compiled),
+        plan=program.plan.to_json() if program.plan else {},
+        metadata=program.metadata,
+        notes=program.notes,
+        program=program,
+    )
+
+
+def compile_apply(program: Program) -> jax.stages.Compiled:
+    """Traces and compiles the program's `apply`; its parameters stay where they are."""
+    lowered = jit_program(program).lower(*program.abstract_arguments())
+    with _no_compilation_cache():
+        return lowered.compile()
+
+
+def jit_program(program: Program):
+    """The program's `apply` under `jax.jit`, with its output sharding."""
+    return jax.jit(program.apply, out_shardings=program.output_spec.sharding(program.mesh))
+
+
+def compile_exported(
+    exported: Exported,
+    param_specs: Sequence[TensorSpec],
+    input_spec: TensorSpec,
+    output_spec: TensorSpec,
+    mesh: Mesh,
+) -> jax.stages.Compiled:
+    """Compiles the portable form of a program for `mesh`."""
+    params = [spec.abstract(mesh) for spec in param_specs]
+    jitted = jax.jit(exported.call, out_shardings=output_spec.sharding(mesh))
+    lowered = jitted.lower(params, input_spec.abstract(mesh))
+    with _no_compilation_cache():
+        return lowered.compile()
+
+
+@contextlib.contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """Keeps JAX's persistent cache out of a compilation.
+
+    What XLA:CPU loads from there lacks functions once it is serialized again; the artefact does the cache's work.
+    """
+    options = jax.config.values
+    if options["jax_compilation_cache_dir"] is None or not options["jax_enable_compilation_cache"]:
+        yield
+        return
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # JAX looks at the option on its first compilation only, or after this
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+        reset_cache()
+
+
+def put_params(params: Sequence[np.ndarray], specs: Sequence[TensorSpec], mesh: Mesh) -> list[jax.Array]:
+    """Moves parameters from the host to the devices of `mesh`.
+
+    Virtual CPU devices that hold the same values share one buffer, unless a dimension other than the first is cut.
+    """
+    return jax.device_put([aligned(array) for array in params], [spec.sharding(mesh) for spec in specs])

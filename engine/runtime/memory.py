@@ -1,0 +1,106 @@
+"""Memory: what a run will take, on each device and on the host, and how much there is."""
+
+import math
+import resource
+import sys
+
+import jax
+import numpy as np
+import psutil
+
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.launch import MAX_LAUNCHES_IN_FLIGHT, launches_computing_at_once
+from cambrian.sharding import OutOfMemory
+
+
+def device_memory_bytes(devices: list[jax.Device]) -> int:
+    """Memory of each device: what it reports, or for virtual CPU devices an equal share of the host's."""
+    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return psutil.virtual_memory().total // len(devices)
+
+
+def predicted_memory_bytes_per_device(executable: Executable, threads: int) -> int:
+    """Bytes a device needs: the parameters, the temporaries, and inputs and outputs of every launch in flight.
+
+    A device has the temporaries of the launches that it computes at once. Of a mesh it computes one after the other:
+    with 8 in flight the process was measured to take no more of them than with 2.
+    """
+    parameters = executable.analysis.argument_bytes - _input_bytes_per_device(executable)
+    return parameters + _bytes_in_flight_per_device(executable, threads)
+
+
+def loaded_host_memory_bytes(executable: Executable) -> int:
+    """Bytes the process has with the executable loaded and nothing in flight; to be asked after its first launch."""
+    # XLA frees the first launch's temporaries a while after its outputs are ready, so that some may still be there. But
+    # they were all there at the peak.
+    temporaries = executable.mesh.size * executable.analysis.temporary_bytes
+    return min(resident_bytes(), max(0, peak_host_memory_bytes() - temporaries))
+
+
+def predicted_host_memory_bytes(executable: Executable, threads: int, loaded_bytes: int) -> int:
+    """Bytes the process needs at most: what it has, and on virtual CPU devices their launches in flight.
+
+    Args:
+      loaded_bytes: resident memory with the executable loaded: the process's own, machine code, and the distinct
+        parameters, which virtual devices share.
+    """
+    if executable.platform != "cpu":
+        return loaded_bytes
+    return loaded_bytes + executable.mesh.size * _bytes_in_flight_per_device(executable, threads)
+
+
+def check_device_memory(executable: Executable, threads: int, limit_bytes: int | None) -> int:
+    """Predicts the memory of a device and compares it with the limit.
+
+    Args:
+      limit_bytes: None for the device's memory.
+
+    Returns:
+      The prediction in bytes.
+
+    Raises:
+      OutOfMemory: if the prediction is above the limit.
+    """
+    predicted = predicted_memory_bytes_per_device(executable, threads)
+    allowed = device_memory_bytes(list(executable.mesh.devices.flat)) if limit_bytes is None else limit_bytes
+    if predicted > allowed:
+        raise OutOfMemory(
+            f"a device must hold {predicted / 2**20:.0f} MiB (parameters and {_launches_in_flight(threads)} launches "
+            f"in flight), got a limit of {allowed / 2**20:.0f} MiB"
+        )
+    return predicted
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    return psutil.Process().memory_info().rss
+
+
+def peak_host_memory_bytes() -> int:
+    """The most resident memory this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _bytes_in_flight_per_device(executable: Executable, threads: int) -> int:
+    inputs_and_outputs = _input_bytes_per_device(executable) + executable.analysis.output_bytes
+    at_once = launches_computing_at_once(executable.mesh, threads)
+    return at_once * executable.analysis.temporary_bytes + _launches_in_flight(threads) * inputs_and_outputs
+
+
+def _launches_in_flight(threads: int) -> int:
+    return min(threads, MAX_LAUNCHES_IN_FLIGHT)
+
+
+def _input_bytes_per_device(executable: Executable) -> int:
+    spec = executable.input_spec
+    shard = spec.sharding(executable.mesh).shard_shape(spec.shape)
+    return math.prod(shard) * np.dtype(spec.dtype).itemsize
+
+
+def bytes_per_launch(executable: Executable) -> int:
+    """Bytes of inputs, outputs and temporaries that one launch takes on each device."""
+    analysis = executable.analysis
+    return _input_bytes_per_device(executable) + analysis.output_bytes + analysis.temporary_bytes

@@ -1,0 +1,98 @@
+"""Parity: whether an executable computes what the unsharded float32 reference computes, on one batch, the probe."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from cambrian.engine.errors import ParityError
+from cambrian.sharding import Program, TensorSpec
+
+if TYPE_CHECKING:
+    from cambrian.engine.runtime.executable import Executable
+
+
+_DISTINCT_SAMPLES = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parity:
+    """How far outputs are from their reference.
+
+    Attributes:
+      max_relative_error: the largest, over the samples, of norm(output - reference) / norm(reference).
+      top1_agreement: share of samples with the same largest class; None unless outputs are (N, classes).
+    """
+
+    max_relative_error: float
+    top1_agreement: float | None
+
+
+def compare(outputs: np.ndarray, reference: np.ndarray) -> Parity:
+    """Compares outputs (N, …) with their reference (N, …), in float64.
+
+    A sample whose reference is all zeros has error 0 if its output is too, else infinity; one NaN makes the error NaN.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    if outputs.shape != reference.shape:
+        raise ValueError(f"outputs and reference need the same shape, got {outputs.shape} and {reference.shape}")
+    expected = reference.astype(np.float64).reshape(len(reference), -1)
+    difference = outputs.astype(np.float64).reshape(len(outputs), -1) - expected
+    error, norm = np.linalg.norm(difference, axis=1), np.linalg.norm(expected, axis=1)
+    relative = np.divide(error, norm, out=np.where(error == 0, 0.0, np.inf), where=norm != 0)
+    agreement = None
+    if outputs.ndim == 2:
+        agreement = float(np.mean(np.argmax(outputs, axis=1) == np.argmax(reference, axis=1)))
+    return Parity(float(relative.max()), agreement)
+
+
+def probe_inputs(spec: TensorSpec) -> np.ndarray:
+    """One whole batch for `spec`, the same every time.
+
+    uint8 and bool are drawn from all their values, other integers from 0 to 15, floats from a standard normal
+    distribution. A batch of more than `_DISTINCT_SAMPLES` repeats them in an order without pattern, so that a sample in
+    the wrong place is noticed, while the reference has only so many to compute.
+    """
+    random, dtype = np.random.default_rng(0), np.dtype(spec.dtype)
+    order = _probe_order(spec.shape[0])
+    shape = (order.max(initial=-1) + 1, *spec.shape[1:])
+    if dtype == np.uint8:
+        samples = random.integers(0, 256, shape, np.uint8)
+    elif jnp.issubdtype(dtype, jnp.floating):
+        samples = random.standard_normal(shape, np.float32).astype(dtype)
+    else:
+        samples = random.integers(0, 2 if dtype == np.bool_ else 16, shape).astype(dtype)
+    return samples[order]
+
+
+def reference_outputs(program: Program, inputs: np.ndarray) -> np.ndarray:
+    """The float32 outputs of the program's reference for `probe_inputs`, each distinct sample computed once."""
+    order = _probe_order(len(inputs))
+    distinct = inputs[np.unique(order, return_index=True)[1]]
+    return np.asarray(program.reference(distinct), np.float32)[order]
+
+
+def _probe_order(batch_size: int) -> np.ndarray:
+    """Which of the distinct samples each place of a batch holds; all of them occur."""
+    distinct = min(batch_size, _DISTINCT_SAMPLES)
+    repeated = np.random.default_rng(1).integers(0, max(distinct, 1), batch_size - distinct)
+    return np.concatenate([np.arange(distinct), repeated])
+
+
+def run_probe(executable: "Executable", inputs: np.ndarray, reference: np.ndarray, tolerance: float) -> Parity:
+    """Launches the executable once on a whole batch, which also warms it up, and compares its outputs.
+
+    Raises:
+      ParityError: if the relative error is above `tolerance`, or isn't a number.
+    """
+    parity = compare(executable(inputs), reference)
+    if not parity.max_relative_error <= tolerance:
+        raise ParityError(
+            f"{executable.name} ({executable.kind}) must agree with the unsharded float32 reference to a relative "
+            f"error of {tolerance:g}, got {parity.max_relative_error:g}",
+            parity,
+        )
+    return parity

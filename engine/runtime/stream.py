@@ -1,0 +1,150 @@
+"""Runs an executable over an iterable of batches with N host threads, and yields the results in input order.
+
+A host thread takes the next item, decodes it, moves it to the devices, launches, waits, fetches the outputs and
+post-processes them. While its launch executes, the other threads prepare, and enqueue, the next ones.
+
+Queues and their life cycle:
+- *items*: the caller's iterable, read by the threads one at a time. Reading ends with the iterable, the first failure,
+  or when the run is stopped.
+- *room*: a semaphore of `2 × threads` permits. Reading an item takes one, the consumer's receiving its result gives it
+  back; so memory is bounded however many items there are, and however slow the consumer is.
+- *futures*: one for each item read, in input order; a thread appends it when it reads the item and completes it with
+  the result or the exception. The consumer waits for the first and yields or raises it. `None` marks the end of the
+  items.
+- *launches in flight*: bounded over the whole process, see `engine.runtime.launch`. A thread has at most one.
+
+The threads start when the first result is asked for. However the run ends (items exhausted, a failure, the generator
+closed, KeyboardInterrupt in the consumer), the threads stop after the batch they are at, or the item they are reading,
+and are joined. A generator that is still open when the interpreter exits is stopped then.
+"""
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from cambrian.engine.runtime.metrics import BatchTimes, Timeline
+from cambrian.sharding import UsageError
+from cambrian.sharding.host import low_cpu_latency
+
+if TYPE_CHECKING:
+    from cambrian.engine.runtime.executable import Executable
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def stream(
+    executable: "Executable",
+    batches: Iterable[Any],
+    *,
+    threads: int,
+    decode: Callable[[Any], np.ndarray] | None = None,
+    postprocess: Callable[[Any, np.ndarray], Any] | None = None,
+    timeline: Timeline | None = None,
+) -> Generator[Any, None, None]:
+    """The result of each item of `batches`, in order.
+
+    Args:
+      batches: the items, one for each batch; at most `2 × threads` are read ahead of the results consumed.
+      threads: number of host threads.
+      decode: turns an item into inputs (N, …) with 0 ≤ N ≤ the executable's batch size, in a host thread; nothing is
+        launched for N = 0. Without it the items are the inputs.
+      postprocess: turns an item and its outputs (N, …) into the result, in a host thread. Without it the outputs are
+        the result.
+      timeline: records the times of every batch.
+
+    Raises:
+      UsageError: if `threads` is less than 1. From the iterator: the first exception, by input order, that `batches`,
+        `decode`, the executable or `postprocess` raised, after the results of all items before it.
+    """
+    if threads < 1:
+        raise UsageError(f"the number of threads must be at least 1, got {threads}")
+
+    def run_batch(item: Any) -> Any:
+        handed_over = time.perf_counter()
+        inputs = item if decode is None else decode(item)
+        decoded = launched = ready = fetched = time.perf_counter()
+        if len(inputs):
+            # Waiting for the transfer costs no throughput, as another thread's launch executes meanwhile; and it
+            # keeps the transfer out of the launch's time.
+            inputs_on_devices = executable.put(inputs).block_until_ready()
+            launched = time.perf_counter()
+            with low_cpu_latency(executable.platform):
+                outputs_on_devices = executable.launch(inputs_on_devices).block_until_ready()
+            ready = time.perf_counter()
+            outputs = np.asarray(outputs_on_devices)[: len(inputs)]
+            fetched = time.perf_counter()
+        else:
+            outputs = np.empty((0, *executable.output_spec.shape[1:]), executable.output_spec.dtype)
+        result = outputs if postprocess is None else postprocess(item, outputs)
+        if timeline is not None:
+            finished = time.perf_counter()
+            timeline.add(BatchTimes(len(inputs), handed_over, decoded, launched, ready, fetched, finished))
+        return result
+
+    return _ordered_map(run_batch, batches, threads)
+
+
+def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Generator[_R, None, None]:
+    iterator = iter(items)
+    room = threading.Semaphore(2 * threads)
+    reading = threading.Lock()
+    reading_ended = threading.Event()
+    futures: queue.SimpleQueue[Future[_R] | None] = queue.SimpleQueue()
+
+    def run_next() -> None:
+        with reading:
+            if reading_ended.is_set():
+                return
+            future: Future[_R] = Future()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                reading_ended.set()
+                futures.put(None)
+                return
+            except BaseException as error:
+                reading_ended.set()
+                future.set_exception(error)
+                futures.put(future)
+                return
+            futures.put(future)
+        try:
+            future.set_result(work(item))
+        except BaseException as error:
+            reading_ended.set()
+            future.set_exception(error)
+
+    def run() -> None:
+        while not reading_ended.is_set():
+            room.acquire()
+            run_next()
+
+    workers: list[threading.Thread] = []
+
+    def stop() -> None:
+        reading_ended.set()
+        room.release(threads)  # wakes the threads that wait for room
+        for worker in workers:
+            worker.join()
+
+    # Daemons, because an abandoned generator must not keep the interpreter from exiting; but a thread inside JAX could
+    # crash the exit, so the finalizer runs then too. It runs only once.
+    stop_once = weakref.finalize(futures, stop)
+    try:
+        for index in range(threads):
+            worker = threading.Thread(target=run, name=f"cambrian-host-{index}", daemon=True)
+            worker.start()
+            workers.append(worker)
+        while (future := futures.get()) is not None:
+            result = future.result()
+            room.release()
+            yield result
+    finally:
+        stop_once()

@@ -1,0 +1,45 @@
+"""Writes a network as a model folder of Hugging Face: what users of PyTorch and transformers load."""
+
+import json
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from cambrian.models.checkpoints.conversion import export_tensors
+from cambrian.models.checkpoints.description import Description
+from cambrian.models.checkpoints.model_folder import CONFIG, PREPROCESSOR_CONFIG, TENSORS, hugging_face_config
+from cambrian.models.checkpoints.preprocessing import hugging_face_preprocessing
+from cambrian.models.checkpoints.weights import Weights
+
+
+def export_hugging_face(weights: Weights, folder: Path) -> None:
+    """Writes model.safetensors, config.json and preprocessor_config.json; `read_weights` reads them back unchanged.
+
+    `transformers.ResNetForImageClassification.from_pretrained(folder)` gives the same logits where the stem is the
+    7×7 one; for the 3×3 stem its first convolution must be replaced and its pooling left out before the tensors are
+    loaded.
+
+    Raises:
+      UsageError: if a variable is missing, left over, or of the wrong shape.
+      OSError: if the folder can't be written to.
+    """
+    tensors = export_tensors(weights.architecture, weights.variables)
+    folder.mkdir(parents=True, exist_ok=True)
+    # transformers refuses files that don't say which framework they are of.
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    labels = weights.description.labels or tuple(
+        f"LABEL_{number}" for number in range(weights.architecture.num_classes)
+    )
+    config = {
+        "architectures": ["ResNetForImageClassification"],
+        **hugging_face_config(weights.architecture),
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    _write_json(folder / CONFIG, config)
+    if weights.description != Description(labels=weights.description.labels):
+        _write_json(folder / PREPROCESSOR_CONFIG, hugging_face_preprocessing(weights.description))
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,125 @@
+"""A case: what the time of one layer on one device depends on. A cost table is a mapping of cases to times."""
+
+import dataclasses
+
+from cambrian.models.lowerings import LOWERINGS, Call, Window
+from cambrian.sharding import Kind, LayerSpec, MeshShape, Partition
+from cambrian.sharding.plan_semantics import halo_rows
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LayerCase:
+    """One layer as a device computes it, and how many do so at once.
+
+    Attributes:
+      kind: the layer's.
+      rows, columns: of its input, with the halo where rows are cut.
+      padding: (rows, columns) on each side.
+      in_channels, out_channels: that the device reads and makes.
+      residual: whether it adds one.
+      samples: computed at a time.
+      dtype: of activations and kernels.
+      devices: of the mesh, or launches at once on a single device. They share the host's cores.
+    """
+
+    kind: str
+    lowering: str
+    kernel: int
+    stride: int
+    rows: int
+    columns: int
+    padding: tuple[int, int]
+    in_channels: int
+    out_channels: int
+    residual: bool
+    samples: int
+    dtype: str
+    devices: int
+
+    @property
+    def window(self) -> Window:
+        rows, columns = self.padding
+        return Window(self.kernel, self.stride, ((rows, rows), (columns, columns)))
+
+    @property
+    def in_shape(self) -> tuple[int, int, int, int]:
+        return self.samples, self.rows, self.columns, self.in_channels
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        rows, columns = (1, 1) if self.kind == Kind.MEAN_POOL else self.window.out_size(self.in_shape)
+        return self.samples, rows, columns, self.out_channels
+
+    def call(self, *, relu: bool = True, summed: bool = False) -> Call:
+        """How a device applies the lowering; `relu` and `summed` as in `Finish`."""
+        return Call(
+            self.in_shape, self.out_channels, self.window, self.dtype, self.out_dtype, self.residual, relu, summed
+        )
+
+    @property
+    def out_dtype(self) -> str:
+        """Of what it makes."""
+        return out_dtype(self.kind, self.dtype)
+
+    @property
+    def has_weights(self) -> bool:
+        return self.kind in (Kind.CONV, Kind.DENSE)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the convolution's definition, on one device, counted as two."""
+        if not self.has_weights:
+            return 0
+        samples, rows, columns, channels = self.out_shape
+        return 2 * samples * rows * columns * channels * self.kernel**2 * self.in_channels
+
+
+def out_dtype(kind: str, dtype: str) -> str:
+    """The type of what a layer makes of activations of `dtype`: the same, but the logits stay float32."""
+    return "float32" if kind == Kind.DENSE else dtype
+
+
+def case_of(
+    layer: LayerSpec, partition: Partition, lowering: str, samples: int, dtype: str, mesh: MeshShape
+) -> LayerCase:
+    """The case of a layer under a partition and lowering, `samples` at a time."""
+    rows, columns, in_channels = layer.in_shape
+    out_channels, pad_rows = layer.out_shape[2], layer.padding
+    match partition:
+        case Partition.ROWS:
+            rows, pad_rows = rows // mesh.model + sum(halo_rows(layer)), 0
+        case Partition.CHANNELS:
+            out_channels //= mesh.model
+            if not layer.has_weights:
+                in_channels = out_channels
+        case Partition.INPUT_CHANNELS:
+            in_channels //= mesh.model
+    return LayerCase(
+        kind=str(layer.kind),
+        lowering=lowering,
+        kernel=layer.kernel,
+        stride=layer.stride,
+        rows=rows,
+        columns=columns,
+        padding=(pad_rows, layer.padding),
+        in_channels=in_channels,
+        out_channels=out_channels,
+        residual=layer.residual is not None,
+        samples=samples,
+        dtype=dtype,
+        devices=mesh.num_devices,
+    )
+
+
+def lowerings_of(layer: LayerSpec, platform: str, dtype: str) -> list[str]:
+    """The names of the lowerings that compute `layer` on this platform with the precision that `dtype` asks for."""
+    if not layer.has_weights:
+        return ["native"]
+    return [
+        name
+        for name, lowering in LOWERINGS.items()
+        if lowering.supports(layer.kernel, layer.stride)
+        and lowering.obstacle(platform) is None
+        and dtype in lowering.dtypes
+        and not (layer.kind == Kind.DENSE and name == "native")  # a convolution where there is no image
+    ]

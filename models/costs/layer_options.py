@@ -1,0 +1,134 @@
+"""What the planner is told of a network's layers: options and their times, by a cost table."""
+
+import dataclasses
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
+from cambrian.models.costs.table import CostTable, Transition
+from cambrian.models.lowerings import LOWERINGS
+from cambrian.sharding import Kind, LayerSpec, Layout, MeshShape, Option, Partition, local_samples
+from cambrian.sharding.plan_semantics import halo_rows
+
+# Micro-batches between these numbers of pixels are considered, beside all samples at once: with fewer a matrix product
+# is too small, with more the activations leave the caches.
+_LEAST_PIXELS, _MOST_PIXELS = 256, 2**16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TableCosts:
+    """Costs on one mesh with one batch size (see `sharding.Costs`), as `table` has or estimates them.
+
+    Attributes:
+      batch_size: global number of samples of a launch.
+      dtype: of activations and kernels.
+      without: names of lowerings left out.
+    """
+
+    table: CostTable
+    mesh: MeshShape
+    batch_size: int
+    dtype: str
+    without: frozenset[str] = frozenset()
+
+    def layer(self, layer: LayerSpec, partition: Partition) -> list[Option]:
+        """The options of a layer: each lowering with each micro-batch."""
+        samples = local_samples(partition, self.mesh, self.batch_size)
+        return [
+            self._option(layer, partition, lowering, micro_batch, samples)
+            for lowering in lowerings_of(layer, self.table.platform, self.dtype)
+            if lowering not in self.without
+            for micro_batch in micro_batches(layer, partition, samples, self.mesh)
+            # XLA:CPU computes its own convolutions many times slower inside a loop.
+            if not (micro_batch and lowering == "native" and layer.kind == Kind.CONV and self.table.platform == "cpu")
+        ]
+
+    def transition_ms(self, shape: tuple[int, int, int], source: Layout, target: Layout) -> float:
+        """Time of a transition of all samples of each group; a slice of a whole tensor is a copy."""
+        if source == target or self.mesh.model == 1:
+            return 0.0
+        values = math.prod(shape) * self.batch_size // self.mesh.data
+        return self._transition(f"{source}>{target}", values)
+
+    def rechunk_ms(self, shape: tuple[int, int, int], layout: Layout) -> float:
+        """Time of a loop that does nothing else, over all samples."""
+        samples = self.batch_size // self.mesh.data
+        values = math.prod(shape) * samples // (1 if layout == Layout.WHOLE else self.mesh.model)
+        return self._transition("loop", values)
+
+    def case(self, layer: LayerSpec, partition: Partition, lowering: str, samples: int) -> LayerCase:
+        """The case of a layer on this mesh, `samples` at a time."""
+        return case_of(layer, partition, lowering, samples, self.dtype, self.mesh)
+
+    def _option(self, layer: LayerSpec, partition: Partition, lowering: str, micro_batch: int, samples: int) -> Option:
+        at_once = micro_batch or samples
+        case = self.case(layer, partition, lowering, at_once)
+        chunks = samples // at_once
+        milliseconds = chunks * self.table.case_ms(case)
+        if self.mesh.model > 1:
+            milliseconds += chunks * self._within_ms(layer, partition, at_once)
+        return Option(
+            lowering=lowering,
+            micro_batch=micro_batch,
+            milliseconds=milliseconds,
+            weight_bytes=self._weight_bytes(case),
+            working_bytes=self._working_bytes(case, samples),
+        )
+
+    def _within_ms(self, layer: LayerSpec, partition: Partition, samples: int) -> float:
+        """Time of the collectives that a partition holds itself."""
+        _, columns, channels = layer.in_shape
+        if partition == Partition.INPUT_CHANNELS:
+            return self._transition("sum", samples * math.prod(layer.out_shape))
+        if partition == Partition.ROWS and layer.kind == Kind.MEAN_POOL:
+            return self._transition("sum", samples * channels)
+        if partition == Partition.ROWS and (halo := sum(halo_rows(layer))):
+            return self._transition("halo", samples * halo * columns * channels)
+        return 0.0
+
+    def _transition(self, operation: str, values: int) -> float:
+        return self.table.transition_ms(Transition(operation, str(self.mesh), values, self.dtype))
+
+    def _weight_bytes(self, case: LayerCase) -> int:
+        if not case.has_weights:
+            return 0
+        size = jnp.dtype(self.dtype).itemsize
+        kernel = case.kernel**2 * case.in_channels * case.out_channels
+        return round(kernel * _growth(case.lowering, case.kernel)) * size + 4 * case.out_channels
+
+    def _working_bytes(self, case: LayerCase, samples: int) -> int:
+        """Input, output and residual of all local samples, and the float32 products of those computed at a time."""
+        size = jnp.dtype(self.dtype).itemsize
+        chunks = samples // case.samples
+        made = math.prod(case.out_shape)
+        held = math.prod(case.in_shape) + made * (2 if case.residual else 1)
+        patches = math.prod(case.in_shape) * (case.kernel**2 if case.kernel > 1 else 0)
+        return held * chunks * size + 4 * made + 4 * patches
+
+
+def micro_batches(layer: LayerSpec, partition: Partition, samples: int, mesh: MeshShape) -> list[int]:
+    """The micro-batches considered for a layer: powers of four that divide `samples`, and 0 for all at once.
+
+    A device's part of the channels is computed at once: it communicates for each chunk, and its matrix products are
+    small enough.
+    """
+    if mesh.model > 1 and partition not in (Partition.SAMPLES, Partition.ROWS):
+        return [0]
+    rows, columns, _ = layer.in_shape
+    pixels = rows * columns // (mesh.model if partition == Partition.ROWS else 1)
+    powers = (4**power for power in range(samples.bit_length()))
+    return [0] + [
+        size
+        for size in powers
+        if size < samples and samples % size == 0 and _LEAST_PIXELS <= size * pixels <= _MOST_PIXELS
+    ]
+
+
+@functools.cache
+def _growth(lowering: str, kernel: int) -> float:
+    """How much larger a kernel is after its transform."""
+    arrays = LOWERINGS[lowering].transform(np.zeros((kernel, kernel, 1, 1), np.float32))
+    return sum(array.size for array in arrays) / kernel**2

@@ -1,0 +1,134 @@
+"""Fills a cost table with what the planner asks for: the tuning of one network on one mesh."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from cambrian.models.costs.files import line_of
+from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
+from cambrian.models.costs.layer_options import micro_batches
+from cambrian.models.costs.machine import machine_of
+from cambrian.models.costs.measure import measure_cases, measure_transition
+from cambrian.models.costs.table import CostTable, Transition
+from cambrian.sharding import Layout, MeshShape, Network, Partition, local_samples, mesh_shape, refusal
+from cambrian.sharding.host import planned_as
+
+# A lowering that takes more than this multiple of the fastest one's time, on few and on a middling number of samples,
+# isn't tried on others.
+_HOPELESS = 1.6
+_TRANSITION_VALUES = (2**15, 2**18, 2**21)
+_LOOP_VALUES = (2**15, 2**24)  # beyond the caches, where the layers around a loop leave its tensors
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """The cases of one layer under one partition: lowerings × numbers of samples."""
+
+    samples: tuple[int, ...]
+    lowerings: tuple[str, ...]
+    case: Callable[[str, int], LayerCase]
+
+
+def tune(
+    table: CostTable,
+    path: Path,
+    network: Network,
+    mesh: Mesh,
+    batch_size: int,
+    dtype: str,
+    *,
+    launches_at_once: int = 1,
+    progress: Callable[[list], Iterable] = iter,
+) -> None:
+    """Measures what `table` lacks for planning `network` on `mesh`, and writes each measurement to `path` at once.
+
+    Args:
+      table: what `path` holds already; gets the measurements, too.
+      batch_size: global number of samples of a launch.
+      launches_at_once: that compute side by side, by as many host threads.
+      progress: wraps the list of parts, such as a progress bar.
+
+    Raises:
+      OSError: if the file can't be written.
+    """
+    platform = mesh.devices.flat[0].platform
+    shape, batch_size = planned_as(mesh_shape(mesh), batch_size, launches_at_once)
+    parts: list[Group | Transition] = [
+        *_groups(network, shape, batch_size, dtype, platform),
+        *_transitions(shape, dtype),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.truncate(_end_of_last_line(path))
+
+        def write(line: str) -> None:
+            file.write(line + "\n")
+            file.flush()
+
+        if file.tell() == 0:
+            table.machine = machine_of(platform) | {"platform": platform}
+            write(json.dumps({"machine": table.machine}))
+
+        def keep(measured: LayerCase | Transition, milliseconds: float) -> None:
+            table.add(measured, milliseconds)
+            write(line_of(measured, milliseconds))
+
+        def measure(cases: Sequence[LayerCase]) -> None:
+            lacking = [case for case in cases if case not in table.cases]
+            for case, milliseconds in zip(lacking, measure_cases(lacking, mesh, launches_at_once), strict=True):
+                keep(case, milliseconds)
+
+        for part in progress(parts):
+            if isinstance(part, Group):
+                _measure_group(part, table, measure)
+            elif part not in table.transitions:
+                keep(part, measure_transition(part, mesh, launches_at_once))
+
+
+def _end_of_last_line(path: Path) -> int:
+    """The size of a file without a last line that was cut short."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def _measure_group(group: Group, table: CostTable, measure: Callable[[Sequence[LayerCase]], None]) -> None:
+    smallest, middle = group.samples[0], group.samples[len(group.samples) // 2]
+    promising = set()
+    for samples in (smallest, middle):
+        cases = [group.case(lowering, samples) for lowering in group.lowerings]
+        measure(cases)
+        limit = _HOPELESS * min(table.cases[case] for case in cases)
+        promising |= {case.lowering for case in cases if table.cases[case] <= limit}
+    for samples in group.samples:
+        measure([group.case(lowering, samples) for lowering in sorted(promising)])
+
+
+def _groups(network: Network, mesh: MeshShape, batch_size: int, dtype: str, platform: str) -> list[Group]:
+    groups: dict[LayerCase, Group] = {}
+    partitions = Partition if mesh.model > 1 else (Partition.WHOLE,)
+    for layer in network:
+        for partition in partitions:
+            if refusal(layer, partition, mesh, batch_size) is not None:
+                continue
+            samples = local_samples(partition, mesh, batch_size)
+            counts = {size or samples for size in micro_batches(layer, partition, samples, mesh)}
+            lowerings = tuple(lowerings_of(layer, platform, dtype))
+
+            def case(lowering: str, samples: int, layer=layer, partition=partition) -> LayerCase:
+                return case_of(layer, partition, lowering, samples, dtype, mesh)
+
+            geometry = dataclasses.replace(case(lowerings[0], samples), samples=0)
+            if geometry in groups:
+                counts |= set(groups[geometry].samples)
+            groups[geometry] = Group(tuple(sorted(counts)), lowerings, case)
+    return list(groups.values())
+
+
+def _transitions(mesh: MeshShape, dtype: str) -> list[Transition]:
+    changes = [f"{one}>{two}" for one in Layout for two in Layout if one != two]
+    operations = [*changes, "halo", "sum"] if mesh.model > 1 else []
+    wanted = [("loop", values) for values in _LOOP_VALUES]
+    wanted += [(operation, values) for operation in operations for values in _TRANSITION_VALUES]
+    return [Transition(operation, str(mesh), values, dtype) for operation, values in wanted]

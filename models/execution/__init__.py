@@ -1,0 +1,1 @@
+"""From a network, its weights and a plan to a program."""

@@ -1,0 +1,152 @@
+"""A network computed as its plan says, by explicit SPMD: the function that runs on every device under `shard_map`."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from cambrian.models.costs.layer_case import out_dtype
+from cambrian.models.lowerings import LOWERINGS, Finish, Window
+from cambrian.models.lowerings.lowering import Padding
+from cambrian.models.lowerings.pooling import max_pool, mean_pool
+from cambrian.sharding import (
+    Kind,
+    LayerPlan,
+    LayerSpec,
+    Layout,
+    Network,
+    Partition,
+    Plan,
+    halo_exchange,
+    layouts,
+    transition,
+)
+from cambrian.sharding.plan_semantics import halo_rows, loops, reads, transition_source
+
+LayerParams = Mapping[str, Sequence[jax.Array]]  # layer name → its kernel's arrays, then its bias
+_Values = dict[tuple[str | None, Layout], jax.Array]  # the images' name is None; a tensor's first layout: made in
+
+
+def apply_planned(
+    network: Network, plan: Plan, params: LayerParams, images: jax.Array, images_layout: Layout, isolate: bool
+) -> jax.Array:
+    """The outputs of `network` on one device, with the collectives of `plan` over the model axis.
+
+    Args:
+      params: local, as `place_params` cuts them.
+      images: local (N, H, W, C), normalised; their dtype is the one activations have.
+      images_layout: how the images lie on the model axis.
+      isolate: whether each layer is compiled on its own, unless it is so anyway. XLA:CPU otherwise computes a residual
+        stream anew in each of its readers, all the way back to the stage's start.
+
+    Returns:
+      The last layer's output (N, H', W', C') in float32, in the layout its partition leaves.
+    """
+    tensors = _Tensors({(None, images_layout): images})
+    for number, part in enumerate(parts := loops(network, plan)):
+        later = {name for other in parts[number + 1 :] for layer in other for name in (layer.input, layer.residual)}
+        _run_part(part, plan, params, tensors, later | {network[-1].name}, images.dtype, isolate)
+    last = network[-1]
+    return tensors.read(last.name, layouts(last, plan[last.name].partition)[1])
+
+
+class _Tensors:
+    """The activations made so far, each in every layout that it was read in."""
+
+    def __init__(self, values: _Values):
+        self.values = dict(values)
+
+    def read(self, name: str | None, layout: Layout) -> jax.Array:
+        if (name, layout) not in self.values:
+            source = transition_source([found for other, found in self.values if other == name])
+            self.values[name, layout] = transition(self.values[name, source], source, layout)
+        return self.values[name, layout]
+
+
+def _run_part(
+    part: Sequence[LayerSpec],
+    plan: Plan,
+    params: LayerParams,
+    tensors: _Tensors,
+    later: set[str | None],
+    dtype: jnp.dtype,
+    isolate: bool,
+) -> None:
+    """Computes the layers of one loop and adds to `tensors` those of their outputs that are read `later`."""
+    inside = {layer.name for layer in part}
+    outside: _Values = {}
+    for layer in part:
+        for name, layout in reads(layer, plan[layer.name].partition):
+            if name not in inside:
+                outside[name, layout] = tensors.read(name, layout)
+
+    def compute(values: _Values) -> _Values:
+        local = _Tensors(values)
+        for layer in part:
+            layer_plan = plan[layer.name]
+            operands = [local.read(name, layout) for name, layout in reads(layer, layer_plan.partition)]
+            run = layer_function(layer, layer_plan, dtype)
+            run = isolated(run) if isolate and not LOWERINGS[layer_plan.lowering].opaque else run
+            made = layouts(layer, layer_plan.partition)[1]
+            local.values[layer.name, made] = run(params.get(layer.name, ()), *operands)
+        return {key: value for key, value in local.values.items() if key[0] in inside & later}
+
+    samples = next(iter(outside.values())).shape[0]
+    micro_batch = plan[part[0].name].micro_batch or samples
+    chunks = max(1, samples // micro_batch)
+    made = compute(outside) if chunks == 1 else _in_chunks(compute, outside, chunks)
+    tensors.values |= made
+
+
+def _in_chunks(compute: Callable[[_Values], _Values], values: _Values, chunks: int) -> _Values:
+    def cut(value: jax.Array) -> jax.Array:
+        return value.reshape(chunks, -1, *value.shape[1:])
+
+    names: list[tuple[str | None, Layout]] = []
+
+    def body(cut_values: list[jax.Array]) -> list[jax.Array]:
+        made = compute(dict(zip(values, cut_values, strict=True)))
+        names[:] = made
+        return list(made.values())
+
+    stacked = lax.map(body, [cut(value) for value in values.values()])
+    return {name: array.reshape(-1, *array.shape[2:]) for name, array in zip(names, stacked, strict=True)}
+
+
+def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    jitted = jax.jit(function)
+
+    def call(*operands) -> jax.Array:
+        with set_xla_metadata(inlineable="false"):
+            return jitted(*operands)
+
+    return call
+
+
+def layer_function(layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype) -> Callable[..., jax.Array]:
+    """(params, input, residual if there is one) → output, of one layer on one device."""
+
+    def compute(params: Sequence[jax.Array], x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
+        if layer.kind == Kind.MEAN_POOL:
+            return mean_pool(x, layer.in_shape[:2], plan.partition == Partition.ROWS).astype(dtype)
+        if layer.kind == Kind.MAX_POOL:
+            x, padding = _pad_window(layer, plan.partition, x, fill=-jnp.inf)
+            return max_pool(x, Window(layer.kernel, layer.stride, padding))
+        *kernel, bias = params
+        summed = plan.partition == Partition.INPUT_CHANNELS
+        x, padding = _pad_window(layer, plan.partition, x, fill=0.0)
+        window = Window(layer.kernel, layer.stride, padding)
+        finish = Finish(bias, residual, layer.relu, out_dtype(layer.kind, str(dtype)), summed)
+        return LOWERINGS[plan.lowering].apply(x, kernel, window, finish)
+
+    return compute
+
+
+def _pad_window(layer: LayerSpec, partition: Partition, x: jax.Array, fill: float) -> tuple[jax.Array, Padding]:
+    sides = (layer.padding, layer.padding)
+    if partition != Partition.ROWS:
+        return x, (sides, sides)
+    above, below = halo_rows(layer)
+    return halo_exchange(x, above, below, fill), ((0, 0), sides)

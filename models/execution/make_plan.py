@@ -1,0 +1,78 @@
+"""The plan of a network on this platform: the planner's choice by the cost table in force."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from cambrian.models.costs.files import current_cost_table
+from cambrian.models.costs.layer_options import TableCosts
+from cambrian.models.costs.table import CostTable
+from cambrian.models.lowerings import LOWERINGS
+from cambrian.sharding import MeshShape, Network, Plan, UsageError, choose_plan, total_ms
+
+# An executable with custom calls can't be serialized and is compiled at each start: its plan must be faster by this
+# factor to be chosen, and does without lowerings that would make a start slow.
+_WORTH_COMPILING = 1.1
+_CUSTOM_CALLS = frozenset(name for name, lowering in LOWERINGS.items() if lowering.custom_call)
+_SLOW_TO_COMPILE = frozenset(name for name, lowering in LOWERINGS.items() if lowering.slow_to_compile)
+
+
+def make_plan(
+    network: Network,
+    mesh: MeshShape,
+    batch_size: int,
+    platform: str,
+    precision: str = "float32",
+    partition: str = "auto",
+    *,
+    memory_limit_bytes: int | None = None,
+    table: CostTable | None = None,
+) -> Plan:
+    """Chooses partition, lowering and micro-batch of every layer.
+
+    Args:
+      batch_size: global number of samples of a launch.
+      platform: cpu, gpu or tpu.
+      precision: float32 or bfloat16.
+      partition: as `sharding.choose_plan` takes it.
+      memory_limit_bytes: of a device.
+      table: of costs; None for the one in force on this machine.
+
+    Raises:
+      UsageError: as `sharding.choose_plan`, or if the cost table can't be read.
+    """
+    table = table or current_cost_table(platform)
+
+    def best(without: frozenset[str]) -> Plan:
+        return choose_plan(
+            network,
+            mesh,
+            batch_size,
+            TableCosts(table, mesh, batch_size, precision, without),
+            partition=partition,
+            memory_limit_bytes=memory_limit_bytes,
+            element_bytes=jnp.dtype(precision).itemsize,
+        )
+
+    plan = best(without=_CUSTOM_CALLS)
+    if not any(case.lowering in _CUSTOM_CALLS for case in table.cases):
+        return plan
+    compiled = best(without=_SLOW_TO_COMPILE)
+    gain = total_ms(plan.costs) / total_ms(compiled.costs)
+    if gain < _WORTH_COMPILING:
+        return plan
+    note = f"layers are computed by oneDNN, predicted {gain:.2f} times as fast as without"
+    return dataclasses.replace(compiled, notes=(*compiled.notes, note))
+
+
+def check_lowerings(network: Network, plan: Plan) -> None:
+    """Raises UsageError naming the layer if a lowering of `plan` is unknown or doesn't compute its layer."""
+    for layer in network:
+        lowering = plan[layer.name].lowering
+        if lowering not in LOWERINGS:
+            raise UsageError(f"lowering of {layer.name} must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
+        if layer.has_weights and not LOWERINGS[lowering].supports(layer.kernel, layer.stride):
+            raise UsageError(
+                f"lowering {lowering} of {layer.name} doesn't compute a {layer.kernel}×{layer.kernel} convolution "
+                f"with stride {layer.stride}"
+            )

@@ -1,0 +1,84 @@
+"""Parameters as a plan wants them: each kernel cut for its partition, then transformed for its lowering."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from cambrian.models.costs.layer_case import case_of
+from cambrian.models.lowerings import LOWERINGS, Call
+from cambrian.sharding import MODEL_AXIS, Kind, MeshShape, Network, Partition, Plan, TensorSpec, local_samples
+
+_T = TypeVar("_T")
+
+# The dimension of a kernel and of a bias that each partition cuts; the rest are held whole by every device.
+_KERNEL_CUT = {Partition.CHANNELS: -1, Partition.INPUT_CHANNELS: -2}
+_BIAS_CUT = {Partition.CHANNELS: -1}
+
+
+def place_params(
+    network: Network, plan: Plan, folded: Mapping[str, np.ndarray], mesh: MeshShape, batch_size: int, dtype: str
+) -> tuple[list[np.ndarray], tuple[TensorSpec, ...]]:
+    """Cuts and transforms the weights of `network`.
+
+    A cut tensor gets a leading dimension of the model axis' size, sharded over it: the shards lie one after the other
+    in memory, so that the devices of a group can share them without a copy.
+
+    Args:
+      folded: `LAYER.kernel` (kh, kw, C_in, C_out) or (C_in, C_out) and `LAYER.bias` (C_out,), float32.
+      batch_size: global number of samples of a launch.
+      dtype: of the kernels. Biases stay float32, the type they are added in, unless a library adds them itself.
+
+    Returns:
+      The arrays and their specs, in the network's order: of each layer `LAYER.kernel`, or `LAYER.kernel.0`, `.1`, …
+      where its lowering keeps several, then `LAYER.bias`.
+    """
+    arrays, specs = [], []
+
+    def add(name: str, shards: Sequence[np.ndarray]) -> None:
+        array = np.stack(shards) if len(shards) > 1 else np.ascontiguousarray(shards[0])
+        arrays.append(array)
+        specs.append(TensorSpec(name, array.shape, str(array.dtype), P(MODEL_AXIS) if len(shards) > 1 else P()))
+
+    for layer in network:
+        if not layer.has_weights:
+            continue
+        layer_plan = plan[layer.name]
+        partition = layer_plan.partition
+        samples = layer_plan.micro_batch or local_samples(partition, mesh, batch_size)
+        case = case_of(layer, partition, layer_plan.lowering, samples, dtype, mesh)
+        call = case.call(relu=layer.relu, summed=partition == Partition.INPUT_CHANNELS)
+        kernel = folded[f"{layer.name}.kernel"]
+        kernel = kernel[None, None] if layer.kind == Kind.DENSE else kernel
+        kernel_shards = _cut(kernel, _KERNEL_CUT.get(partition), mesh.model)
+        of_shards = [local_kernels(shard, layer_plan.lowering, dtype, call) for shard in kernel_shards]
+        kernels = list(zip(*of_shards, strict=True))
+        for number, shards in enumerate(kernels):
+            add(f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else ""), shards)
+        bias = folded[f"{layer.name}.bias"]
+        if LOWERINGS[layer_plan.lowering].opaque and not call.summed:
+            bias = bias.astype(case.out_dtype)
+        add(f"{layer.name}.bias", _cut(bias, _BIAS_CUT.get(partition), mesh.model))
+    return arrays, tuple(specs)
+
+
+def local_kernels(kernel: np.ndarray, lowering: str, dtype: str, call: Call) -> list[np.ndarray]:
+    """The arrays that a device keeps of its part (kh, kw, C_in, C_out) of a convolution's kernel."""
+    how = LOWERINGS[lowering]
+    arrays = [array.astype(dtype) for array in how.transform(kernel)]
+    return arrays if how.pack is None else [how.pack(array, call) for array in arrays]
+
+
+def _cut(array: np.ndarray, axis: int | None, parts: int) -> list[np.ndarray]:
+    return [array] if axis is None else np.split(array, parts, axis=axis)
+
+
+def params_by_layer(names: Sequence[str], params: Sequence[_T]) -> dict[str, list[_T]]:
+    """Groups parameters in the order of `place_params` by layer: kernels, then bias."""
+    grouped: dict[str, list[_T]] = {}
+    for name, param in zip(names, params, strict=True):
+        layer = re.sub(r"\.(kernel(\.\d+)?|bias)$", "", name)
+        grouped.setdefault(layer, []).append(param)
+    return grouped

@@ -1,0 +1,179 @@
+"""What a ResNet is made of, without any framework: its blocks, and the layers that the plan cuts."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from cambrian.sharding import Kind, LayerSpec, Network, UsageError
+
+# Blocks of each stage and whether they are bottlenecks, by depth (He et al., arXiv:1512.03385, table 1).
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+STEM_KERNELS = {"imagenet": 7, "cifar": 3}
+IMAGE_CHANNELS = 3
+BATCH_NORM_EPSILON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Architecture:
+    """A ResNet v1.5: the stride of a bottleneck sits on its 3×3 convolution.
+
+    Attributes:
+      stem: `imagenet` (7×7, stride 2, then 3×3 max pooling, stride 2) or `cifar` (3×3, stride 1).
+      blocks: number of residual blocks of each stage; every stage but the first halves the image.
+      bottleneck: whether blocks are 1×1, 3×3, 1×1 convolutions that widen fourfold, or two 3×3.
+      num_classes: number of logits.
+      width: channels of the stem; the inner width of a block doubles with each stage.
+
+    Raises:
+      UsageError: if the stem is unknown or a number is smaller than 1.
+    """
+
+    stem: str
+    blocks: tuple[int, ...]
+    bottleneck: bool
+    num_classes: int
+    width: int = 64
+
+    def __post_init__(self):
+        if self.stem not in STEM_KERNELS:
+            raise UsageError(f"the stem must be one of {', '.join(STEM_KERNELS)}, got {self.stem!r}")
+        if not self.blocks or min(self.blocks) < 1:
+            raise UsageError(f"a ResNet needs at least one stage and one block in each, got blocks {self.blocks}")
+        if self.num_classes < 1 or self.width < 1:
+            raise UsageError(
+                f"a ResNet needs at least 1 class and 1 channel, got {self.num_classes} classes and width {self.width}"
+            )
+
+    @classmethod
+    def resnet(cls, depth: int, stem: str, num_classes: int) -> "Architecture":
+        """The ResNet of the paper with `depth` layers.
+
+        Raises:
+          UsageError: if the depth is not 18, 34, 50, 101 or 152.
+        """
+        if depth not in DEPTHS:
+            raise UsageError(f"the depth of a ResNet must be one of {', '.join(map(str, DEPTHS))}, got {depth}")
+        blocks, bottleneck = DEPTHS[depth]
+        return cls(stem, blocks, bottleneck, num_classes)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers with weights, shortcuts not counted."""
+        return 2 + sum(self.blocks) * (3 if self.bottleneck else 2)
+
+    @property
+    def name(self) -> str:
+        """The field's name, such as `resnet101`."""
+        return f"resnet{self.depth}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResidualBlock:
+    """One residual block, named as torchvision does: block `index` of `stage`, which counts from 1."""
+
+    stage: int
+    index: int
+    bottleneck: bool
+    in_channels: int
+    inner_channels: int
+    out_channels: int
+    stride: int
+
+    @property
+    def name(self) -> str:
+        return f"layer{self.stage}.{self.index}"
+
+    @property
+    def has_downsample(self) -> bool:
+        """Whether the skip connection needs a convolution to fit the block's output."""
+        return self.stride != 1 or self.in_channels != self.out_channels
+
+    @property
+    def convolutions(self) -> tuple[tuple[int, int, int], ...]:
+        """(output channels, kernel, stride) of each convolution but the downsampling one."""
+        inner = self.inner_channels
+        if self.bottleneck:
+            return (inner, 1, 1), (inner, 3, self.stride), (self.out_channels, 1, 1)
+        return (inner, 3, self.stride), (self.out_channels, 3, 1)
+
+
+def residual_blocks(architecture: Architecture) -> Iterator[ResidualBlock]:
+    """The residual blocks in the order of computation."""
+    channels = architecture.width
+    for stage, count in enumerate(architecture.blocks, start=1):
+        inner = architecture.width * 2 ** (stage - 1)
+        out_channels = 4 * inner if architecture.bottleneck else inner
+        for index in range(count):
+            stride = 2 if stage > 1 and index == 0 else 1
+            yield ResidualBlock(stage, index, architecture.bottleneck, channels, inner, out_channels, stride)
+            channels = out_channels
+
+
+def network(architecture: Architecture, image_size: int) -> Network:
+    """The layers of an inference, batch norms folded into the convolutions, in the order of computation.
+
+    They are named as torchvision does: `conv1`, `maxpool`, `layer1.0.conv1`, `layer1.0.downsample`, …, `avgpool`, `fc`.
+    A block's last convolution adds the skip connection, so a downsampling convolution stands right before it. Shapes
+    follow PyTorch: padding (kernel - 1) / 2 on every side, sizes rounded down.
+
+    Args:
+      image_size: height and width of the images, in pixels.
+
+    Raises:
+      UsageError: if the image size is smaller than 1.
+    """
+    if image_size < 1:
+        raise UsageError(f"the image size must be at least 1 pixel, got {image_size}")
+    kernel, imagenet = STEM_KERNELS[architecture.stem], architecture.stem == "imagenet"
+    image = (image_size, image_size, IMAGE_CHANNELS)
+    layers = [_window(Kind.CONV, "conv1", None, image, architecture.width, kernel, 2 if imagenet else 1, relu=True)]
+    if imagenet:
+        stem = layers[-1]
+        layers.append(_window(Kind.MAX_POOL, "maxpool", stem.name, stem.out_shape, architecture.width, 3, 2))
+    for block in residual_blocks(architecture):
+        layers += _block_layers(block, layers[-1])
+    features = layers[-1]
+    pooled = (1, 1, features.out_shape[2])
+    logits = (1, 1, architecture.num_classes)
+    return (
+        *layers,
+        LayerSpec("avgpool", Kind.MEAN_POOL, features.name, features.out_shape, pooled),
+        LayerSpec("fc", Kind.DENSE, "avgpool", pooled, logits),
+    )
+
+
+def _block_layers(block: ResidualBlock, source: LayerSpec) -> list[LayerSpec]:
+    *inner, (channels, kernel, stride) = block.convolutions
+    layers, x = [], source
+    for number, convolution in enumerate(inner, start=1):
+        x = _window(Kind.CONV, f"{block.name}.conv{number}", x.name, x.out_shape, *convolution, relu=True)
+        layers.append(x)
+    skip = source
+    if block.has_downsample:
+        skip = _window(Kind.CONV, f"{block.name}.downsample", source.name, source.out_shape, channels, 1, block.stride)
+        layers.append(skip)
+    name = f"{block.name}.conv{len(inner) + 1}"
+    last = _window(Kind.CONV, name, x.name, x.out_shape, channels, kernel, stride, relu=True, residual=skip.name)
+    return [*layers, last]
+
+
+def _window(
+    kind: Kind,
+    name: str,
+    source: str | None,
+    in_shape: tuple[int, int, int],
+    channels: int,
+    kernel: int,
+    stride: int,
+    relu: bool = False,
+    residual: str | None = None,
+) -> LayerSpec:
+    padding = (kernel - 1) // 2
+    rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in in_shape[:2])
+    out_shape = (rows, columns, channels)
+    return LayerSpec(name, kind, source, in_shape, out_shape, kernel, stride, padding, residual, relu)

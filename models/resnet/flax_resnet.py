@@ -1,0 +1,195 @@
+"""ResNet in Flax NNX, its attributes named as torchvision does: for training, and as the reference of inference."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from cambrian.models.resnet.architecture import (
+    BATCH_NORM_EPSILON,
+    IMAGE_CHANNELS,
+    STEM_KERNELS,
+    Architecture,
+    ResidualBlock,
+    residual_blocks,
+)
+from cambrian.models.resnet.variables import Variables, check_variables
+
+# The last scale of a block: training starts from identities (Goyal et al., arXiv:1706.02677, section 5.1).
+_LAST_SCALE = nnx.initializers.zeros
+
+
+class ResNet(nnx.Module):
+    """A ResNet v1.5 (He et al., arXiv:1512.03385, with the stride on the 3×3 convolution).
+
+    Batch norms use and track the statistics of the batch until `model.eval()` is called. Variables, batch norms and the
+    head are float32; convolutions are computed, and activations kept, in `dtype`.
+    """
+
+    def __init__(self, architecture: Architecture, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        self.architecture = architecture
+        self.dtype = dtype
+        stride = 2 if architecture.stem == "imagenet" else 1
+        self.conv1 = _conv(IMAGE_CHANNELS, architecture.width, STEM_KERNELS[architecture.stem], stride, dtype, rngs)
+        self.bn1 = BatchNorm(architecture.width, rngs)
+        make_block = Bottleneck if architecture.bottleneck else BasicBlock
+        blocks = list(residual_blocks(architecture))
+        for stage in range(1, len(architecture.blocks) + 1):
+            members = [make_block(block, dtype, rngs) for block in blocks if block.stage == stage]
+            setattr(self, f"layer{stage}", nnx.List(members))
+        self.fc = nnx.Linear(
+            blocks[-1].out_channels, architecture.num_classes, precision=lax.Precision.HIGHEST, rngs=rngs
+        )
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Normalised images (N, H, W, 3) → logits (N, num_classes) float32."""
+        x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype))))
+        if self.architecture.stem == "imagenet":
+            # Pads with -inf. Flax annotates the padding as a string only.
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+        for stage in range(1, len(self.architecture.blocks) + 1):
+            for block in getattr(self, f"layer{stage}"):
+                x = block(x)
+        return self.fc(x.mean((1, 2), dtype=jnp.float32))
+
+
+class BasicBlock(nnx.Module):
+    """Two 3×3 convolutions and the skip connection."""
+
+    def __init__(self, block: ResidualBlock, dtype: DTypeLike, rngs: nnx.Rngs):
+        inner = block.inner_channels
+        self.conv1 = _conv(block.in_channels, inner, 3, block.stride, dtype, rngs)
+        self.bn1 = BatchNorm(inner, rngs)
+        self.conv2 = _conv(inner, block.out_channels, 3, 1, dtype, rngs)
+        self.bn2 = BatchNorm(block.out_channels, rngs, _LAST_SCALE)
+        self.downsample = Downsample(block, dtype, rngs) if block.has_downsample else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        skip = x if self.downsample is None else self.downsample(x)
+        x = nnx.relu(self.bn1(self.conv1(x)))
+        return nnx.relu(self.bn2(self.conv2(x)) + skip)
+
+
+class Bottleneck(nnx.Module):
+    """A 1×1 convolution that narrows, a 3×3, a 1×1 that widens fourfold, and the skip connection."""
+
+    def __init__(self, block: ResidualBlock, dtype: DTypeLike, rngs: nnx.Rngs):
+        inner = block.inner_channels
+        self.conv1 = _conv(block.in_channels, inner, 1, 1, dtype, rngs)
+        self.bn1 = BatchNorm(inner, rngs)
+        self.conv2 = _conv(inner, inner, 3, block.stride, dtype, rngs)
+        self.bn2 = BatchNorm(inner, rngs)
+        self.conv3 = _conv(inner, block.out_channels, 1, 1, dtype, rngs)
+        self.bn3 = BatchNorm(block.out_channels, rngs, _LAST_SCALE)
+        self.downsample = Downsample(block, dtype, rngs) if block.has_downsample else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        skip = x if self.downsample is None else self.downsample(x)
+        x = nnx.relu(self.bn1(self.conv1(x)))
+        x = nnx.relu(self.bn2(self.conv2(x)))
+        return nnx.relu(self.bn3(self.conv3(x)) + skip)
+
+
+class Downsample(nnx.Module):
+    """The 1×1 convolution that fits a skip connection to its block's output."""
+
+    def __init__(self, block: ResidualBlock, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.conv = _conv(block.in_channels, block.out_channels, 1, block.stride, dtype, rngs)
+        self.bn = BatchNorm(block.out_channels, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.bn(self.conv(x))
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Normalises in float32 and keeps the dtype of its input; flax's own would round the statistics to that dtype."""
+
+    def __init__(self, channels: int, rngs: nnx.Rngs, scale_init: nnx.Initializer = nnx.initializers.ones):
+        super().__init__(
+            channels, momentum=0.9, epsilon=BATCH_NORM_EPSILON, dtype=jnp.float32, scale_init=scale_init, rngs=rngs
+        )
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        return super().__call__(x, use_running_average, mask=mask).astype(x.dtype)
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
+    padding = (kernel - 1) // 2  # on every side, as PyTorch; SAME would shift strided windows
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (kernel, kernel),
+        strides=stride,
+        padding=((padding, padding), (padding, padding)),
+        use_bias=False,
+        dtype=dtype,
+        precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,  # float32 proper, no TF32
+        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        rngs=rngs,
+    )
+
+
+def load_resnet(architecture: Architecture, variables: Variables, dtype: DTypeLike = jnp.float32) -> ResNet:
+    """A ResNet with these variables, built without drawing random ones.
+
+    Raises:
+      UsageError: naming the variable, if one is missing, left over, or of the wrong shape.
+    """
+    model = abstract_resnet(architecture, dtype)
+    load_variables(model, variables)
+    return model
+
+
+def abstract_resnet(architecture: Architecture, dtype: DTypeLike = jnp.float32) -> ResNet:
+    """A ResNet whose variables have shapes and no values."""
+    return nnx.eval_shape(lambda: ResNet(architecture, rngs=_OneKey(), dtype=dtype))
+
+
+class _OneKey(nnx.Rngs):
+    """The same key for every variable of an abstract model; counting keys under a trace takes seconds."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def load_variables(model: ResNet, variables: Variables) -> None:
+    """Replaces all variables of `model` (see `models.resnet.variables`) by copies of `variables`.
+
+    Raises:
+      UsageError: naming the variable, if one is missing, left over, or of the wrong shape.
+    """
+    check_variables(model.architecture, variables)
+    for name, variable in _variables_by_name(model).items():
+        variable.set_value(jnp.array(variables[name], variable.get_value().dtype))
+
+
+def variables_of(model: ResNet) -> dict[str, np.ndarray]:
+    """All variables of `model` (see `models.resnet.variables`), copied to the host as float32."""
+    return {name: np.array(variable.get_value(), np.float32) for name, variable in _variables_by_name(model).items()}
+
+
+def _variables_by_name(model: ResNet) -> dict[str, nnx.Variable]:
+    return {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
+
+
+def inference_function(architecture: Architecture, variables: Variables) -> Callable[[ArrayLike], jax.Array]:
+    """The unsharded float32 network with these variables, compiled on its first call.
+
+    Returns:
+      A function from normalised images (N, H, W, 3) float32 to logits (N, num_classes) float32. Call it outside
+      `jax.jit`, which would make constants of the variables.
+
+    Raises:
+      UsageError: naming the variable, if one is missing, left over, or of the wrong shape.
+    """
+    model = load_resnet(architecture, variables)
+    model.eval()
+    graphdef, state = nnx.split(model)
+    apply = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))
+    return lambda images: apply(state, images)

@@ -1,0 +1,53 @@
+"""Batch norms folded into the convolutions before them, for inference."""
+
+import numpy as np
+
+from cambrian.models.resnet.architecture import BATCH_NORM_EPSILON, Architecture, network
+from cambrian.models.resnet.variables import NORM_VARIABLES, Variables, check_variables, conv_and_norm
+from cambrian.sharding import Kind
+
+
+def fold_batch_norm(
+    kernel: np.ndarray, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The kernel and bias of one convolution that equals a convolution followed by a batch norm with fixed statistics.
+
+    (x ∗ kernel - mean) · scale / √(var + epsilon) + bias = x ∗ (kernel · factor) + (bias - mean · factor), computed in
+    float64.
+
+    Args:
+      kernel: (height, width, in, out).
+      scale, bias, mean, var: (out,).
+
+    Returns:
+      kernel (height, width, in, out) float32 and bias (out,) float32.
+    """
+    factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + epsilon)
+    return (kernel * factor).astype(np.float32), (bias - mean * factor).astype(np.float32)
+
+
+def fold(architecture: Architecture, variables: Variables) -> dict[str, np.ndarray]:
+    """The parameters of an inference: `LAYER.kernel` and `LAYER.bias` of every layer with weights, in its order.
+
+    Args:
+      variables: all variables of the architecture (see `models.resnet.variables`).
+
+    Returns:
+      float32 kernels (height, width, in, out), `fc.kernel` (in, out), and biases (out,).
+
+    Raises:
+      UsageError: naming the variable, if one is missing, left over, or of the wrong shape.
+    """
+    check_variables(architecture, variables)
+    params = {}
+    for layer in network(architecture, image_size=1):  # the layers with weights don't depend on the image
+        if layer.kind == Kind.CONV:
+            conv, norm = conv_and_norm(layer.name)
+            statistics = {name: variables[f"{norm}.{name}"] for name in NORM_VARIABLES}
+            kernel, bias = fold_batch_norm(variables[f"{conv}.kernel"], **statistics, epsilon=BATCH_NORM_EPSILON)
+        elif layer.kind == Kind.DENSE:
+            kernel, bias = variables[f"{layer.name}.kernel"], variables[f"{layer.name}.bias"]
+        else:
+            continue
+        params |= {f"{layer.name}.kernel": kernel, f"{layer.name}.bias": bias}
+    return params

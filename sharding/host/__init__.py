@@ -1,0 +1,23 @@
+"""The machine a mesh runs on: devices, cores, memory, and every process-wide setting that Cambrian changes."""
+
+from cambrian.sharding.host.core_sharing import launches_at_once as launches_at_once, planned_as as planned_as
+from cambrian.sharding.host.cpu import (
+    computes_bfloat16 as computes_bfloat16,
+    cpu_features as cpu_features,
+    cpu_model as cpu_model,
+    host_cores as host_cores,
+)
+from cambrian.sharding.host.cpu_latency import low_cpu_latency as low_cpu_latency
+from cambrian.sharding.host.devices import (
+    PLATFORMS as PLATFORMS,
+    acquire_devices as acquire_devices,
+    cpu_threads as cpu_threads,
+    launches_run_side_by_side as launches_run_side_by_side,
+    max_virtual_devices as max_virtual_devices,
+)
+from cambrian.sharding.host.malloc import (
+    keep_freed_memory as keep_freed_memory,
+    return_freed_memory as return_freed_memory,
+)
+from cambrian.sharding.host.paths import cache_dir as cache_dir, config_dir as config_dir
+from cambrian.sharding.host.settings import HostSettings as HostSettings, host as host

@@ -1,0 +1,268 @@
+"""The library: a model becomes an executable in one call. What main.py does with flags, with arguments."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec as P
+
+from cambrian import engine
+from cambrian.commands.configuration import PRECISIONS, Configuration, default_batch_size
+from cambrian.commands.images import open_source
+from cambrian.commands.model import Model, default_model, read_model
+from cambrian.commands.program import model_program
+from cambrian.commands.run.classify import Prediction, classify, images_of
+from cambrian.sharding import MeshShape, Program, Rules, UsageError, make_mesh, program_from_function
+from cambrian.sharding.host import acquire_devices, computes_bfloat16, launches_at_once
+
+_REPLICATED: Rules = ((".*", P()),)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Executable(engine.Executable):
+    """A program compiled ahead of time for one mesh and batch size, with its parameters on the devices.
+
+    `executable(inputs)` gives the outputs (N, …) for inputs (N, …) of any N, and `executable.stream(batches, threads)`
+    those of each batch, in order. `notes` are human-readable deviations from the request. `plan` says how each layer is
+    cut and computed, `analysis` what a device holds and computes, and `parity`, after a load, how far the outputs are
+    from the unsharded float32 model.
+    """
+
+    @classmethod
+    def of(cls, executable: engine.Executable) -> "Executable":
+        """The same executable with the methods of the library."""
+        return cls(**{field.name: getattr(executable, field.name) for field in dataclasses.fields(executable)})
+
+    def classify(
+        self,
+        images: str | os.PathLike,
+        *,
+        threads: int = 2,
+        split: str = "test",
+        num_images: int = 0,
+        skip_bad_images: bool = False,
+    ) -> list[Prediction]:
+        """Classifies images, in the order of their sorted names.
+
+        Args:
+          images: a folder (FOLDER/CLASS/image, FOLDER/SPLIT/CLASS/image, or images), `cifar10` or `synthetic`.
+          threads: number of host threads that decode, launch and rank.
+          split: which split, where the data has splits.
+          num_images: 0 for all; a smaller number than there are takes that many at even distances.
+          skip_bad_images: leave out images that can't be read instead of raising.
+
+        Raises:
+          UsageError: if the executable isn't an image classifier, or there are no such images.
+          UnreadableImage: for an image that can't be read, unless `skip_bad_images`.
+        """
+        source, _ = open_source(os.fspath(images), split=split, num_images=num_images)
+        readable, _ = images_of(self, source)
+        batches = classify(self, readable, threads=threads, skip_bad_images=skip_bad_images)
+        return [prediction for batch in batches for prediction in batch.predictions]
+
+    def save(self, path: str | os.PathLike, *, signing_key: str | os.PathLike | None = None) -> None:
+        """Saves the executable as an artefact: a new directory, which appears complete or not at all.
+
+        Computes the unsharded float32 model once, for the probe that each load compares with.
+
+        Args:
+          signing_key: the user's key file; None for the default one, which is made if there is none.
+
+        Raises:
+          UsageError: if the executable was itself loaded from an artefact, or the key can't be used.
+          ArtifactExists: if `path` exists.
+          OSError: if it can't be written.
+        """
+        engine.save(self, Path(path), None if signing_key is None else Path(signing_key))
+
+
+def resnet(
+    weights: str | os.PathLike | None = None,
+    *,
+    depth: int = 101,
+    stem: str = "cifar",
+    num_classes: int | None = None,
+    image_size: int = 0,
+    seed: int = 0,
+) -> Model:
+    """A ResNet v1.5 (He et al., arXiv:1512.03385, with the stride on the 3×3 convolution).
+
+    Args:
+      weights: a checkpoint, which decides depth, stem and classes: a safetensors or PyTorch file under the names of
+        torchvision, timm or Hugging Face, a model folder of Hugging Face or timm, or a checkpoint of Cambrian's
+        training. None for random weights.
+      depth: number of layers, 18, 34, 50, 101 or 152.
+      stem: `cifar` (3×3) or `imagenet` (7×7, stride 2, max pooling).
+      num_classes: number of logits; None for 10 with the CIFAR stem and 1000 with the ImageNet one.
+      image_size: height and width of the images in pixels; 0 for the checkpoint's, else 32 or 224.
+      seed: of random weights.
+
+    Raises:
+      UsageError: if the checkpoint can't be read, naming file and key, or an argument is out of its range.
+    """
+    config = dataclasses.replace(default_model(stem), depth=depth)
+    if num_classes not in (None, config.num_classes):
+        config = dataclasses.replace(config, num_classes=num_classes, labels=())
+    return read_model(
+        Configuration(
+            model=config,
+            mesh=MeshShape(1, 1),
+            weights="random" if weights is None else os.fspath(weights),
+            image_size=image_size,
+            seed=seed,
+        )
+    )
+
+
+def compile(
+    model: Model | Callable[..., jax.Array] | Any,
+    params: Any = None,
+    spec: jax.ShapeDtypeStruct | None = None,
+    *,
+    mesh: str | MeshShape = "1x1",
+    batch_size: int = 0,
+    precision: str = "auto",
+    partition: str = "auto",
+    rules: Rules | None = None,
+    platform: str = "auto",
+    threads: int = 2,
+    name: str = "",
+    tolerance: float = 1e-4,
+) -> Executable:
+    """Compiles a model for a mesh, ahead of time.
+
+    Starts JAX's backend with virtual CPU devices where there are no accelerators, and so changes process-wide settings:
+    `cambrian.host` lists and declines them.
+
+    Args:
+      model: a model of `resnet`; a Flax NNX module, which is computed in evaluation mode; or a function of (params,
+        inputs (N, …)) that returns one array (N, …), such as a Linen module's `apply`.
+      params: of a function: any pytree of arrays.
+      spec: of a module or function: shape and dtype of one sample, such as `jax.ShapeDtypeStruct((224, 224, 3),
+        "float32")`.
+      mesh: MODELxDATA: number of devices that cut each layer × number of devices that cut the batch.
+      batch_size: number of samples of a launch over all devices, a multiple of DATA; 0 lets Cambrian choose.
+      precision: of a ResNet: float32, bfloat16, or auto (bfloat16 where it is faster). Others compute in their own.
+      partition: how the model axis cuts a ResNet's layers: auto, samples, rows, channels or intra_sample.
+      rules: of a module or function: (pattern, PartitionSpec) pairs; the first pattern found in a parameter's path
+        decides how it lies on the mesh. None holds all parameters on every device.
+      platform: cpu, gpu, tpu, or auto.
+      threads: number of host threads that will launch it: on one CPU device, in bfloat16 with jax 0.10, their launches
+        compute side by side.
+      name: of a function's program; empty for the function's own.
+      tolerance: of a module or function: largest relative error of the outputs against float32 on one device.
+
+    Raises:
+      UsageError: if an argument is out of its range, the devices don't suffice, or the mesh can't cut the model.
+      OutOfMemory: if no plan fits the devices.
+    """
+    shape = mesh if isinstance(mesh, MeshShape) else MeshShape.parse(mesh)
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    is_planned = isinstance(model, Model)
+    at_once = launches_at_once(shape.num_devices, threads, precision) if is_planned and platform in _ON_CPU else 1
+    devices, notes = acquire_devices(shape.num_devices, platform, at_once)
+    device_mesh = make_mesh(shape, devices)
+    batch_size = batch_size or default_batch_size(shape, devices[0].platform)
+    if is_planned:
+        if (params, spec, rules) != (None, None, None):
+            raise UsageError("params, spec and rules belong to a function or module, got them with a ResNet")
+        if precision == "auto":
+            precision = "bfloat16" if computes_bfloat16(devices[0].platform) else "float32"
+        program = model_program(
+            model,
+            device_mesh,
+            batch_size=batch_size,
+            precision=precision,
+            partition=partition,
+            launches_at_once=at_once,
+        )
+    else:
+        if (precision, partition) != ("auto", "auto"):
+            raise UsageError(
+                f"precision and partition of a function or module are its own and its rules', "
+                f"got precision {precision!r} and partition {partition!r}"
+            )
+        program = _function_program(model, params, spec, device_mesh, batch_size, rules, name, tolerance)
+    executable = engine.compile_program(program)
+    return Executable.of(dataclasses.replace(executable, notes=(*notes, *executable.notes)))
+
+
+_ON_CPU = ("auto", "cpu")
+
+
+def _function_program(
+    model: Any,
+    params: Any,
+    spec: jax.ShapeDtypeStruct | None,
+    mesh: Mesh,
+    batch_size: int,
+    rules: Rules | None,
+    name: str,
+    tolerance: float,
+) -> Program:
+    if spec is None:
+        raise UsageError("spec, the shape and dtype of one sample, is needed of a function or module, got None")
+    function, own_name = model, getattr(model, "__qualname__", type(model).__name__)
+    if _is_nnx_module(model):
+        if params is not None:
+            raise UsageError("a module holds its parameters: leave params out")
+        function, params = _nnx_function(model)
+    elif not callable(model):
+        raise UsageError(f"expected a model of cambrian.resnet, a module or a function, got {own_name}")
+    return program_from_function(
+        function,
+        params,
+        jax.ShapeDtypeStruct((batch_size, *spec.shape), spec.dtype),
+        mesh,
+        _REPLICATED if rules is None else rules,
+        name=name or own_name,
+        tolerance=tolerance,
+    )
+
+
+def _is_nnx_module(model: Any) -> bool:
+    flax_nnx = sys.modules.get("flax.nnx")  # an instance exists only where its package was imported
+    return flax_nnx is not None and isinstance(model, flax_nnx.Module)
+
+
+def _nnx_function(module: Any) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+    from flax import nnx
+
+    graphdef, keys, state = nnx.split(module, nnx.RngState, ...)  # random keys aren't parameters
+
+    def apply(state: Any, inputs: jax.Array) -> jax.Array:
+        merged = nnx.merge(graphdef, keys, state)
+        merged.eval()
+        return merged(inputs)
+
+    return apply, state
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    signing_key: str | os.PathLike | None = None,
+) -> Executable:
+    """Loads an artefact, runs its probe and compares the outputs with the unsharded float32 model's.
+
+    Nothing is traced or compiled where the artefact was saved by this user, on the same kind of machine and with the
+    same versions, and holds machine code. Otherwise its portable program is compiled, and `notes` say why. Flax isn't
+    needed.
+
+    Args:
+      devices: where to run, in mesh order; None for those of the artefact's platform.
+      signing_key: the user's key file; None for the default one.
+
+    Raises:
+      DamagedArtifact: naming the file that is missing, cut short, altered, of another key, or not to be trusted.
+      UsageError: if there is no such directory or the devices don't suffice.
+      ParityError: if the probe's outputs are too far from the reference.
+    """
+    key = None if signing_key is None else Path(signing_key)
+    return Executable.of(engine.load(Path(path), devices=devices, signing_key=key))

@@ -1,0 +1,265 @@
+"""Folders of images: their layouts, the matching of their classes, decoding, and bad input."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from cambrian.commands.images import Preprocessing, UnreadableImage, for_model, open_source
+from cambrian.commands.images.decode import resize_and_crop
+from cambrian.sharding import UsageError
+
+
+def open_images(folder, *, image_size=8, crop_fraction=1.0, labels=(), **arguments):
+    source, notes = open_source(str(folder), **arguments)
+    images, more_notes = for_model(source, Preprocessing(image_size, crop_fraction), labels)
+    return images, notes + more_notes
+
+
+def write(path, color=(10, 20, 30), size=(8, 8), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PillowImage.new(mode, size, color).save(path, **options)
+
+
+def names_and_labels(source):
+    return [(image.name, image.label) for image in source]
+
+
+@pytest.fixture
+def classes(tmp_path):
+    for name in ("dog/b.PNG", "dog/a.jpeg", "cat/c.jpg", "Blue_Bird/d.png"):
+        write(tmp_path / name)
+    return tmp_path
+
+
+# Layouts
+
+
+def test_class_folders_are_numbered_in_sorted_order(classes):
+    source, notes = open_images(classes)
+    assert names_and_labels(source) == [("Blue_Bird/d.png", 0), ("cat/c.jpg", 1), ("dog/a.jpeg", 2), ("dog/b.PNG", 2)]
+    assert (source.class_names, notes) == (("Blue_Bird", "cat", "dog"), [])
+
+
+def test_a_split_level_is_found_by_the_split_asked_for(tmp_path):
+    for name in ("train/cat/a.png", "train/dog/b.png", "holdout/cat/c.png"):
+        write(tmp_path / name)
+    source, _ = open_images(tmp_path, split="train")
+    assert names_and_labels(source) == [("cat/a.png", 0), ("dog/b.png", 1)]
+    source, _ = open_images(tmp_path, split="holdout")
+    assert names_and_labels(source) == [("cat/c.png", 0)]
+
+
+def test_a_split_may_be_unlabelled(tmp_path):
+    write(tmp_path / "test" / "a.png")
+    source, _ = open_images(tmp_path)
+    assert (names_and_labels(source), source.class_names) == ([("a.png", None)], None)
+
+
+def test_a_missing_split_is_refused_and_names_those_there_are(tmp_path):
+    write(tmp_path / "train" / "cat" / "a.png")
+    write(tmp_path / "val" / "cat" / "a.png")
+    with pytest.raises(UsageError, match=r"split must be one of train, val in .*, got 'test'"):
+        open_images(tmp_path)
+
+
+def test_images_directly_inside_are_unlabelled(tmp_path):
+    for name in ("b.jpg", "a.png", ".hidden.png"):
+        write(tmp_path / name)
+    source, notes = open_images(tmp_path, labels=("cat", "dog"))
+    assert names_and_labels(source) == [("a.png", None), ("b.jpg", None)]
+    assert (source.class_names, notes) == (None, [])
+
+
+def test_other_files_are_ignored_with_a_note(classes):
+    (classes / "README.md").write_text("about")
+    (classes / "cat" / "list.csv").write_text("a,b")
+    (classes / ".DS_Store").write_text("hidden")
+    source, notes = open_images(classes)
+    assert len(source) == 4
+    assert notes == [f"files in {classes} that are neither JPEG nor PNG images: 2, ignored"]
+
+
+def test_images_beside_class_folders_are_refused(classes):
+    write(classes / "stray.png")
+    with pytest.raises(UsageError, match="either images or class folders, got both.*stray.png.*Blue_Bird"):
+        open_images(classes)
+
+
+def test_folders_below_classes_are_refused(classes):
+    write(classes / "cat" / "small" / "a.png")
+    (classes / "cat" / "c.jpg").unlink()
+    with pytest.raises(UsageError, match="got a folder in a class: .*cat/small"):
+        open_images(classes)
+
+
+def test_missing_and_empty_folders_and_files_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="got '.*nowhere': No such file or directory"):
+        open_images(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="expected a folder with JPEG or PNG images, got .* without any"):
+        open_images(tmp_path)
+    write(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="got '.*a.png': Not a directory"):
+        open_images(tmp_path / "a.png")
+
+
+def test_a_name_that_is_not_utf8_can_be_read_and_written_down(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    write(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", path)
+    source, _ = open_images(tmp_path)
+    assert source[0].name == "caf\N{REPLACEMENT CHARACTER}.png"
+
+
+# Classes and the weights' labels
+
+
+def test_classes_are_matched_to_labels_by_name(classes):
+    labels = ("dog", "frog", "Cat", "blue bird")
+    source, notes = open_images(classes, labels=labels)
+    assert [image.label for image in source] == [3, 2, 0, 0]
+    assert (source.class_names, notes) == (labels, [])
+
+
+@pytest.mark.parametrize("labels", [("dog", "cat", "tree"), ("dog", "cat", "blue bird", "blue-bird")])
+def test_classes_that_are_no_labels_or_ambiguous_are_numbered_in_order_with_a_note(classes, labels):
+    source, notes = open_images(classes, labels=labels)
+    assert [image.label for image in source] == [0, 1, 2, 2]
+    assert source.class_names == ("Blue_Bird", "cat", "dog")
+    (note,) = notes
+    assert f"class 'Blue_Bird' is not exactly one of the weights' {len(labels)} labels" in note
+    assert ("accuracy means nothing" in note) == (len(labels) != 3)
+
+
+# Number of images
+
+
+def test_fewer_images_are_spread_evenly_over_the_classes(tmp_path):
+    for index in range(12):
+        write(tmp_path / "abc"[index // 4] / f"{index:02d}.png")
+    for count, expected in ((3, [0, 4, 8]), (5, [0, 2, 4, 7, 9]), (12, list(range(12)))):
+        source, _ = open_images(tmp_path, num_images=count)
+        assert [int(Path(image.name).stem) for image in source] == expected
+        assert source.class_names == ("a", "b", "c")
+        assert source.description == f"{count} of 12 images of folder {tmp_path}"
+
+
+def test_more_images_than_there_are_is_refused(classes):
+    with pytest.raises(UsageError, match="num_images must be at most the 4 images of folder .*, got 5"):
+        open_images(classes, num_images=5)
+
+
+# Decoding
+
+
+def test_an_image_of_the_right_size_is_unchanged(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
+    PillowImage.fromarray(pixels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(open_images(tmp_path)[0][0].pixels, pixels)
+
+
+@pytest.mark.parametrize("size", [(50, 37), (37, 50), (64, 64), (20, 91), (33, 32), (7, 7)])
+@pytest.mark.parametrize("image_size, crop_fraction, shorter", [(32, 1.0, 32), (28, 0.875, 32), (24, 0.9, 27)])
+def test_resize_and_crop_equals_resizing_the_whole_then_cropping(size, image_size, crop_fraction, shorter):
+    pixels = np.random.default_rng(0).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
+    image = PillowImage.fromarray(pixels)
+    width, height = (shorter if side == min(size) else shorter * side // min(size) for side in size)
+    whole = image.resize((width, height), PillowImage.Resampling.BILINEAR)
+    left, top = (round((side - image_size) / 2) for side in whole.size)
+    expected = np.asarray(whole.crop((left, top, left + image_size, top + image_size)), np.int32)
+    got = np.asarray(resize_and_crop(image, Preprocessing(image_size, crop_fraction)), np.int32)
+    assert got.shape == (image_size, image_size, 3)
+    assert np.abs(got - expected).max() <= 1  # the square alone is computed in floating-point coordinates
+
+
+def test_a_long_thin_image_takes_no_more_memory_than_its_square():
+    image = PillowImage.new("RGB", (100_000, 1), (1, 2, 3))
+    assert resize_and_crop(image, Preprocessing(224, 0.875)).size == (224, 224)  # resized as a whole it would be 20 GB
+
+
+@pytest.mark.parametrize(
+    "mode, color, expected",
+    [
+        ("L", 77, (77, 77, 77)),
+        ("RGBA", (1, 2, 3, 128), (1, 2, 3)),
+        ("I;16", 0x4D00, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_any_mode_becomes_rgb(tmp_path, mode, color, expected):
+    write(tmp_path / "a.png", color, mode=mode)
+    np.testing.assert_array_equal(open_images(tmp_path)[0][0].pixels, np.full((8, 8, 3), expected, np.uint8))
+
+
+def test_a_palette_with_transparency_and_a_cmyk_jpeg_become_rgb(tmp_path):
+    palette = PillowImage.new("RGB", (8, 8), (9, 8, 7)).convert("P", palette=PillowImage.Palette.ADAPTIVE)
+    palette.save(tmp_path / "a.png", transparency=b"\x80")
+    write(tmp_path / "b.jpg", (0, 0, 0, 255), mode="CMYK")
+    source, _ = open_images(tmp_path)
+    np.testing.assert_array_equal(source[0].pixels, np.full((8, 8, 3), (9, 8, 7), np.uint8))
+    np.testing.assert_array_equal(source[1].pixels, np.zeros((8, 8, 3), np.uint8))
+
+
+def test_exif_orientation_is_respected(tmp_path):
+    stored = np.zeros((8, 8, 3), np.uint8)
+    stored[:4] = 255
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6  # to be turned by 90° clockwise: the stored top is the right side
+    PillowImage.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(open_images(tmp_path)[0][0].pixels, np.rot90(stored, k=-1))
+
+
+# Unreadable images
+
+
+def test_a_text_file_named_jpg_is_an_error_that_names_it(classes):
+    (classes / "cat" / "d.jpg").write_text("no image")
+    source, _ = open_images(classes)
+    with pytest.raises(UnreadableImage) as raised:
+        source[2]
+    path = str(classes / "cat" / "d.jpg")
+    assert (raised.value.name, raised.value.reason) == (path, "not a JPEG or PNG file")
+    assert str(raised.value) == f"expected a readable JPEG or PNG image, got {path}: not a JPEG or PNG file"
+    assert source[1].name == "cat/c.jpg"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("kept", [0, 0.1, 0.6, 0.95])
+def test_truncated_images_are_errors(tmp_path, suffix, kept):
+    path = tmp_path / f"a.{suffix}"
+    pixels = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    PillowImage.fromarray(pixels).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(UnreadableImage, match=path.name):
+        open_images(tmp_path)[0][0]
+
+
+def test_a_damaged_png_and_a_vanished_file_are_errors(tmp_path):
+    write(tmp_path / "a.png", size=(64, 64))
+    write(tmp_path / "b.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 0xFF
+    (tmp_path / "a.png").write_bytes(content)
+    source, _ = open_images(tmp_path)
+    (tmp_path / "b.png").unlink()
+    for index, name in enumerate(("a.png", "b.png")):
+        with pytest.raises(UnreadableImage, match=name):
+            source[index]
+
+
+# Threads
+
+
+def test_sixteen_threads_read_the_same_as_one(tmp_path):
+    for index in range(48):
+        write(tmp_path / f"{index:02d}.jpg", color=(index, 2 * index, 3 * index), size=(40, 30))
+    source, _ = open_images(tmp_path, crop_fraction=0.875)
+    with ThreadPoolExecutor(16) as pool:
+        read = list(pool.map(source.__getitem__, [*range(48)] * 4))
+    for image, expected in zip(read, [*source] * 4, strict=True):
+        assert image.name == expected.name
+        np.testing.assert_array_equal(image.pixels, expected.pixels)

@@ -1,0 +1,66 @@
+"""Synthetic images, and the choice of a source by --data."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cambrian.commands.images import Preprocessing, for_model, open_source
+from cambrian.sharding import UsageError
+
+
+def open_images(data, *, image_size=8, crop_fraction=1.0, labels=(), **arguments):
+    source, notes = open_source(str(data), **arguments)
+    images, more_notes = for_model(source, Preprocessing(image_size, crop_fraction), labels)
+    return images, notes + more_notes
+
+
+def test_512_images_without_labels():
+    source, notes = open_images("synthetic")
+    assert (len(source), source.class_names, notes) == (512, None, [])
+    image = source[12]
+    assert (image.name, image.label) == ("synthetic_000012", None)
+    assert (image.pixels.shape, image.pixels.dtype) == ((8, 8, 3), np.uint8)
+
+
+def test_images_depend_on_seed_and_index_alone():
+    first, _ = open_images("synthetic", num_images=3)
+    again, _ = open_images("synthetic", num_images=9)
+    other, _ = open_images("synthetic", num_images=3, seed=1)
+    np.testing.assert_array_equal(first[2].pixels, again[2].pixels)
+    assert not np.array_equal(first[2].pixels, first[1].pixels)
+    assert not np.array_equal(first[2].pixels, other[2].pixels)
+
+
+def test_an_index_beyond_the_end_is_refused():
+    source, _ = open_images("synthetic", num_images=3)
+    with pytest.raises(IndexError):
+        source[3]
+    assert len([*source]) == 3
+
+
+def test_auto_without_prepared_cifar10_is_synthetic_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    source, notes = open_images("auto")
+    assert source.description == "synthetic images, seed 0"
+    assert notes == [f"no prepared CIFAR-10 in {tmp_path}: running on synthetic images; --data cifar10 downloads it"]
+
+
+@pytest.mark.parametrize("data", ["no_such_folder", ""])
+def test_unknown_data_is_refused(data):
+    with pytest.raises(UsageError, match=f"data must be auto, cifar10, synthetic or a folder of images, got '{data}'"):
+        open_images(data)
+
+
+def test_synthetic_images_load_no_image_library(tmp_path):
+    script = (
+        "import sys; from cambrian.commands.images import Preprocessing, open_source\n"
+        "open_source('auto')[0].read(0, Preprocessing(8))\n"
+        "print([name for name in ('PIL', 'tensorflow_datasets', 'flax') if name in sys.modules])"
+    )
+    environment = {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=False, env=environment, capture_output=True, text=True
+    )
+    assert (result.stdout, result.returncode) == ("[]\n", 0), result.stderr

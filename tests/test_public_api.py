@@ -1,0 +1,167 @@
+"""The public library: a model becomes an executable in one call, whatever kind of model it is."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+import cambrian
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.flax_resnet import inference_function
+from command import write_checkpoint, write_images
+
+SMALL = Architecture("cifar", (1, 1), False, 10, width=8)
+SPEC = jax.ShapeDtypeStruct((8, 8, 3), "float32")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = write_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors", SMALL)
+    return cambrian.resnet(path, image_size=8)
+
+
+@pytest.fixture(scope="module")
+def executable(model):
+    return cambrian.compile(model, mesh="2x4", batch_size=8, precision="float32")
+
+
+def reference(model, images):
+    normalised = (images / np.float32(255) - np.float32(model.config.mean)) / np.float32(model.config.std)
+    return np.asarray(inference_function(model.architecture, model.variables)(normalised))
+
+
+def test_a_checkpoint_decides_its_architecture(model):
+    assert (model.architecture, model.trained, model.image_size) == (SMALL, True, 8)
+    random = cambrian.resnet(depth=18, stem="imagenet", num_classes=7, seed=3)
+    assert (random.architecture, random.trained) == (Architecture.resnet(18, "imagenet", 7), False)
+    assert (random.image_size, random.config.labels) == (224, ())
+
+
+def test_a_resnet_gives_the_unsharded_logits(model, executable):
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8)
+    expected = reference(model, images)
+    np.testing.assert_allclose(executable(images), expected, rtol=1e-4, atol=1e-4)
+    streamed = list(executable.stream([images[:8], images[8:]], threads=2))
+    np.testing.assert_allclose(np.concatenate(streamed), expected, rtol=1e-4, atol=1e-4)
+    assert executable.mesh.devices.shape == (2, 4) and executable.batch_size == 8 and executable.plan
+
+
+def test_classify_names_classes_in_input_order(model, executable, tmp_path):
+    pixels = write_images(tmp_path, ["b/1.png", "a/2.png", "a/1.png"])
+    predictions = executable.classify(tmp_path)
+    assert [p.image for p in predictions] == ["a/1.png", "a/2.png", "b/1.png"]
+    assert [p.label for p in predictions] == ["a", "a", "b"]
+    expected = reference(model, pixels[[2, 1, 0]])
+    assert [p.predicted for p in predictions] == [str(index) for index in expected.argmax(axis=1)]
+    exponentials = np.exp(expected - expected.max(axis=1, keepdims=True))
+    probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).max(axis=1)
+    np.testing.assert_allclose([p.probability for p in predictions], probabilities, rtol=1e-4)
+
+
+def test_a_bad_image_is_an_error_or_skipped(executable, tmp_path):
+    write_images(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "3.png").write_text("no image")
+    with pytest.raises(cambrian.UnreadableImage, match=r"3\.png"):
+        executable.classify(tmp_path)
+    assert [p.image for p in executable.classify(tmp_path, skip_bad_images=True)] == ["1.png", "2.png"]
+
+
+def test_save_and_load(executable, tmp_path):
+    executable.save(tmp_path / "artefact", signing_key=tmp_path / "key")
+    with pytest.raises(cambrian.ArtifactExists):
+        executable.save(tmp_path / "artefact", signing_key=tmp_path / "key")
+    loaded = cambrian.load(
+        tmp_path / "artefact", devices=list(executable.mesh.devices.flat), signing_key=tmp_path / "key"
+    )
+    assert loaded.parity is not None and loaded.parity.max_relative_error < 1e-4
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    np.testing.assert_allclose(loaded(images), executable(images), rtol=1e-5, atol=1e-6)
+    with pytest.raises(cambrian.UsageError, match="only an executable compiled from its program can be saved"):
+        loaded.save(tmp_path / "again")
+    with pytest.raises(cambrian.UsageError, match="absent"):
+        cambrian.load(tmp_path / "absent")
+
+
+class Module(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(3, 16, kernel_size=(3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(16, 4, rngs=rngs)
+
+    def __call__(self, images):
+        return self.head(self.dropout(nnx.relu(self.norm(self.conv(images))).mean(axis=(1, 2))))
+
+
+def test_an_nnx_module_is_computed_in_evaluation_mode_and_left_as_it_is():
+    module = Module(nnx.Rngs(0))
+    module.norm.mean.set_value(jnp.full(16, 0.25, jnp.float32))
+    rules = [("conv/kernel", P(None, None, None, "model")), (".*", P())]
+    executable = cambrian.compile(module, spec=SPEC, mesh="2x4", batch_size=8, rules=rules)
+    images = np.random.default_rng(0).standard_normal((5, 8, 8, 3), np.float32)
+    outputs = executable(images)
+    assert not module.norm.use_running_average
+    module.eval()
+    np.testing.assert_allclose(outputs, module(images), rtol=1e-4, atol=1e-5)
+    assert executable.name == "Module"
+
+
+def test_a_function_without_rules_is_cut_by_the_batch_alone():
+    layer = nn.Dense(4)
+    variables = layer.init(jax.random.key(0), np.zeros((1, 6), np.float32))
+    spec = jax.ShapeDtypeStruct((6,), "float32")
+    executable = cambrian.compile(layer.apply, variables, spec, mesh="1x8", name="dense")
+    inputs = np.random.default_rng(0).standard_normal((9, 6), np.float32)
+    expected = np.asarray(layer.apply(variables, inputs))
+    np.testing.assert_allclose(executable(inputs), expected, rtol=1e-4, atol=1e-5)
+    assert all(param.sharding.is_fully_replicated for param in executable.params)
+    assert (executable.name, executable.batch_size % 8) == ("dense", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mesh": "4by8"}, "a mesh is written MODELxDATA"),
+        ({"batch_size": 3, "mesh": "1x2"}, "batch_size must be a multiple of the data axis of 2"),
+        ({"precision": "int8"}, "precision must be one of auto, float32, bfloat16, got 'int8'"),
+        ({"partition": "columns"}, "partition must be one of .*, got 'columns'"),
+        ({"platform": "npu"}, "platform"),
+        ({"spec": SPEC}, "belong to a function or module"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(model, arguments, message):
+    with pytest.raises(cambrian.UsageError, match=message):
+        cambrian.compile(model, **arguments)
+
+
+def test_a_function_needs_its_spec_and_has_its_own_precision():
+    with pytest.raises(cambrian.UsageError, match="spec"):
+        cambrian.compile(lambda params, x: x, {})
+    with pytest.raises(cambrian.UsageError, match="precision"):
+        cambrian.compile(lambda params, x: x, {}, SPEC, precision="bfloat16")
+    with pytest.raises(cambrian.UsageError, match=r"expected a model of cambrian\.resnet, .*, got int"):
+        cambrian.compile(3, {}, SPEC)
+    with pytest.raises(cambrian.UsageError, match="expected a stem among cifar, imagenet, got 'lsun'"):
+        cambrian.resnet(stem="lsun")
+
+
+def test_classifying_needs_an_image_classifier(executable, tmp_path):
+    write_images(tmp_path, ["1.png"])
+    other = dataclasses.replace(executable, metadata={})
+    with pytest.raises(cambrian.UsageError, match="expected an image classifier"):
+        other.classify(tmp_path)
+
+
+def test_settings_of_the_host_are_known_by_name():
+    assert "cpu_latency" not in cambrian.HostSettings().permitted
+    settings = cambrian.HostSettings()
+    settings.permit("cpu_latency")
+    settings.decline("virtual_devices", "time_slices")
+    assert "cpu_latency" in settings.permitted and not {"virtual_devices", "time_slices"} & settings.permitted
+    with pytest.raises(cambrian.UsageError, match="expected host settings among virtual_devices, .*, got nothing"):
+        settings.decline("nothing")
