@@ -1,4 +1,4 @@
-"""What makes a function a program, and what doesn't; whole models stand in test_library.py."""
+"""What makes a function a program, and what doesn't; whole models are in test_user_models.py."""
 
 import jax
 import jax.numpy as jnp

@@ -1,11 +1,6 @@
-"""Library use: every script of docs/library.md, and users' own models through the whole of compile, save and load."""
+"""The public library: a model becomes an executable in one call, whatever kind of model it is."""
 
-import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -15,207 +10,158 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cambrian import engine
-from cambrian.sharding import MeshShape, make_mesh, program_from_function
-from cambrian.sharding.host import acquire_devices
+import cambrian
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.flax_resnet import inference_function
+from command import write_checkpoint, write_images
 
-ROOT = Path(__file__).parent.parent
-DOCUMENT = ROOT / "docs" / "library.md"
-INPUTS = jax.ShapeDtypeStruct((8, 8, 8, 3), "float32")
-RULES = [("conv/kernel|Conv_0/kernel", P(None, None, None, "model")), (".*", P())]
+SMALL = Architecture("cifar", (1, 1), False, 10, width=8)
+SPEC = jax.ShapeDtypeStruct((8, 8, 3), "float32")
 
 
-def run_script(script: str, cwd: Path, *arguments: object) -> str:
-    environment = os.environ | {
-        "XDG_CONFIG_HOME": str(cwd / "config"),
-        "JAX_PLATFORMS": "cpu",
-    }
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = write_checkpoint(tmp_path_factory.mktemp("weights") / "small.safetensors", SMALL)
+    return cambrian.resnet(path, image_size=8)
+
+
+@pytest.fixture(scope="module")
+def executable(model):
+    return cambrian.compile(model, mesh="2x4", batch_size=8, precision="float32")
+
+
+def reference(model, images):
+    normalised = (images / np.float32(255) - np.float32(model.config.mean)) / np.float32(model.config.std)
+    return np.asarray(inference_function(model.architecture, model.variables)(normalised))
+
+
+def test_a_checkpoint_decides_its_architecture(model):
+    assert (model.architecture, model.trained, model.image_size) == (SMALL, True, 8)
+    random = cambrian.resnet(depth=18, stem="imagenet", num_classes=7, seed=3)
+    assert (random.architecture, random.trained) == (Architecture.resnet(18, "imagenet", 7), False)
+    assert (random.image_size, random.config.labels) == (224, ())
+
+
+def test_a_resnet_gives_the_unsharded_logits(model, executable):
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8)
+    expected = reference(model, images)
+    np.testing.assert_allclose(executable(images), expected, rtol=1e-4, atol=1e-4)
+    streamed = list(executable.stream([images[:8], images[8:]], threads=2))
+    np.testing.assert_allclose(np.concatenate(streamed), expected, rtol=1e-4, atol=1e-4)
+    assert executable.mesh.devices.shape == (2, 4) and executable.batch_size == 8 and executable.plan
+
+
+def test_classify_names_classes_in_input_order(model, executable, tmp_path):
+    pixels = write_images(tmp_path, ["b/1.png", "a/2.png", "a/1.png"])
+    predictions = executable.classify(tmp_path)
+    assert [p.image for p in predictions] == ["a/1.png", "a/2.png", "b/1.png"]
+    assert [p.label for p in predictions] == ["a", "a", "b"]
+    expected = reference(model, pixels[[2, 1, 0]])
+    assert [p.predicted for p in predictions] == [str(index) for index in expected.argmax(axis=1)]
+    exponentials = np.exp(expected - expected.max(axis=1, keepdims=True))
+    probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).max(axis=1)
+    np.testing.assert_allclose([p.probability for p in predictions], probabilities, rtol=1e-4)
+
+
+def test_a_bad_image_is_an_error_or_skipped(executable, tmp_path):
+    write_images(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "3.png").write_text("no image")
+    with pytest.raises(cambrian.UnreadableImage, match=r"3\.png"):
+        executable.classify(tmp_path)
+    assert [p.image for p in executable.classify(tmp_path, skip_bad_images=True)] == ["1.png", "2.png"]
+
+
+def test_save_and_load(executable, tmp_path):
+    executable.save(tmp_path / "artefact", signing_key=tmp_path / "key")
+    with pytest.raises(cambrian.ArtifactExists):
+        executable.save(tmp_path / "artefact", signing_key=tmp_path / "key")
+    loaded = cambrian.load(
+        tmp_path / "artefact", devices=list(executable.mesh.devices.flat), signing_key=tmp_path / "key"
     )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+    assert loaded.parity is not None and loaded.parity.max_relative_error < 1e-4
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    np.testing.assert_allclose(loaded(images), executable(images), rtol=1e-5, atol=1e-6)
+    with pytest.raises(cambrian.UsageError, match="only an executable compiled from its program can be saved"):
+        loaded.save(tmp_path / "again")
+    with pytest.raises(cambrian.UsageError, match="absent"):
+        cambrian.load(tmp_path / "absent")
 
 
-def test_the_documented_scripts_print_what_the_document_says(tmp_path):
-    text = DOCUMENT.read_text()
-    examples = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(examples) == text.count("```python") >= 6
-    for script, printed in examples:
-        assert run_script(script, tmp_path) == printed
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    return make_mesh(MeshShape(2, 4), acquire_devices(8, "cpu")[0])
-
-
-@pytest.fixture(scope="module")
-def images():
-    return np.random.default_rng(1).standard_normal((11, 8, 8, 3), np.float32)
-
-
-class NnxModel(nnx.Module):
-    def __init__(self, rngs):
+class Module(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
         self.conv = nnx.Conv(3, 16, kernel_size=(3, 3), rngs=rngs)
         self.norm = nnx.BatchNorm(16, rngs=rngs)
-        self.heads = nnx.List([nnx.Linear(16, 4, rngs=rngs)])
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(16, 4, rngs=rngs)
 
     def __call__(self, images):
-        return self.heads[0](nnx.relu(self.norm(self.conv(images))).mean(axis=(1, 2)))
+        return self.head(self.dropout(nnx.relu(self.norm(self.conv(images))).mean(axis=(1, 2))))
 
 
-class LinenModel(nn.Module):
-    @nn.compact
-    def __call__(self, images):
-        return nn.Dense(4)(nn.relu(nn.Conv(16, (3, 3))(images)).mean(axis=(1, 2)))
-
-
-def nnx_model():
-    model = NnxModel(nnx.Rngs(0))
-    model.eval()
-    graphdef, state = nnx.split(model)
-    return (lambda state, images: nnx.merge(graphdef, state)(images)), state
-
-
-def linen_model():
-    model = LinenModel()
-    return model.apply, model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))
-
-
-def plain_function():
-    kernel = np.random.default_rng(2).standard_normal((3, 3, 3, 16), np.float32)
-    head = np.random.default_rng(3).standard_normal((16, 4), np.float32)
-
-    def function(params, images):
-        features = jax.lax.conv_general_dilated(
-            images, params["conv/kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return jnp.tanh(features).mean(axis=(1, 2)) @ params["layers"][0]
-
-    return function, {"conv/kernel": kernel, "layers": [head]}
-
-
-NAMES = {
-    nnx_model: [
-        "conv/bias",
-        "conv/kernel",
-        "heads/0/bias",
-        "heads/0/kernel",
-        "norm/bias",
-        "norm/mean",
-        "norm/scale",
-        "norm/var",
-    ],
-    linen_model: [
-        "params/Conv_0/bias",
-        "params/Conv_0/kernel",
-        "params/Dense_0/bias",
-        "params/Dense_0/kernel",
-    ],
-    plain_function: ["conv/kernel", "layers/0"],
-}
-
-FRESH_PROCESS = """
-import sys
-import numpy as np
-from cambrian import engine
-
-executable = engine.load("artifact", signing_key="key")
-np.save("outputs.npy", executable(np.load("images.npy")))
-print(executable.kind, "flax" in sys.modules, "cambrian.models.lowerings" in sys.modules)
-"""
-
-
-@pytest.mark.parametrize("model", [nnx_model, linen_model, plain_function])
-def test_a_users_model_is_sharded_by_its_rules_and_runs_without_its_code(model, mesh, images, tmp_path):
-    function, params = model()
-    program = program_from_function(function, params, INPUTS, mesh, RULES, name="mine", metadata={"labels": ["a"]})
-    assert [spec.name for spec in program.param_specs] == NAMES[model]
-    assert program.notes == ()
-
-    executable = engine.compile_program(program)
-    for spec, param in zip(executable.param_specs, executable.params, strict=True):
-        cut = spec.shape[:3] == (3, 3, 3)
-        assert param.sharding == jax.NamedSharding(mesh, P(None, None, None, "model") if cut else P())
-        assert {shard.data.shape for shard in param.addressable_shards} == {(3, 3, 3, 8) if cut else spec.shape}
-    # The machine code takes a kernel's half: the rules reached the compiler.
-    assert executable.analysis.argument_bytes < sum(array.nbytes for array in program.params) + images[:2].nbytes
-
-    expected = function(params, images)
+def test_an_nnx_module_is_computed_in_evaluation_mode_and_left_as_it_is():
+    module = Module(nnx.Rngs(0))
+    module.norm.mean.set_value(jnp.full(16, 0.25, jnp.float32))
+    rules = [("conv/kernel", P(None, None, None, "model")), (".*", P())]
+    executable = cambrian.compile(module, spec=SPEC, mesh="2x4", batch_size=8, rules=rules)
+    images = np.random.default_rng(0).standard_normal((5, 8, 8, 3), np.float32)
     outputs = executable(images)
-    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
-    streamed = executable.stream(iter([images[:8], images[8:]]), threads=2)
-    np.testing.assert_array_equal(np.concatenate(list(streamed)), outputs)
-    np.testing.assert_allclose(program.reference(images), expected, rtol=1e-4, atol=1e-5)
-
-    engine.save(executable, tmp_path / "artifact", tmp_path / "key")
-    np.save(tmp_path / "images.npy", images)
-    assert run_script(FRESH_PROCESS, tmp_path) == "native False False\n"
-    np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), outputs)
-    manifest = json.loads((tmp_path / "artifact" / "manifest.json").read_text())
-    assert manifest["rules"] == [[pattern, str(spec)] for pattern, spec in RULES]
-    assert manifest["metadata"] == {"labels": ["a"]}
+    assert not module.norm.use_running_average
+    module.eval()
+    np.testing.assert_allclose(outputs, module(images), rtol=1e-4, atol=1e-5)
+    assert executable.name == "Module"
 
 
-def augmented(images):
-    return images[:, :, ::-1] * 2
+def test_a_function_without_rules_is_cut_by_the_batch_alone():
+    layer = nn.Dense(4)
+    variables = layer.init(jax.random.key(0), np.zeros((1, 6), np.float32))
+    spec = jax.ShapeDtypeStruct((6,), "float32")
+    executable = cambrian.compile(layer.apply, variables, spec, mesh="1x8", name="dense")
+    inputs = np.random.default_rng(0).standard_normal((9, 6), np.float32)
+    expected = np.asarray(layer.apply(variables, inputs))
+    np.testing.assert_allclose(executable(inputs), expected, rtol=1e-4, atol=1e-5)
+    assert all(param.sharding.is_fully_replicated for param in executable.params)
+    assert (executable.name, executable.batch_size % 8) == ("dense", 0)
 
 
-def test_apply_and_call_stand_in_one_compiled_program_with_other_computation(mesh, images, tmp_path):
-    function, params = plain_function()
-    program = program_from_function(function, params, INPUTS, mesh, RULES, name="mine")
-    engine.save(engine.compile_program(program), tmp_path / "artifact", tmp_path / "key")
-    portable = engine.load_portable(tmp_path / "artifact", devices=list(mesh.devices.flat))
-    batch = images[:8]
-    expected = jax.nn.softmax(function(params, augmented(batch)))
-    for call, on_devices in (
-        (program.apply, engine.put_params(program.params, program.param_specs, mesh)),
-        (portable.call, portable.params),
-    ):
-        jitted = jax.jit(lambda params, images, call=call: jax.nn.softmax(call(params, augmented(images))))
-        compiled = jitted.lower(on_devices, batch).compile()
-        np.testing.assert_allclose(compiled(on_devices, batch), expected, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mesh": "4by8"}, "a mesh is written MODELxDATA"),
+        ({"batch_size": 3, "mesh": "1x2"}, "batch_size must be a multiple of the data axis of 2"),
+        ({"precision": "int8"}, "precision must be one of auto, float32, bfloat16, got 'int8'"),
+        ({"partition": "columns"}, "partition must be one of .*, got 'columns'"),
+        ({"platform": "npu"}, "platform"),
+        ({"spec": SPEC}, "belong to a function or module"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(model, arguments, message):
+    with pytest.raises(cambrian.UsageError, match=message):
+        cambrian.compile(model, **arguments)
 
 
-def test_what_a_session_prints_of_them_is_short_and_holds_no_weights(mesh, tmp_path):
-    function, params = plain_function()
-    program = program_from_function(function, params, INPUTS, mesh, RULES, name="mine")
-    executable = engine.compile_program(program)
-    engine.save(executable, tmp_path / "artifact", tmp_path / "key")
-    portable = engine.load_portable(tmp_path / "artifact", devices=list(mesh.devices.flat))
-    for text in map(repr, (program, executable, portable)):
-        assert "(8, 8, 8, 3)" in text and len(text) < 1000 and "rray(" not in text
+def test_a_function_needs_its_spec_and_has_its_own_precision():
+    with pytest.raises(cambrian.UsageError, match="spec"):
+        cambrian.compile(lambda params, x: x, {})
+    with pytest.raises(cambrian.UsageError, match="precision"):
+        cambrian.compile(lambda params, x: x, {}, SPEC, precision="bfloat16")
+    with pytest.raises(cambrian.UsageError, match=r"expected a model of cambrian\.resnet, .*, got int"):
+        cambrian.compile(3, {}, SPEC)
+    with pytest.raises(cambrian.UsageError, match="expected a stem among cifar, imagenet, got 'lsun'"):
+        cambrian.resnet(stem="lsun")
 
 
-def test_the_rules_hold_inside_other_functions_whatever_the_arguments(mesh, images):
-    function, params = plain_function()
-    over_all = P(("data", "model"))
-    program = program_from_function(
-        function,
-        params,
-        INPUTS,
-        mesh,
-        RULES,
-        name="mine",
-        input_partition_spec=over_all,
-        output_partition_spec=P("data", "model"),
-    )
-    compiled = jax.jit(program.apply).lower(program.params, images[:8]).compile()
-    (kernel, head), inputs = compiled.input_shardings[0]
-    assert kernel.shard_shape((3, 3, 3, 16)) == (3, 3, 3, 8) and head.shard_shape((16, 4)) == (16, 4)
-    assert inputs.shard_shape(INPUTS.shape) == (1, 8, 8, 3)
-    assert compiled(program.params, images[:8]).sharding == jax.NamedSharding(mesh, P("data", "model"))
+def test_classifying_needs_an_image_classifier(executable, tmp_path):
+    write_images(tmp_path, ["1.png"])
+    other = dataclasses.replace(executable, metadata={})
+    with pytest.raises(cambrian.UsageError, match="expected an image classifier"):
+        other.classify(tmp_path)
 
 
-def test_no_inputs_give_no_outputs(mesh, images):
-    function, params = plain_function()
-    executable = engine.compile_program(program_from_function(function, params, INPUTS, mesh, RULES, name="mine"))
-    outputs = executable(images[:0])
-    assert outputs.shape == (0, 4) and outputs.dtype == np.float32
-    assert len(executable(images[:1])) == 1
+def test_settings_of_the_host_are_known_by_name():
+    assert "cpu_latency" not in cambrian.HostSettings().permitted
+    settings = cambrian.HostSettings()
+    settings.permit("cpu_latency")
+    settings.decline("virtual_devices", "time_slices")
+    assert "cpu_latency" in settings.permitted and not {"virtual_devices", "time_slices"} & settings.permitted
+    with pytest.raises(cambrian.UsageError, match="expected host settings among virtual_devices, .*, got nothing"):
+        settings.decline("nothing")

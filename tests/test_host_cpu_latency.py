@@ -1,10 +1,10 @@
 """Cores are kept from sleeping while launches run, and no longer."""
 
 import pytest
-from tests.tiny_executable import inputs_of, make_executable
 
 from cambrian.sharding import MeshShape
 from cambrian.sharding.host import cpu_latency, host, low_cpu_latency
+from tiny_executable import inputs_of, make_executable
 
 
 @pytest.fixture(autouse=True)
