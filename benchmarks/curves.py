@@ -5,7 +5,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+from matplotlib.figure import Figure
+
+from cambrian.commands.sweep.figures.style import start_at_zero
 
 # Okabe and Ito's blue and orange ("Color Universal Design", 2008), which differ in lightness as well.
 _STYLES = (
@@ -57,7 +59,7 @@ def draw(panels: Sequence[Panel], label: str, level: float, level_name: str, tit
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize="small")
     axes[0].set_ylabel(label)
-    axes[0].set_ylim(bottom=0)
+    start_at_zero(max(axes, key=lambda ax: ax.dataLim.y1))
     figure.suptitle(title, fontsize="medium")
     for suffix in ("png", "svg"):
         figure.savefig(stem.with_suffix(f".{suffix}"), dpi=150)

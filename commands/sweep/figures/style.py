@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cambrian.engine.files import replace_file
@@ -36,6 +37,11 @@ def style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(settings)
         yield
+
+
+def start_at_zero(axes: Axes) -> None:
+    """Starts the vertical axis at 0, with room for the topmost marker: matplotlib's margin is a share of the range."""
+    axes.set_ylim(0, 1.06 * axes.dataLim.y1)
 
 
 def line_style(number: int) -> dict[str, Any]:

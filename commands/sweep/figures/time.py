@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cambrian.commands.sweep.figures.reduce import by_mesh_and_threads, others_note
-from cambrian.commands.sweep.figures.style import line_style
+from cambrian.commands.sweep.figures.style import line_style, start_at_zero
 from cambrian.commands.sweep.grid import Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import NOT_RUN, PRUNED, Standing
@@ -37,7 +37,7 @@ def time_against_threads(grid: Grid, standings: Sequence[Standing], objective: O
     axes.set_xlabel("host threads")
     note = others_note(grid)
     axes.set_ylabel(f"time in s ({note})" if note else "time in s")
-    axes.set_ylim(bottom=0)
+    start_at_zero(axes)
     handles, labels = axes.get_legend_handles_labels()
     title = "mesh\nmodel × data" + ("\n\nOOM: out of\nmemory" if failed_rows else "")
     axes.legend(handles[::-1], labels[::-1], title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
