@@ -5,9 +5,20 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=60"
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 32)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 jax.devices()  # starts the backend now: later, acquire_devices would make just as many as one test asks for
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_folders(tmp_path_factory):
+    """Hides the user's cost table, artefacts, signing key and data from the tests."""
+    home = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TFDS_DATA_DIR"):
+            patch.setenv(variable, str(home / variable.lower()))
+        yield
