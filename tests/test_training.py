@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from jax.sharding import PartitionSpec as P
 
 from cambrian import engine
 from cambrian.models.checkpoints.description import Description
@@ -24,11 +27,12 @@ from cambrian.models.training.checkpoints import Checkpoints, model_facts
 from cambrian.models.training.loop import EpochMetrics, TrainingData, TrainingDiverged, mean_cross_entropy, train
 from cambrian.models.training.recipe import Recipe
 from cambrian.models.training.steps import initial_state, steps_function
-from cambrian.sharding import MeshShape, UsageError, make_mesh
+from cambrian.sharding import MeshShape, Preprocessing, UsageError, make_mesh
 
 SMALL = Architecture("cifar", (1, 1), False, 4, width=8)
 TINY = Architecture("cifar", (1,), False, 4, width=4)
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+DESCRIPTION = Description(Preprocessing((8, 8), (8, 8), MEAN, STD), ("a", "b", "c", "d"))
 RECIPE = Recipe(epochs=3, batch_size=16, warmup_epochs=1, crop_padding=1, ema_decay=0.5, checkpoint_every_s=0.0)
 
 
@@ -56,17 +60,29 @@ def run(folder, architecture=TINY, recipe=RECIPE, data=DATA, shape=ONE_DEVICE, o
         std=STD,
         seed=seed,
         checkpoints=Checkpoints(folder),
-        facts=model_facts(architecture, Description(8, 1.0, "bilinear", MEAN, STD, ("a", "b", "c", "d")))
-        | {"seed": seed},
+        facts=model_facts(architecture, DESCRIPTION) | {"seed": seed},
         on_progress=on_progress,
         on_epoch=epochs.append,
     )
     return variables, [dataclasses.replace(epoch, images_per_second=0.0) for epoch in epochs]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Compiles the steps, which most trainings here share, only once."""
+    folder, before = str(tmp_path_factory.mktemp("jax")), jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", folder)
+    reset_cache()
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", before)
+    reset_cache()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("undisturbed"))
+    """A finished training: its variables, its epochs and the folder of its checkpoints."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return *run(folder), folder
 
 
 def assert_same(variables, expected):
@@ -75,6 +91,7 @@ def assert_same(variables, expected):
         np.testing.assert_array_equal(variables[name], value, strict=True)
 
 
+@pytest.mark.slow
 def test_it_learns_64_images_by_heart_and_the_offline_engine_agrees(tmp_path):
     images, labels = noise(64)
     data = TrainingData(images, labels, images, labels)
@@ -88,7 +105,7 @@ def test_it_learns_64_images_by_heart_and_the_offline_engine_agrees(tmp_path):
 
     weights = read_weights(tmp_path / "checkpoints")
     assert weights.architecture == SMALL
-    assert weights.description == Description(8, 1.0, "bilinear", MEAN, STD, ("a", "b", "c", "d"))
+    assert weights.description == DESCRIPTION
     assert_same(weights.variables, variables)
     assert_same(read_weights(tmp_path / "checkpoints" / "200").variables, variables)
     shape = MeshShape(2, 2)
@@ -131,11 +148,16 @@ def run_until_killed(folder):
     run(Path(folder), on_progress=kill)
 
 
-def test_a_killed_process_leaves_what_another_goes_on_from(tmp_path, undisturbed):
+@pytest.mark.slow
+def test_a_killed_process_leaves_what_another_goes_on_from(tmp_path, undisturbed, compilation_cache):
     code = "import conftest, sys, test_training; test_training.run_until_killed(sys.argv[1])"
-    folder = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder.parent)])}
-    killed = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": compilation_cache},
+        capture_output=True,
+        text=True,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert Checkpoints(tmp_path).latest_step() == 3  # amid an epoch
     variables, epochs = run(tmp_path)
@@ -143,12 +165,12 @@ def test_a_killed_process_leaves_what_another_goes_on_from(tmp_path, undisturbed
     assert epochs == undisturbed[1]
 
 
-def test_a_checkpoint_of_another_training_is_refused(tmp_path):
-    run(tmp_path, recipe=dataclasses.replace(RECIPE, epochs=2))
+def test_a_checkpoint_of_another_training_is_refused(undisturbed):
     with pytest.raises(UsageError, match="a training goes on from checkpoints of its own, with seed 1, got 0 in"):
-        run(tmp_path, recipe=dataclasses.replace(RECIPE, epochs=2), seed=1)
+        run(undisturbed[2], seed=1)
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_rounding_only(tmp_path, undisturbed):
     variables, epochs = run(tmp_path, shape=MeshShape(1, 4))
     for ours, theirs in zip(epochs, undisturbed[1], strict=True):
@@ -161,22 +183,27 @@ def test_the_number_of_devices_changes_rounding_only(tmp_path, undisturbed):
 def steps_on_device(recipe, in_one_launch):
     """A function from the steps of each launch, within an epoch of five, to the state after them and the last loss."""
     mesh = make_mesh(ONE_DEVICE, jax.devices())
+    replicated = jax.NamedSharding(mesh, P())
+    images, labels = jax.device_put((DATA.images, DATA.labels), replicated)
     steps = jax.jit(
         steps_function(
             TINY, recipe, mesh,
             num_images=40, dtype=jnp.float32, mean=MEAN, std=STD, seed=0, in_one_launch=in_one_launch,
-        )
+        ),
+        out_shardings=replicated,
     )  # fmt: skip
 
     def after(*calls):
-        state, loss = initial_state(initial_variables(TINY), recipe, 5), jnp.float32(0)
+        state = jax.jit(lambda: initial_state(initial_variables(TINY), recipe, 5), out_shardings=replicated)()
+        loss = jnp.float32(0)
         for number in calls:
-            state, loss = steps(state, jnp.asarray(DATA.images), jnp.asarray(DATA.labels), jnp.int32(number))
+            state, loss = steps(state, images, labels, jax.device_put(np.int32(number), replicated))
         return state, loss
 
     return after
 
 
+@pytest.mark.slow
 def test_a_device_that_goes_from_step_to_step_by_itself_takes_the_same_steps():
     recipe = dataclasses.replace(RECIPE, batch_size=8, accumulation_steps=2)
     after = steps_on_device(recipe, in_one_launch=True)
@@ -193,6 +220,7 @@ def test_a_device_that_goes_on_by_itself_stops_where_the_loss_is_no_number():
     assert 1 < state.step < 5 and not jnp.isfinite(loss)
 
 
+@pytest.mark.slow
 def test_adamw_with_every_augmentation_trains(tmp_path):
     recipe = dataclasses.replace(RECIPE, optimizer="adamw", learning_rate=1e-2, cutout_size=2, mixup_alpha=0.2)
     variables, epochs = run(tmp_path, recipe=recipe)
@@ -233,16 +261,14 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
         read_weights(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
-    run(tmp_path, recipe=dataclasses.replace(RECIPE, epochs=2))
-    step = Checkpoints(tmp_path).latest_step()
-    for file in itertools.chain(
-        (tmp_path / str(step) / "facts").rglob("*"), (tmp_path / str(step) / "state").rglob("*")
-    ):
+def test_a_damaged_checkpoint_is_refused(tmp_path, undisturbed):
+    folder = Path(shutil.copytree(undisturbed[2], tmp_path / "damaged"))
+    step = Checkpoints(folder).latest_step()
+    for file in itertools.chain((folder / str(step) / "facts").rglob("*"), (folder / str(step) / "state").rglob("*")):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(UsageError, match=f"a complete checkpoint of a training is needed, got {tmp_path}"):
-        read_weights(tmp_path)
+    with pytest.raises(UsageError, match=f"a complete checkpoint of a training is needed, got {folder}"):
+        read_weights(folder)
 
 
 def test_mean_cross_entropy_by_hand():
