@@ -81,7 +81,7 @@ class Executable(engine.Executable):
 
 
 def resnet(
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike = "auto",
     *,
     depth: int = 101,
     stem: str = "cifar",
@@ -94,7 +94,8 @@ def resnet(
     Args:
       weights: a checkpoint, which decides depth, stem and classes: a safetensors or PyTorch file under the names of
         torchvision, timm or Hugging Face, a model folder of Hugging Face or timm, or a checkpoint of Cambrian's
-        training. None for random weights.
+        training. `random` draws random weights; `auto` takes the ones that ship with Cambrian, for a ResNet101 with the
+        CIFAR stem and its 10 classes, and random ones for any other network.
       depth: number of layers, 18, 34, 50, 101 or 152.
       stem: `cifar` (3×3) or `imagenet` (7×7, stride 2, max pooling).
       num_classes: number of logits; None for 10 with the CIFAR stem and 1000 with the ImageNet one.
@@ -111,7 +112,7 @@ def resnet(
         Configuration(
             model=config,
             mesh=MeshShape(1, 1),
-            weights="random" if weights is None else os.fspath(weights),
+            weights=os.fspath(weights),
             image_size=image_size,
             seed=seed,
         )
@@ -206,7 +207,7 @@ def _function_program(
     tolerance: float,
 ) -> Program:
     if spec is None:
-        raise UsageError("spec, the shape and dtype of one sample, is needed of a function or module, got None")
+        raise UsageError("expected spec, the shape and dtype of one sample, with a function or module, got None")
     function, own_name = model, getattr(model, "__qualname__", type(model).__name__)
     if _is_nnx_module(model):
         if params is not None:
