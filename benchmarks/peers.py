@@ -58,7 +58,7 @@ for _name, _known in (("precision", PRECISIONS), ("sides", SIDES)):
 
 def measure(_: list[str]) -> None:
     batches = sorted({int(batch) for batch in _BATCHES.value})
-    size = _SIZE.value or default_model(_STEM.value).image_size
+    size = _SIZE.value or default_model(_STEM.value).preprocessing.size[0]
     output = Path(_OUTPUT.value or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-peers.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     report = circumstances(side.package for side in SIDES.values())

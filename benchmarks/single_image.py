@@ -46,7 +46,7 @@ Seconds = dict[str, float]  # of each layer
 def measure(_: list[str]) -> None:
     host.permit("cpu_latency", "malloc")
     keep_freed_memory()
-    size = _SIZE.value or default_model(_STEM.value).image_size
+    size = _SIZE.value or default_model(_STEM.value).preprocessing.size[0]
     problem = resnet101(_STEM.value, np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8))
     with low_cpu_latency("cpu"):
         for precision in ("float32", "bfloat16"):

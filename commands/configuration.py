@@ -1,65 +1,137 @@
-"""A Configuration: everything one run depends on, checked when it is made."""
+"""A Configuration: everything that one run depends on, checked on construction."""
 
 import dataclasses
+import os
 import re
+import reprlib
+import stat
+from types import MappingProxyType
 
-from cambrian.sharding import PARTITIONS, MeshShape, UsageError
+from cambrian.sharding import PARTITIONS, MeshShape, Preprocessing, UsageError
 from cambrian.sharding.host import PLATFORMS, launches_at_once
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 EXECUTIONS = ("offline", "online")
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's filters
+# Flag → its least and its largest value; 0 leaves batch_size, image_size, resize and num_images to the configuration.
+RANGES = MappingProxyType(
+    {
+        "threads": (1, 1024),
+        "batch_size": (0, 2**20),
+        "image_size": (0, 8192),
+        "resize": (0, 8192),
+        "num_images": (0, 10**9),
+        "seed": (0, 2**32 - 1),
+        "repeats": (1, 1000),
+        "max_latency_ms": (0, 10**9),
+        "min_top1": (0, 1),
+        "timeout_s": (1, 7 * 24 * 3600),
+    }
+)
+MAX_DEVICES = 2**16
+MAX_CLASSES = 10**6
 _UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
+_MAX_BYTES = 2**50
+# Fields that hold a path → the values that are words instead.
+_PATHS = {
+    "data": ("auto", "cifar10", "synthetic"),
+    "weights": ("auto", "random"),
+    "artifact": (),
+    "artifact_dir": (),
+    "signing_key": (),
+    "output_dir": (),
+}
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises UsageError unless `low <= value <= high`, which NaN never satisfies."""
+    if not low <= value <= high:
+        raise UsageError(f"{name} must be from {low} to {high}, got {reprlib.repr(value)}")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Raises UsageError unless `value` is a `kind`; a bool is no number, an int is also a float."""
+    kinds = (int, float) if kind is float else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(f"{name} must be of type {kind.__name__}, got {reprlib.repr(value)}")
+
+
+def check_path(name: str, path: str) -> None:
+    """Refuses a FIFO, device or socket, whose reading may never end; a missing path is left to its reader.
+
+    Raises:
+      UsageError: if `path` is something else than a file or a folder, or its name can't be used.
+    """
+    try:
+        mode = os.stat(os.path.expanduser(path)).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{name} must be a path that can be read, got {reprlib.repr(path)}: {reason}") from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise UsageError(f"{name} must be a file or a folder, got the {kind} {path}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Which model runs, and what its images look like.
+    """Which model runs, and how its images are preprocessed.
 
     Attributes:
-      depth: layers of the ResNet: 18, 34, 50, 101 or 152.
+      depth: number of layers of the ResNet: 18, 34, 50, 101 or 152.
       stem: `cifar` (3×3, stride 1) or `imagenet` (7×7, stride 2, max pooling).
       num_classes: number of logits.
-      image_size: height and width in pixels.
-      crop_fraction: the centre square kept of an image whose shorter side was resized to image_size / crop_fraction.
-      mean, std: per channel, of pixels scaled to 0…1.
       labels: class names in the order of the logits; empty if unknown.
-      interpolation: how images are resized, one of INTERPOLATIONS.
+
+    Raises:
+      UsageError: if a value has the wrong type or is out of range.
     """
 
     depth: int
     stem: str
     num_classes: int
-    image_size: int
-    crop_fraction: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    preprocessing: Preprocessing
     labels: tuple[str, ...] = ()
-    interpolation: str = "bilinear"
 
     def __post_init__(self):
+        kinds = (("depth", int), ("num_classes", int), ("stem", str), ("preprocessing", Preprocessing))
+        for name, kind in (*kinds, ("labels", tuple)):
+            check_type(name, getattr(self, name), kind)
+        for label in self.labels:
+            check_type("each label", label, str)
+        check_range("depth", self.depth, 1, 1000)
+        check_range("num_classes", self.num_classes, 1, MAX_CLASSES)
+        for side in self.preprocessing.size:
+            check_range("image_size", side, 1, RANGES["image_size"][1])
         if self.labels and len(self.labels) != self.num_classes:
-            raise UsageError(f"labels are needed for {self.num_classes} classes, got {len(self.labels)}")
-        if not 0 < self.crop_fraction <= 1:
-            raise UsageError(f"crop_fraction must be above 0 and at most 1, got {self.crop_fraction}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise UsageError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+            raise UsageError(f"labels must name all {self.num_classes} classes, got {len(self.labels)}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Preset:
-    """What a file of configs/ defines as `CONFIG`: a model, and values of flags that the command line overrides."""
+    """What a file of configs/ defines as `CONFIG`: a model, and (flag, text) pairs that the command line overrides.
+
+    Raises:
+      UsageError: if a value has the wrong type.
+    """
 
     model: ModelConfig
     flags: tuple[tuple[str, str], ...] = ()
 
+    def __post_init__(self):
+        check_type("model", self.model, ModelConfig)
+        check_type("flags", self.flags, tuple)
+        for pair in self.flags:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+                raise UsageError(f"flags must be pairs of strings, (flag, value), got {reprlib.repr(pair)}")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Configuration:
-    """One run: the model and the flags of main.py that decide its executable and its inputs.
+    """One run: the model and the flags of main.py that determine its executable and its inputs.
 
     Raises:
-      UsageError: if a value is out of its range, stating the range.
+      UsageError: if a value is out of range, or a path leads to a FIFO, device or socket.
     """
 
     model: ModelConfig
@@ -72,6 +144,7 @@ class Configuration:
     execution: str = "offline"
     platform: str = "auto"
     image_size: int = 0
+    resize: int = 0
     num_images: int = 0
     data: str = "auto"
     split: str = "test"
@@ -93,46 +166,54 @@ class Configuration:
         ):
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        if self.threads < 1:
-            raise UsageError(f"threads must be at least 1, got {self.threads}")
-        for name in ("batch_size", "image_size", "num_images", "seed"):
-            if (value := getattr(self, name)) < 0:
-                raise UsageError(f"{name} must be at least 0, got {value}")
+        for name in ("threads", "batch_size", "image_size", "resize", "num_images", "seed"):
+            check_range(name, getattr(self, name), *RANGES[name])
+        if self.mesh.num_devices > MAX_DEVICES:
+            raise UsageError(f"mesh must have at most {MAX_DEVICES} devices, got {self.mesh}")
         if self.batch_size:
             self.mesh.check_batch_size(self.batch_size)
         if self.artifact and self.execution == "online":
             raise UsageError("execution must be offline to run an artifact, got online")
+        if self.resize and (self.explicit_config or self.weights in ("auto", "random")):
+            raise UsageError(f"resize belongs to --weights PATH without --config, got {self.resize}")
         if self.device_memory_limit:
             parse_bytes(self.device_memory_limit)
+        for name, words in _PATHS.items():
+            if (path := getattr(self, name)) and path not in words:
+                check_path(name, path)
 
     @property
     def device_memory_limit_bytes(self) -> int | None:
-        """What a device may hold; None for its memory."""
+        """The limit on what a device holds, in bytes; None for the device's memory."""
         return parse_bytes(self.device_memory_limit) if self.device_memory_limit else None
 
     @property
     def launches_at_once(self) -> int:
-        """The launches that compute at once; where the platform is still to be chosen, those on a CPU."""
+        """The number of launches that compute at once; an undecided platform counts as a CPU."""
         on_cpu = self.platform in ("auto", "cpu")
         return launches_at_once(self.mesh.num_devices, self.threads, self.precision) if on_cpu else 1
 
 
 def parse_bytes(text: str) -> int:
-    """Reads a size such as `512MiB`, with a unit from B to TiB.
+    """Parses a size such as `512MiB`, with a unit from B to TiB, to bytes.
 
     Raises:
-      UsageError: if the text has another form.
+      UsageError: if the text has another form, or the size is above 1024 TiB.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text)
     if match is None or match[2] not in _UNITS:
-        raise UsageError(f"a size is a number with a unit of {', '.join(_UNITS)}, such as 512MiB, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
+        units = ", ".join(_UNITS)
+        raise UsageError(f"a size must be a number and a unit of {units}, such as 512MiB, got {reprlib.repr(text)}")
+    size = float(match[1]) * _UNITS[match[2]]
+    if size > _MAX_BYTES:
+        raise UsageError(f"a size must be at most 1024TiB, got {reprlib.repr(text)}")
+    return int(size)
 
 
 def default_batch_size(mesh: MeshShape, platform: str) -> int:
-    """The batch that a configuration chooses: large enough for efficient matrix products, larger on accelerators.
+    """Returns a global batch size large enough for efficient matrix products, and larger on accelerators.
 
-    A multiple of all devices, so that the model axis may cut samples.
+    It is a multiple of the number of devices, so that the model axis can cut samples.
     """
     per_device, least = (8, 64) if platform == "cpu" else (256, 256)
     return mesh.num_devices * max(per_device, -(-least // mesh.num_devices))

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from cambrian.commands.configuration import Configuration, default_batch_size
+from cambrian.commands.model import weights_path
 from cambrian.engine.artifact.cache import artifact_key, default_artifact_dir, load_or_build
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import canonical_json
@@ -120,7 +121,8 @@ def _facts(configuration: Configuration, source: str) -> dict[str, object]:
         "partition": configuration.partition,
         "precision": configuration.precision,
         "batch_size": configuration.batch_size,
-        "image_size": configuration.image_size or (configuration.model.image_size if own_model else 0),
+        "image_size": configuration.image_size,
+        "resize": configuration.resize,
         "platform": configuration.platform,
         "launches_at_once": configuration.launches_at_once,
         "device_memory_limit": configuration.device_memory_limit_bytes,
@@ -129,23 +131,32 @@ def _facts(configuration: Configuration, source: str) -> dict[str, object]:
 
 
 def _weights_identity(configuration: Configuration) -> str:
-    if configuration.weights in ("auto", "random"):
+    path = weights_path(configuration)
+    if path is None:
         return f"{configuration.weights}, seed {configuration.seed}"
-    path = Path(configuration.weights)
     try:
-        if not path.is_dir():
-            return _file_digest(path)
-        # Of a folder every file counts, whichever of them the reader of its format takes; hidden ones are nobody's.
-        files = {
-            file.relative_to(path).as_posix(): _file_digest(file)
-            for file in path.rglob("*")
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        }
-        return hashlib.sha256(canonical_json(files)).hexdigest()
+        if path.is_dir():
+            # Every file of a folder counts, whichever of them the reader of its format takes, but for hidden ones.
+            files = [
+                file
+                for file in path.rglob("*")
+                if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            ]
+            folder = path
+        elif path.is_file() or not path.exists():
+            # A file's name and the configuration beside it decide how it is read.
+            beside = (path.parent / name for name in ("config.json", "preprocessor_config.json"))
+            files = [path, *(file for file in beside if file.is_file())]
+            folder = path.parent
+        else:
+            raise UsageError(f"weights must be auto, random, a file or a folder, got {path}, which is none of these")
+        digests = {file.relative_to(folder).as_posix(): _file_digest(file) for file in files}
     except OSError as error:
         raise UsageError(
             f"weights must be auto, random or a path that can be read, got {configuration.weights}: {error.strerror}"
         ) from None
+    shipped = "shipped, " if configuration.weights == "auto" else ""
+    return shipped + hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
 def _file_digest(path: Path) -> str:

@@ -1,7 +1,8 @@
-"""The flags of main.py, read once: the command line over `--config` over defaults."""
+"""The flags of main.py: the command line overrides `--config`, which overrides the defaults."""
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from cambrian.commands.config_file import DEFAULT_CONFIG, ConfigFile, read_config_file, read_reported_flags
-from cambrian.commands.configuration import EXECUTIONS, PRECISIONS, Configuration
+from cambrian.commands.configuration import EXECUTIONS, PRECISIONS, RANGES, Configuration, check_range
 from cambrian.commands.listed_flag import OneOrMore
 from cambrian.sharding import PARTITIONS, MeshShape, UsageError
 from cambrian.sharding.host import PLATFORMS
@@ -17,7 +18,7 @@ from cambrian.sharding.host import PLATFORMS
 MODES = ("run", "compile", "plan", "train")
 SEARCHES = ("grid", "auto")
 OBJECTIVES = ("images_per_second", "latency_ms_p99", "wall_ms")
-# What a sweep may vary, in the order in which it names a configuration.
+# Flags that a sweep can vary, in the order in which it names a configuration.
 STARRED = (
     "mesh",
     "threads",
@@ -39,7 +40,7 @@ SWEEP_FLAGS = (
     "fresh",
     "dry_run",
 )
-DECIDED_BY_ARTIFACT = ("mesh", "batch_size", "precision", "partition", "image_size", "weights", "platform")
+DECIDED_BY_ARTIFACT = ("mesh", "batch_size", "precision", "partition", "image_size", "resize", "weights", "platform")
 
 
 _MODE_HELP = (
@@ -63,15 +64,16 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     strings, integers = OneOrMore(flags.ArgumentParser()), OneOrMore(flags.IntegerParser())
     string("mode", "run", _MODE_HELP)
-    string("config", "", "A file of configs/ or its name, or a report.json whose flags are taken.")
-    define(strings, "mesh", "4x8", "MODELxDATA: devices that cut each layer × devices that cut the batch.")
-    define(integers, "threads", 2, "Host threads that decode, transfer and launch.")
+    string("config", "", "A Python file like those in configs/, the name of one of them, or a report.json to repeat.")
+    define(strings, "mesh", "4x8", "MODELxDATA: devices that split each layer × devices that split the batch.")
+    define(integers, "threads", 2, f"Host threads that decode, transfer and launch, {_range('threads')}.")
     define(integers, "batch_size", 0, "Images per launch over all devices, a multiple of DATA. 0: chosen.")
     define(strings, "precision", "auto", f"One of {', '.join(PRECISIONS)}. auto: bfloat16 where it is faster.")
-    define(strings, "partition", "auto", f"How the model axis cuts layers: one of {', '.join(PARTITIONS)}.")
-    define(strings, "execution", "offline", f"One of {', '.join(EXECUTIONS)}: run a saved executable, or compile here.")
+    define(strings, "partition", "auto", f"How the model axis splits layers: one of {', '.join(PARTITIONS)}.")
+    define(strings, "execution", "offline", f"One of {', '.join(EXECUTIONS)}: run a saved executable, or compile now.")
     define(strings, "platform", "auto", f"One of {', '.join(PLATFORMS)}.")
-    define(integers, "image_size", 0, "Height and width in pixels. 0: the configuration's.")
+    define(integers, "image_size", 0, f"Height and width in pixels, {_range('image_size')}. 0: the configuration's.")
+    integer("resize", 0, "Shorter side in pixels before the crop, for weights that don't state it. 0: chosen.")
     string("data", "auto", "auto, cifar10, synthetic, or a folder of images.")
     string("split", "test", "Split of the data.")
     define(integers, "num_images", 0, "Images to classify. 0: all of a folder or CIFAR-10, 512 synthetic.")
@@ -79,31 +81,61 @@ def define_flags(values: flags.FlagValues) -> None:
     string("artifact", "", "Run this received artefact directory, with neither model code nor weights.")
     string("artifact_dir", "", "Cache of artefacts; default: in the user's cache folder.")
     string("signing_key", "", "File of the user's key; default: in the user's configuration folder.")
-    string("output_dir", "", "Where report and predictions go; default: a new folder under runs/.")
-    string("device_memory_limit", "", "Such as 512MiB; default: the device's memory.")
-    boolean("tune", False, "In mode plan: measure this machine's cost table first, as far as it is lacking.")
-    boolean("skip_bad_images", False, "Count and list images that can't be read instead of stopping.")
-    integer("seed", 0, "Of random weights and synthetic images.")
+    string("output_dir", "", "Folder of report and predictions; default: a new folder under runs/.")
+    string("device_memory_limit", "", "Limit on each device's memory, such as 512MiB; default: all of it.")
+    boolean("tune", False, "Mode plan: measure what is missing from this machine's cost table first.")
+    boolean("skip_bad_images", False, "Skip images that can't be read, and list them in the report.")
+    integer("seed", 0, "Seed of random weights, synthetic images and training.")
     boolean("debug", False, "Show the traceback of an error.")
-    integer("repeats", 3, "Of a sweep: runs of each configuration.", lower_bound=1)
-    choice("search", "grid", SEARCHES, "Of a sweep: grid runs every configuration, auto the promising ones.")
-    choice("objective", "images_per_second", OBJECTIVES, "Of a sweep: the report key to be best in.")
-    real("max_latency_ms", None, "Of a sweep: the most that latency_ms_p99 may be.", lower_bound=0)
-    real("min_top1", None, "Of a sweep: the least that top1 may be, from 0 to 1.", 0, 1)
-    real("timeout_s", 1800, "Of a sweep: seconds after which a build or run is ended.", lower_bound=1)
-    boolean("fresh", False, "Of a sweep: remove what an earlier one left in its directory and start over.")
-    boolean("dry_run", False, "Of a sweep: list its configurations with predicted time and memory.")
+    integer("repeats", 3, f"Sweep: runs of each configuration, {_range('repeats')}.")
+    choice("search", "grid", SEARCHES, "Sweep: grid runs every configuration, auto the promising ones.")
+    choice("objective", "images_per_second", OBJECTIVES, "Sweep: report key to optimise.")
+    real("max_latency_ms", None, "Sweep: upper limit on latency_ms_p99.")
+    real("min_top1", None, f"Sweep: lower limit on top1, {_range('min_top1')}.")
+    real("timeout_s", 1800, f"Sweep: seconds after which a build or run is ended, {_range('timeout_s')}.")
+    boolean("fresh", False, "Sweep: remove earlier results from its directory and start over.")
+    boolean("dry_run", False, "Sweep: list its configurations with predicted time and memory.")
+
+
+def _range(name: str) -> str:
+    low, high = RANGES[name]
+    return f"{low} to {high}"
+
+
+def help_text(values: flags.FlagValues) -> str:
+    """Returns what `--help` prints: each flag with its meaning and default, in the order of `define_flags`."""
+    lines = [
+        "Classifies images with a sharded, ahead-of-time compiled ResNet, such as",
+        "",
+        "    python main.py --mesh 4x8 --threads 2",
+        "",
+        "Flags marked * take several values, separated by commas: every combination is run, as a sweep.",
+        "",
+    ]
+    for flag in values.flags_by_module_dict()[__name__]:
+        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}{'*' if flag.name in STARRED else ''}"
+        default = "" if flag.boolean or flag.default in ("", None) else f" [{flag.default}]"
+        lines.append(
+            textwrap.fill(
+                f"{flag.help}{default}",
+                width=100,
+                initial_indent=f"  {name:23}",
+                subsequent_indent=" " * 25,
+                break_on_hyphens=False,
+            )
+        )
+    return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flags:
-    """Every flag of main.py with the value in force.
+    """The effective value of every flag of main.py.
 
     Attributes:
-      values: flag → value; a tuple where a sweep varies it.
+      values: flag → value; a tuple if a sweep varies it.
       defaults: flag → default value.
-      given: the flags that the command line sets.
-      config: the config file in force.
+      given: flags set on the command line.
+      config: the effective config file.
     """
 
     values: Mapping[str, Any]
@@ -116,20 +148,20 @@ class Flags:
 
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
-        """Flag → its values, of each flag that a sweep may vary."""
+        """Flag → its values, for each flag that a sweep can vary."""
         return {name: value if isinstance(value := self[name], tuple) else (value,) for name in STARRED}
 
     @property
     def is_sweep(self) -> bool:
-        """Whether several configurations are asked for."""
+        """Whether the flags make several configurations."""
         return any(len(values) > 1 for values in self.axes.values())
 
 
 def read_flags(parsed: flags.FlagValues) -> Flags:
-    """The flags of a parsed command line, completed by its config file.
+    """Completes a parsed command line with its config file.
 
     Raises:
-      UsageError: if the config file can't be used, or flags of a sweep are given without one.
+      UsageError: if the config file can't be used, a flag of a sweep is out of range or given without one.
     """
     own = {flag.name: flag for flag in parsed.flags_by_module_dict()[__name__]}
     given = frozenset(name for name, flag in own.items() if flag.present)
@@ -137,7 +169,7 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
     source = values["config"]
     if source.endswith(".json"):
         reported = read_reported_flags(source)
-        config = read_config_file(reported.get("config") or DEFAULT_CONFIG)
+        config = read_config_file(_parse(own["config"], reported.get("config", ""), source) or DEFAULT_CONFIG)
         wanted, always = {"config": "", **reported}, {"config"}
     else:
         config = read_config_file(source or DEFAULT_CONFIG)
@@ -149,11 +181,14 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
             values[name] = _parse(own[name], value, source)
     if values["mode"] == "train" and "mesh" not in given and values["mesh"] == own["mesh"].default:
         values["mesh"] = "1x1"
+    for name in SWEEP_FLAGS:
+        if name in RANGES and (value := values[name]) is not None:
+            check_range(name, value, *RANGES[name])
     defaults = {name: flag.default for name, flag in own.items()}
     found = Flags(MappingProxyType(values), MappingProxyType(defaults), given, config)
     if not found.is_sweep and (alone := [name for name in SWEEP_FLAGS if name in given]):
         raise UsageError(
-            f"--{alone[0]} needs a sweep, several values of one of {', '.join(STARRED)}, got one configuration"
+            f"--{alone[0]} requires a sweep, several values of one of {', '.join(STARRED)}, got one configuration"
         )
     return found
 
@@ -161,18 +196,18 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
 def _parse(flag: Any, value: Any, source: str) -> Any:
     try:
         return None if value is None and flag.default is None else flag.parser.parse(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"flag {flag.name} of {source}: {error}") from None
 
 
 def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) -> Configuration:
-    """The configuration that flags make.
+    """Makes the configuration that flags describe.
 
     Args:
-      chosen: flag → value, for those that a sweep varies.
+      chosen: flag → value, for flags that a sweep varies.
 
     Raises:
-      UsageError: if a value makes no sense.
+      UsageError: if a value is invalid, or flags contradict each other.
     """
     mode = found["mode"]
     if mode not in MODES:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from cambrian import models
 
 _CONFIG_OF_STEM = {"cifar": "resnet101_cifar10", "imagenet": "resnet101_imagenet"}
+_SHIPPED = "resnet101_cifar10"  # a folder of weights/ and the configuration that it was trained for
+_SHIPPED_FOLDER = Path(__file__).parent.parent / "weights" / _SHIPPED
+UNKNOWN_RESIZE = (
+    "the weights don't state their preprocessing: the shorter side becomes 256 pixels, as for V1 of torchvision's "
+    "weights; --resize 232 suits V2"
+)
 NO_WEIGHTS = "no trained weights: running on random ones; --weights PATH takes a checkpoint"
 
 
@@ -23,9 +30,8 @@ class Model:
     """A ResNet with its weights.
 
     Attributes:
-      config: its name, classes and preprocessing.
+      config: its name, preprocessing and classes.
       variables: see `cambrian.models.resnet.variables`.
-      image_size: height and width of the images in pixels.
       weights: where the variables come from.
       trained: whether they are trained; False for random ones.
       notes: deviations from the request.
@@ -34,10 +40,14 @@ class Model:
     config: ModelConfig
     architecture: "models.Architecture"
     variables: dict[str, np.ndarray] = dataclasses.field(repr=False)
-    image_size: int
     weights: str
     trained: bool
     notes: tuple[str, ...] = ()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.config.preprocessing.size
 
 
 def default_model(stem: str) -> ModelConfig:
@@ -51,31 +61,57 @@ def default_model(stem: str) -> ModelConfig:
     return read_config_file(_CONFIG_OF_STEM[stem]).preset.model
 
 
+def weights_path(configuration: Configuration) -> Path | None:
+    """The file or folder that holds the configuration's weights; None for random ones.
+
+    `auto` means the shipped weights for the very model that they were trained for, random ones for any other.
+    """
+    if configuration.weights == "auto":
+        return _SHIPPED_FOLDER if configuration.model == read_config_file(_SHIPPED).preset.model else None
+    return None if configuration.weights == "random" else Path(configuration.weights)
+
+
 def read_model(configuration: Configuration) -> Model:
     """Reads the configuration's weights, or draws random ones.
 
     Raises:
-      UsageError: if the weights can't be read, or are those of another model than the user named.
+      UsageError: if the weights can't be read, or belong to another model than the user named.
     """
     from cambrian import models  # only to build: an offline run starts without them
 
-    config, notes = configuration.model, ()
+    config, path = configuration.model, weights_path(configuration)
     architecture = models.Architecture.resnet(config.depth, config.stem, config.num_classes)
-    trained, weights = configuration.weights not in ("auto", "random"), configuration.weights
-    if trained:
-        given = models.read_weights(weights)
-        if configuration.explicit_config and given.architecture != architecture:
-            raise UsageError(
-                f"--config needs weights of {_describe(architecture)}, got {_describe(given.architecture)} in {weights}"
-            )
-        config = model_of_weights(configuration, given.told())
-        architecture, variables, notes = given.architecture, given.variables, given.notes
-    else:
-        notes = (NO_WEIGHTS,) if weights == "auto" else ()
+    if path is None:
         weights = f"random, seed {configuration.seed}"
         variables = models.random_variables(architecture, configuration.seed)
-    image_size = configuration.image_size or config.image_size
-    return Model(config, architecture, variables, image_size, weights, trained, notes)
+        notes = (NO_WEIGHTS,) if configuration.weights == "auto" else ()
+    else:
+        given = models.read_weights(path)
+        if configuration.explicit_config and given.architecture != architecture:
+            raise UsageError(
+                f"--config needs weights of {_describe(architecture)}, got {_describe(given.architecture)} in {path}"
+            )
+        architecture, variables, notes = given.architecture, given.variables, given.notes
+        if configuration.weights == "auto":
+            weights = f"{_SHIPPED}, shipped with Cambrian"
+        else:
+            weights, told = configuration.weights, given.told()
+            config = model_of_weights(configuration, told)
+            stated = "preprocessing" in told or configuration.explicit_config or configuration.resize
+            if told["stem"] == "imagenet" and not stated:
+                notes = (*notes, UNKNOWN_RESIZE)
+    config = with_image_size(config, configuration)
+    return Model(config, architecture, variables, weights, path is not None, notes)
+
+
+def with_image_size(config: ModelConfig, configuration: Configuration) -> ModelConfig:
+    """The model with the image size and the resizing that the flags ask for; a size alone keeps the crop's fraction."""
+    preprocessing, edge = config.preprocessing, configuration.resize
+    if configuration.image_size:
+        preprocessing = preprocessing.with_size(configuration.image_size)
+    if edge:
+        preprocessing = dataclasses.replace(preprocessing, resize_to=(edge, edge))
+    return dataclasses.replace(config, preprocessing=preprocessing)
 
 
 def _describe(architecture: "models.Architecture") -> str:
@@ -91,12 +127,14 @@ def model_of_weights(configuration: Configuration, told: Mapping[str, Any]) -> M
     Raises:
       UsageError: naming the field, if the user chose a configuration that contradicts the weights.
     """
+    if configuration.resize and "preprocessing" in told:
+        stated = told["preprocessing"].resize_to
+        raise UsageError(f"resize must be left out for weights that state theirs, {stated}, got {configuration.resize}")
     if not configuration.explicit_config:
         # Labels of a preset would name other classes.
         return dataclasses.replace(default_model(told["stem"]), **{"labels": (), **told})
     chosen = configuration.model
-    for name, value in told.items():
-        ours = getattr(chosen, name)
+    for name, ours, value in _pairs(chosen, told):
         if name == "labels" and not ours:
             chosen = dataclasses.replace(chosen, labels=value)
         elif not _agree(ours, value):
@@ -104,6 +142,16 @@ def model_of_weights(configuration: Configuration, told: Mapping[str, Any]) -> M
                 f"--config needs weights with {name} {_shown(ours)}, got {_shown(value)} in {configuration.weights}"
             )
     return chosen
+
+
+def _pairs(chosen: ModelConfig, told: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Each fact that the weights state: name, value of the chosen model, value of the weights."""
+    for name, value in told.items():
+        if name == "preprocessing":
+            for field in dataclasses.fields(value):
+                yield field.name, getattr(chosen.preprocessing, field.name), getattr(value, field.name)
+        else:
+            yield name, getattr(chosen, name), value
 
 
 def _agree(ours: Any, theirs: Any) -> bool:

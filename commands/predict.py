@@ -52,7 +52,7 @@ def predict(configuration: Configuration) -> Prediction | None:
     at_once = configuration.launches_at_once
     launch_ms, weight_bytes, working_bytes = _plan_costs(
         model,
-        configuration.image_size or model.image_size,
+        configuration.image_size or model.preprocessing.size,
         *planned_as(mesh, batch_size, at_once),
         precision,
         configuration.partition,
@@ -65,7 +65,7 @@ def predict(configuration: Configuration) -> Prediction | None:
 @functools.cache
 def _plan_costs(
     model: ModelConfig,
-    image_size: int,
+    image_size: int | tuple[int, int],
     mesh: MeshShape,
     batch_size: int,
     precision: str,

@@ -2,20 +2,18 @@
 
     python main.py --config configs/resnet101_imagenet.py --num_images 32
 
-Preprocessing as He et al., "Deep Residual Learning" (2016), and torchvision do at test time: shorter side 256, centre
-crop.
+Preprocessing as in He et al., "Deep Residual Learning" (2016), and V1 of torchvision's weights: shorter side 256,
+centre crop, mean and standard deviation of ImageNet.
 """
 
 from cambrian.commands.configuration import ModelConfig, Preset
+from cambrian.sharding import Preprocessing
 
 CONFIG = Preset(
     model=ModelConfig(
         depth=101,
         stem="imagenet",
         num_classes=1000,
-        image_size=224,
-        crop_fraction=0.875,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        preprocessing=Preprocessing(size=(224, 224), resize_to=(256, 256)),
     ),
 )

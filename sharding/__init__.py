@@ -1,4 +1,4 @@
-"""Where a network is computed: meshes, devices, partitions, plans and programs. Imports nothing else of Cambrian."""
+"""Where a network is computed: meshes, devices, partitions, plans and programs. Imports no other Cambrian package."""
 
 from cambrian.sharding.alignment import ALIGNMENT as ALIGNMENT, aligned as aligned
 from cambrian.sharding.collectives import (
@@ -29,8 +29,8 @@ from cambrian.sharding.planner import (
     Costs as Costs,
     Option as Option,
     choose_plan as choose_plan,
-    plan_costs as plan_costs,
 )
+from cambrian.sharding.preprocessing import Preprocessing as Preprocessing
 from cambrian.sharding.program import Program as Program, TensorSpec as TensorSpec
-from cambrian.sharding.rules import Rules as Rules, match_rules as match_rules
+from cambrian.sharding.rules import Rules as Rules
 from cambrian.sharding.timing import time_launches as time_launches

@@ -27,11 +27,12 @@ TINY = Architecture.resnet(18, "cifar", len(LABELS))
 SMALL = Architecture("cifar", (1, 1), False, len(LABELS), width=8)  # builds faster, but no configuration names it
 TINY_CONFIG = f"""
 from cambrian.commands.configuration import ModelConfig, Preset
+from cambrian.sharding import Preprocessing
 
 CONFIG = Preset(
     ModelConfig(
-        depth=18, stem="cifar", num_classes=10, image_size=8, crop_fraction=1.0,
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), labels={LABELS},
+        depth=18, stem="cifar", num_classes=10, labels={LABELS},
+        preprocessing=Preprocessing((8, 8), (8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
     )
 )
 """

@@ -9,11 +9,11 @@ import pytest
 from cambrian.commands.config_file import read_config_file
 from cambrian.commands.configuration import Configuration, ModelConfig, default_batch_size, parse_bytes
 from cambrian.commands.flags import read_configuration
-from cambrian.sharding import MeshShape, UsageError
+from cambrian.sharding import MeshShape, Preprocessing, UsageError
 from command import TINY_CONFIG
 from flag_values import parse
 
-MODEL = ModelConfig(50, "imagenet", 2, 64, 0.875, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ("cat", "dog"))
+MODEL = ModelConfig(50, "imagenet", 2, Preprocessing((64, 64), (73, 73)), ("cat", "dog"))
 
 
 @pytest.fixture
@@ -100,6 +100,7 @@ def test_a_file_without_a_preset_is_refused(tmp_path, content, message):
         ({"image_size": -1}, "image_size must be at least 0, got -1"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"device_memory_limit": "lots"}, "such as 512MiB, got 'lots'"),
+        ({"resize": 232}, "resize belongs to --weights PATH without --config, got 232"),
         ({"artifact": "received", "execution": "online"}, "execution must be offline to run an artifact, got online"),
     ],
 )
@@ -111,9 +112,9 @@ def test_a_configuration_checks_its_values(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 3}, "labels are needed for 3 classes, got 2"),
-        ({"crop_fraction": 0.0}, "crop_fraction must be above 0 and at most 1, got 0.0"),
-        ({"crop_fraction": 1.1}, "crop_fraction must be above 0 and at most 1, got 1.1"),
+        ({"num_classes": 3}, "labels must name all 3 classes, got 2"),
+        ({"preprocessing": 224}, "preprocessing must be of type Preprocessing, got 224"),
+        ({"preprocessing": Preprocessing((9000, 64), (73, 73))}, "image_size must be from 1 to 8192, got 9000"),
     ],
 )
 def test_a_model_checks_its_values(changes, message):

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from cambrian.commands.images import Preprocessing, cifar10_archive, for_model, open_source
+from cambrian.commands.images import cifar10_archive, for_model, open_source
 from cambrian.commands.images.prepared import find_prepared
-from cambrian.sharding import UsageError
+from cambrian.sharding import Preprocessing, UsageError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+UNCHANGED = Preprocessing((32, 32), (32, 32))
 NUM_IN_FILE = {**{f"data_batch_{number}.bin": 3 for number in range(1, 6)}, "test_batch.bin": 12}
 
 
@@ -79,9 +80,9 @@ def environment(server, data_dir, monkeypatch):
     monkeypatch.setattr(cifar10_archive, "ARCHIVE_SHA256", server.archive_sha256)
 
 
-def open_images(data="cifar10", *, image_size=32, crop_fraction=1.0, labels=(), **arguments):
+def open_images(data="cifar10", *, preprocessing=UNCHANGED, labels=(), **arguments):
     source, notes = open_source(str(data), **arguments)
-    images, more_notes = for_model(source, Preprocessing(image_size, crop_fraction), labels)
+    images, more_notes = for_model(source, preprocessing, labels)
     return images, notes + more_notes
 
 
@@ -111,7 +112,7 @@ def test_labels_are_those_of_the_weights():
 
 
 def test_images_are_resized_as_the_configuration_says():
-    source, _ = open_images(image_size=56, crop_fraction=0.875)
+    source, _ = open_images(preprocessing=Preprocessing((56, 56), (64, 64)))
     assert source[0].pixels.shape == (56, 56, 3)
 
 
@@ -211,10 +212,11 @@ def test_tensorflow_is_never_imported_even_where_it_is_installed(server, tmp_pat
     (stand_in / "__init__.py").write_text("")
     script = f"""
 import sys
-from cambrian.commands.images import Preprocessing, cifar10_archive, for_model, open_source
+from cambrian.commands.images import cifar10_archive, for_model, open_source
+from cambrian.sharding import Preprocessing
 cifar10_archive.ARCHIVE_URL = "{server.url}/cifar-10-binary.tar.gz"
 cifar10_archive.ARCHIVE_SHA256 = "{server.archive_sha256}"
-images, _ = for_model(open_source("cifar10")[0], Preprocessing(32))
+images, _ = for_model(open_source("cifar10")[0], Preprocessing((32, 32), (32, 32)))
 print(len([*images]), "tensorflow_datasets" in sys.modules, "tensorflow" in sys.modules)
 import tensorflow
 """

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from cambrian.commands.images import Preprocessing, UnreadableImage, for_model, open_source
-from cambrian.commands.images.decode import resize_and_crop
-from cambrian.sharding import UsageError
+from cambrian.commands.images import UnreadableImage, for_model, open_source
+from cambrian.sharding import Preprocessing, UsageError
 
 
-def open_images(folder, *, image_size=8, crop_fraction=1.0, labels=(), **arguments):
+def open_images(folder, *, labels=(), **arguments):
     source, notes = open_source(str(folder), **arguments)
-    images, more_notes = for_model(source, Preprocessing(image_size, crop_fraction), labels)
+    images, more_notes = for_model(source, Preprocessing((8, 8), (8, 8)), labels)
     return images, notes + more_notes
 
 
@@ -161,25 +160,6 @@ def test_an_image_of_the_right_size_is_unchanged(tmp_path):
     np.testing.assert_array_equal(open_images(tmp_path)[0][0].pixels, pixels)
 
 
-@pytest.mark.parametrize("size", [(50, 37), (37, 50), (64, 64), (20, 91), (33, 32), (7, 7)])
-@pytest.mark.parametrize("image_size, crop_fraction, shorter", [(32, 1.0, 32), (28, 0.875, 32), (24, 0.9, 27)])
-def test_resize_and_crop_equals_resizing_the_whole_then_cropping(size, image_size, crop_fraction, shorter):
-    pixels = np.random.default_rng(0).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
-    image = PillowImage.fromarray(pixels)
-    width, height = (shorter if side == min(size) else shorter * side // min(size) for side in size)
-    whole = image.resize((width, height), PillowImage.Resampling.BILINEAR)
-    left, top = (round((side - image_size) / 2) for side in whole.size)
-    expected = np.asarray(whole.crop((left, top, left + image_size, top + image_size)), np.int32)
-    got = np.asarray(resize_and_crop(image, Preprocessing(image_size, crop_fraction)), np.int32)
-    assert got.shape == (image_size, image_size, 3)
-    assert np.abs(got - expected).max() <= 1  # the square alone is computed in floating-point coordinates
-
-
-def test_a_long_thin_image_takes_no_more_memory_than_its_square():
-    image = PillowImage.new("RGB", (100_000, 1), (1, 2, 3))
-    assert resize_and_crop(image, Preprocessing(224, 0.875)).size == (224, 224)  # resized as a whole it would be 20 GB
-
-
 @pytest.mark.parametrize(
     "mode, color, expected",
     [
@@ -257,7 +237,7 @@ def test_a_damaged_png_and_a_vanished_file_are_errors(tmp_path):
 def test_sixteen_threads_read_the_same_as_one(tmp_path):
     for index in range(48):
         write(tmp_path / f"{index:02d}.jpg", color=(index, 2 * index, 3 * index), size=(40, 30))
-    source, _ = open_images(tmp_path, crop_fraction=0.875)
+    source, _ = open_images(tmp_path)
     with ThreadPoolExecutor(16) as pool:
         read = list(pool.map(source.__getitem__, [*range(48)] * 4))
     for image, expected in zip(read, [*source] * 4, strict=True):

@@ -6,13 +6,13 @@ import sys
 import numpy as np
 import pytest
 
-from cambrian.commands.images import Preprocessing, for_model, open_source
-from cambrian.sharding import UsageError
+from cambrian.commands.images import for_model, open_source
+from cambrian.sharding import Preprocessing, UsageError
 
 
-def open_images(data, *, image_size=8, crop_fraction=1.0, labels=(), **arguments):
+def open_images(data, *, labels=(), **arguments):
     source, notes = open_source(str(data), **arguments)
-    images, more_notes = for_model(source, Preprocessing(image_size, crop_fraction), labels)
+    images, more_notes = for_model(source, Preprocessing((8, 6), (8, 6), resize="exact"), labels)
     return images, notes + more_notes
 
 
@@ -21,7 +21,7 @@ def test_512_images_without_labels():
     assert (len(source), source.class_names, notes) == (512, None, [])
     image = source[12]
     assert (image.name, image.label) == ("synthetic_000012", None)
-    assert (image.pixels.shape, image.pixels.dtype) == ((8, 8, 3), np.uint8)
+    assert (image.pixels.shape, image.pixels.dtype) == ((8, 6, 3), np.uint8)
 
 
 def test_images_depend_on_seed_and_index_alone():
@@ -55,8 +55,8 @@ def test_unknown_data_is_refused(data):
 
 def test_synthetic_images_load_no_image_library(tmp_path):
     script = (
-        "import sys; from cambrian.commands.images import Preprocessing, open_source\n"
-        "open_source('auto')[0].read(0, Preprocessing(8))\n"
+        "import sys; from cambrian.commands.images import open_source; from cambrian.sharding import Preprocessing\n"
+        "open_source('auto')[0].read(0, Preprocessing((8, 8), None, resize='none'))\n"
         "print([name for name in ('PIL', 'tensorflow_datasets', 'flax') if name in sys.modules])"
     )
     environment = {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}

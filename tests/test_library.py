@@ -31,15 +31,16 @@ def executable(model):
 
 
 def reference(model, images):
-    normalised = (images / np.float32(255) - np.float32(model.config.mean)) / np.float32(model.config.std)
+    preprocessing = model.config.preprocessing
+    normalised = (images / np.float32(255) - np.float32(preprocessing.mean)) / np.float32(preprocessing.std)
     return np.asarray(inference_function(model.architecture, model.variables)(normalised))
 
 
 def test_a_checkpoint_decides_its_architecture(model):
-    assert (model.architecture, model.trained, model.image_size) == (SMALL, True, 8)
+    assert (model.architecture, model.trained, model.image_size) == (SMALL, True, (8, 8))
     random = cambrian.resnet(depth=18, stem="imagenet", num_classes=7, seed=3)
     assert (random.architecture, random.trained) == (Architecture.resnet(18, "imagenet", 7), False)
-    assert (random.image_size, random.config.labels) == (224, ())
+    assert (random.image_size, random.config.labels) == ((224, 224), ())
 
 
 def test_a_resnet_gives_the_unsharded_logits(model, executable):
@@ -126,7 +127,7 @@ def test_a_function_without_rules_is_cut_by_the_batch_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mesh": "4by8"}, "a mesh is written MODELxDATA"),
+        ({"mesh": "4by8"}, "a mesh must be written MODELxDATA"),
         ({"batch_size": 3, "mesh": "1x2"}, "batch_size must be a multiple of the data axis of 2"),
         ({"precision": "int8"}, "precision must be one of auto, float32, bfloat16, got 'int8'"),
         ({"partition": "columns"}, "partition must be one of .*, got 'columns'"),

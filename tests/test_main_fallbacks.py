@@ -114,6 +114,6 @@ def test_an_artifact_of_another_function_is_refused(tmp_path):
     outcome = command("--artifact", tmp_path / "artifact", "--signing_key", tmp_path / "key")
     assert outcome.exit_code == 2
     assert outcome.error == (
-        "expected an image classifier, with crop_fraction, labels and trained in its metadata, "
-        "got toy without crop_fraction, trained"
+        "expected an image classifier, with labels, preprocessing and trained in its metadata, "
+        "got toy without preprocessing, trained"
     )

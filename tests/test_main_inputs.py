@@ -78,9 +78,14 @@ def test_images_are_resized_as_the_weights_stem_asks(command, tmp_path):
     weights = write_checkpoint(tmp_path / "weights.safetensors", Architecture("imagenet", (1,), False, 3, width=4))
     write_images(tmp_path / "photos", ["a.png"])
     run = command.run("--weights", weights, "--mesh", "1x1", "--batch_size", 1, "--data", tmp_path / "photos")
-    (path,) = [path for path in command.artifacts if '"crop_fraction": 0.875' in (path / "manifest.json").read_text()]
-    assert json.loads((path / "manifest.json").read_text())["input_spec"]["shape"] == [1, 224, 224, 3]
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in command.artifacts]
+    (manifest,) = [manifest for manifest in manifests if manifest["metadata"]["weights"] == str(weights)]
+    preprocessing = manifest["metadata"]["preprocessing"]
+    assert (preprocessing["size"], preprocessing["resize_to"]) == ([224, 224], [256, 256])
+    assert manifest["input_spec"]["shape"] == [1, 224, 224, 3]
     assert run.report["num_images"] == 1
+    (note,) = [note for note in run.report["notes"] if "preprocessing" in note]
+    assert "256" in note and "--resize 232" in note
 
 
 def test_a_partition_asked_for_is_the_one_that_runs(command, small, photos):

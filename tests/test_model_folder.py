@@ -16,7 +16,7 @@ from cambrian.models.checkpoints.naming import torchvision_name
 from cambrian.models.checkpoints.weights import Weights, read_weights
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.variables import random_variables
-from cambrian.sharding import UsageError
+from cambrian.sharding import Preprocessing, UsageError
 
 SMALL = Architecture("imagenet", (1, 2), True, 3, width=4)
 # As transformers 5.23 writes them, keys without meaning for the network left out.
@@ -45,7 +45,9 @@ CONV_NEXT = {
     "rescale_factor": 1 / 255,
     "size": {"shortest_edge": 224},
 }
-IMAGENET = Description(224, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CONV_NEXT_PREPROCESSING = Preprocessing(
+    (224, 224), (256, 256), interpolation="bicubic", resampler="torch", offset_rounding="floor"
+)
 LABELS = ("tench, Tinca tinca", "goldfish", "great white shark")
 
 
@@ -60,7 +62,7 @@ def write(folder: Path, config: dict[str, Any], preprocessor: dict[str, Any] | N
 def test_a_folder_of_transformers(tmp_path):
     weights = read_weights(write(tmp_path, CONFIG, CONV_NEXT))
     assert weights.architecture == SMALL
-    assert weights.description == Description(224, 0.875, "bicubic", IMAGENET.mean, IMAGENET.std, LABELS)
+    assert weights.description == Description(CONV_NEXT_PREPROCESSING, LABELS)
     assert weights.told() == {"depth": 11, "stem": "imagenet", "num_classes": 3, **weights.description.known()}
     assert weights.notes == ()
     for name, value in random_variables(SMALL).items():
@@ -90,93 +92,135 @@ def test_a_folder_of_timm(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = read_weights(tmp_path)
     assert weights.architecture == SMALL
-    assert weights.description == Description(160, 0.95, "bicubic", (0.5,) * 3, (0.25,) * 3, LABELS)
+    assert weights.description == Description(
+        Preprocessing((160, 160), (168, 168), (0.5,) * 3, (0.25,) * 3, interpolation="bicubic"), LABELS
+    )
     (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "resnetblur11"}))
-    with pytest.raises(
-        UsageError, match="needs architecture resnet11, as its tensors are computed here, got resnetblur11"
-    ):
+    with pytest.raises(UsageError, match=r"architecture must be 'resnet11', .* got 'resnetblur11'"):
         read_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"size": 224}, IMAGENET),  # as older versions wrote it
-        ({"size": {"shortest_edge": 224}, "crop_pct": None}, (224, 1.0)),
-        ({"size": {"shortest_edge": 256}, "crop_pct": None, "do_center_crop": True, "crop_size": 224}, (224, 0.875)),
-        (
-            {"size": {"shortest_edge": 320}, "do_center_crop": True, "crop_size": {"height": 288, "width": 288}},
-            (288, 0.9),
-        ),
-        ({"size": 256, "do_center_crop": False, "crop_size": 224, "crop_pct": None}, (256, 1.0)),
-    ],
-)
-def test_forms_of_resizing(tmp_path, changes, expected):
-    description = read_weights(write(tmp_path, CONFIG, CONV_NEXT | changes)).description
-    if isinstance(expected, Description):
-        expected = expected.image_size, expected.crop_fraction
-    assert (description.image_size, description.crop_fraction) == expected
-
-
-@pytest.mark.parametrize(
-    "changes", [{"size": {"height": 224, "width": 224}, "crop_pct": None}, {"size": {"shortest_edge": 384}}]
-)
-def test_warping_is_noted(tmp_path, changes):
-    weights = read_weights(write(tmp_path, CONFIG, CONV_NEXT | changes))
-    assert weights.description.crop_fraction == 1.0
-    (note,) = weights.notes
-    assert note.startswith("the weights' preprocessing warps images to squares")
-
-
-def test_normalisation_of_pixels_that_are_not_scaled_to_one(tmp_path):
-    description = read_weights(write(tmp_path, CONFIG, CONV_NEXT | {"rescale_factor": 1 / 127.5})).description
-    # (x / 127.5 - mean) / std = (x / 255 - mean / 2) / (std / 2)
-    assert description.mean == pytest.approx((0.2425, 0.228, 0.203))
-    assert description.std == pytest.approx((0.1145, 0.112, 0.1125))
-    description = read_weights(write(tmp_path, CONFIG, CONV_NEXT | {"do_normalize": False})).description
-    assert (description.mean, description.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "vit"}, "needs model_type resnet, as its tensors are computed here, got vit"),
-        ({"depths": [2, 2]}, "needs depths [1, 2], as its tensors are computed here, got [2, 2]"),
-        ({"hidden_act": "silu"}, "needs hidden_act relu"),
-        ({"downsample_in_bottleneck": True}, "needs downsample_in_bottleneck False"),
-        ({"stem_stride": 1}, "needs stem_stride 2, as its tensors are computed here, got 1"),
-        ({"id2label": {"0": "a", "1": "b"}}, "needs labels for 3 classes, got 2"),
+        ({"model_type": "vit"}, ": model_type must be 'resnet', as the tensors are computed here, got 'vit'"),
+        ({"depths": [2, 2]}, ": depths must be [1, 2], as the tensors are computed here, got [2, 2]"),
+        ({"embedding_size": 64}, ": embedding_size must be 4"),
+        ({"hidden_act": "silu"}, ": hidden_act must be 'relu'"),
+        ({"downsample_in_bottleneck": True}, ": downsample_in_bottleneck must be False"),
+        ({"stem_stride": 1}, ": stem_stride must be 2"),
+        ({"num_labels": 4}, ": num_labels must be 3"),
+        ({"quantization_config": {"quant_method": "gptq"}}, ": quantization_config must be that of compressed-tensors"),
+        ({"id2label": {"0": "a", "1": "b"}}, " must have labels for 3 classes, got 2"),
         (
             {"id2label": {"0": "a", "1": "b", "3": "c"}},
-            "needs id2label for each class from 0 on, got 3 labels from 0 on",
+            ": id2label must name each class from 0 on, got 3 labels from 0",
         ),
-        ({"id2label": ["a", "b", "c"]}, "needs id2label as class number → label"),
+        ({"id2label": {"0": "a", "1": "b", "2": 2}}, ": labels in id2label must be strings, got 2"),
+        ({"id2label": ["a", "b", "c"]}, ": id2label must be class number → label"),
     ],
 )
 def test_a_config_that_contradicts_the_tensors_is_refused(tmp_path, changes, message):
     folder = write(tmp_path, CONFIG | changes)
-    with pytest.raises(UsageError, match=re.escape(f"{folder / 'config.json'} {message}")):
+    with pytest.raises(UsageError, match=re.escape(f"{folder / 'config.json'}{message}")):
         read_weights(folder)
+
+
+def test_unknown_keys_are_listed_in_one_note(tmp_path):
+    folder = write(tmp_path, CONFIG | {"se_ratio": 4, "auto_map": {}, "transformers_version": "5.24.0"})
+    path = folder / "config.json"
+    assert read_weights(folder).notes == (f"{path}: not understood, and left out of account: auto_map, se_ratio",)
+
+
+def test_the_file_of_tensors_in_a_folder_is_read_as_the_folder(tmp_path):
+    folder = write(tmp_path, CONFIG, CONV_NEXT)
+    of_file, of_folder = read_weights(folder / "model.safetensors"), read_weights(folder)
+    assert (of_file.architecture, of_file.description) == (of_folder.architecture, of_folder.description)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"hidden_act": "gelu"}))
+    with pytest.raises(UsageError, match="hidden_act must be 'relu'"):
+        read_weights(folder / "model.safetensors")
+
+
+def write_timm(folder: Path, **config: Any) -> Path:
+    variables = random_variables(SMALL)
+    to_torch = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    tensors = {torchvision_name(n): np.ascontiguousarray(v.transpose(to_torch[v.ndim])) for n, v in variables.items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architecture": "resnet11.a1_in1k", **config}))
+    return folder
+
+
+# As timm 1.0.31 fills them in, with rates that have no effect at inference.
+MODEL_ARGS = {
+    "num_classes": 3,
+    "in_chans": 3,
+    "global_pool": "avg",
+    "act_layer": "ReLU",
+    "aa_layer": None,
+    "drop_rate": 0.2,
+    "drop_path_rate": 0.1,
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_network_of_timm_with_arguments_that_change_nothing(tmp_path, wrapped):
+    config = {"num_classes": 3, "num_features": 32, "global_pool": "avg", "model_args": MODEL_ARGS}
+    if wrapped:  # in transformers' TimmWrapper
+        config |= {"model_type": "timm_wrapper", "do_pooling": True, "initializer_range": 0.02}
+    weights = read_weights(write_timm(tmp_path, **config))
+    assert (weights.architecture, weights.notes) == (SMALL, ())
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("config", "message"),
     [
-        ({"resample": 9}, "needs resample from 0 to 5, got 9"),
-        ({"size": {"height": 224, "width": 160}}, "needs a square size in pixels"),
-        ({"image_mean": [0.5]}, "needs three numbers as image_mean, got [0.5]"),
-        ({"crop_pct": 1.5}, "needs a crop of at most the resized image, got 1.5 of it"),
+        ({"model_args": MODEL_ARGS | {"act_layer": "silu"}}, "model_args.act_layer must be 'relu'"),
+        ({"model_args": {"global_pool": "max"}}, "model_args.global_pool must be 'avg'"),
+        ({"model_args": {"aa_layer": "blurpool"}}, "model_args.aa_layer must be None"),
+        ({"model_args": {"output_stride": 4}}, "model_args.output_stride must be 8"),
+        ({"model_args": {"replace_stem_pool": True}}, "model_args.replace_stem_pool must be False"),
+        ({"model_args": ["act_layer"]}, "model_args must be an object"),
+        ({"global_pool": "catavgmax"}, "global_pool must be 'avg'"),
+        ({"num_classes": 4}, "num_classes must be 3"),
+        ({"pretrained_cfg": [1]}, "pretrained_cfg must be an object"),
+        ({"label_names": ["a", "b", 3]}, "labels in label_names must be strings, got 3"),
     ],
 )
-def test_preprocessing_that_cannot_be_computed_is_refused(tmp_path, changes, message):
-    folder = write(tmp_path, CONFIG, CONV_NEXT | changes)
-    with pytest.raises(UsageError, match=re.escape(f"{folder / 'preprocessor_config.json'} {message}")):
+def test_a_network_of_timm_that_is_not_computed_here_is_refused(tmp_path, config, message):
+    folder = write_timm(tmp_path, **config)
+    with pytest.raises(UsageError, match=re.escape(f"{folder / 'config.json'}: {message}")):
         read_weights(folder)
+
+
+def test_unknown_arguments_of_timm_are_listed_in_one_note(tmp_path):
+    folder = write_timm(tmp_path, model_args={"mystery": 1, "attn": "se", "nothing": None}, size_hint=7)
+    unknown = "model_args.attn, model_args.mystery, size_hint"
+    assert read_weights(folder).notes == (
+        f"{folder / 'config.json'}: not understood, and left out of account: {unknown}",
+    )
+
+
+def test_preprocessing_that_is_not_understood_is_refused(tmp_path):
+    folder = write(tmp_path, CONFIG, CONV_NEXT | {"do_pad": True})
+    with pytest.raises(UsageError, match=re.escape(f"{folder / 'preprocessor_config.json'}: do_pad must be off")):
+        read_weights(folder)
+
+
+def test_names_of_timm_carry_their_descriptions(tmp_path):
+    described = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish"}
+    folder = write_timm(tmp_path, label_names=[*described, "own"], label_descriptions=described)
+    labels = ("n01440764 tench, Tinca tinca", "n01443537 goldfish", "own")
+    assert read_weights(folder).description.labels == labels
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "must be a readable JSON file"), ("[]", "must hold a JSON object, got list"), ("{}", "needs model_type")],
+    [
+        ("{", "must be a readable JSON file"),
+        ("[" * 100_000, "must be a readable JSON file"),
+        ("[]", "must hold a JSON object, got list"),
+        ("{}", "must have model_type"),
+    ],
 )
 def test_a_config_of_another_form_is_refused(tmp_path, content, message):
     folder = write(tmp_path, CONFIG)
@@ -187,13 +231,18 @@ def test_a_config_of_another_form_is_refused(tmp_path, content, message):
 
 def test_a_folder_without_tensors_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    with pytest.raises(UsageError, match=re.escape("needs model.safetensors or pytorch_model.bin, got")):
+    with pytest.raises(UsageError, match=re.escape("must hold model.safetensors or pytorch_model.bin, got")):
         read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 @pytest.mark.parametrize(
-    "description", [Description(), Description(32, 1.0, "lanczos", (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), LABELS)]
+    "description",
+    [
+        Description(),
+        Description(CONV_NEXT_PREPROCESSING, LABELS),
+        Description(Preprocessing((32, 30), (35, 33), (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), "cover", "lanczos"), LABELS),
+    ],
 )
 def test_an_export_is_read_back_unchanged(tmp_path, stem, description):
     architecture = Architecture(stem, (1, 1), False, 3, width=4)

@@ -9,6 +9,7 @@ from cambrian.models.checkpoints.weights import Weights, read_weights
 from cambrian.models.resnet.architecture import DEPTHS, Architecture
 from cambrian.models.resnet.flax_resnet import inference_function
 from cambrian.models.resnet.variables import random_variables
+from cambrian.sharding import Preprocessing
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -53,7 +54,7 @@ def test_a_checkpoint_of_transformers_gives_its_logits(tmp_path, depth):
 def test_transformers_loads_an_export_to_the_same_logits(tmp_path):
     architecture = Architecture("imagenet", (1, 2), True, 3, width=8)
     variables = random_variables(architecture)
-    description = Description(224, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ("a", "b", "c"))
+    description = Description(Preprocessing((224, 224), (256, 256), interpolation="bicubic"), ("a", "b", "c"))
     export_hugging_face(Weights(architecture, variables, description), tmp_path)
     model, info = transformers.ResNetForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info  # no key missing, unexpected or mismatched

@@ -70,4 +70,4 @@ def resnet101(stem: str, images: np.ndarray) -> Problem:
     """ResNet101 as the configuration of this stem has it, with random weights."""
     model = default_model(stem)
     architecture = Architecture.resnet(model.depth, stem, model.num_classes)
-    return make_problem(architecture, images, model.mean, model.std)
+    return make_problem(architecture, images, model.preprocessing.mean, model.preprocessing.std)

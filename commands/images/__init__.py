@@ -5,7 +5,6 @@ from cambrian.commands.images.source import (
     Image as Image,
     ImageSource as ImageSource,
     ModelImages as ModelImages,
-    Preprocessing as Preprocessing,
     UnreadableImage as UnreadableImage,
     for_model as for_model,
 )

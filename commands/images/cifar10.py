@@ -10,8 +10,8 @@ from typing import Any
 
 from cambrian.commands.images.decode import decode_image
 from cambrian.commands.images.prepared import FILE_FORMAT, data_dir, find_prepared, prepared_formats
-from cambrian.commands.images.source import Image, Preprocessing
-from cambrian.sharding import UsageError
+from cambrian.commands.images.source import Image
+from cambrian.sharding import Preprocessing, UsageError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

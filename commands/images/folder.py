@@ -10,8 +10,8 @@ import os
 from typing import NamedTuple
 
 from cambrian.commands.images.decode import decode_image
-from cambrian.commands.images.source import Image, Preprocessing
-from cambrian.sharding import UsageError
+from cambrian.commands.images.source import Image
+from cambrian.sharding import Preprocessing, UsageError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _USUAL_SPLITS = {"train", "test", "val", "valid", "validation"}

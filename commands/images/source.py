@@ -7,22 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from cambrian.commands.images.labels import match_labels
-from cambrian.sharding import UsageError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """How an image becomes the square that a model reads.
-
-    Attributes:
-      image_size: height and width in pixels.
-      crop_fraction: the centre square kept of an image whose shorter side was resized to image_size / crop_fraction.
-      interpolation: how images are resized: Pillow's filter by its name in lower case.
-    """
-
-    image_size: int
-    crop_fraction: float = 1.0
-    interpolation: str = "bilinear"
+from cambrian.sharding import Preprocessing, UsageError
 
 
 class Image(NamedTuple):
@@ -30,7 +15,7 @@ class Image(NamedTuple):
 
     Attributes:
       name: identifies it in its source, such as `cat/0012.jpg`.
-      pixels: (image_size, image_size, 3) uint8, RGB.
+      pixels: (height, width, 3) uint8, in the channel order of the preprocessing.
       label: index into the class names; None without labels.
     """
 

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from cambrian.commands.images.source import Image, Preprocessing
+from cambrian.commands.images.source import Image
+from cambrian.sharding import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,6 +27,6 @@ class SyntheticSource:
         return self.num_images
 
     def read(self, index: int, preprocessing: Preprocessing) -> Image:
-        shape = (preprocessing.image_size, preprocessing.image_size, 3)
+        shape = (*preprocessing.size, 3)
         pixels = np.random.default_rng((self.seed, index)).integers(256, size=shape, dtype=np.uint8)
         return Image(f"synthetic_{index:06d}", pixels, None)

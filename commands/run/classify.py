@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cambrian.commands.accuracy.top_k import top_k
-from cambrian.commands.images import ImageSource, ModelImages, Preprocessing, UnreadableImage, for_model
+from cambrian.commands.images import ImageSource, ModelImages, UnreadableImage, for_model
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.engine.runtime.stream import stream
-from cambrian.sharding import UsageError
+from cambrian.sharding import Preprocessing, UsageError
 
 _TOP = 5
 
@@ -58,13 +58,17 @@ def images_of(executable: Executable, source: ImageSource) -> tuple[ModelImages,
       UsageError: if the executable isn't an image classifier.
     """
     metadata = executable.metadata
-    if missing := [name for name in ("crop_fraction", "labels", "trained") if name not in metadata]:
+    if missing := [name for name in ("labels", "preprocessing", "trained") if name not in metadata]:
         raise UsageError(
-            f"expected an image classifier, with crop_fraction, labels and trained in its metadata, "
+            f"expected an image classifier, with labels, preprocessing and trained in its metadata, "
             f"got {executable.name} without {', '.join(missing)}"
         )
-    interpolation = metadata.get("interpolation", "bilinear")
-    preprocessing = Preprocessing(executable.input_spec.shape[1], metadata["crop_fraction"], interpolation)
+    preprocessing = Preprocessing.from_json(metadata["preprocessing"], executable.name)
+    if executable.input_spec.shape[1:3] != preprocessing.size:
+        raise UsageError(
+            f"{executable.name}: the size of its preprocessing must be that of its input, "
+            f"{executable.input_spec.shape[1:3]}, got {preprocessing.size}"
+        )
     return for_model(source, preprocessing, tuple(metadata["labels"]))
 
 

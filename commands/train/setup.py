@@ -7,9 +7,9 @@ import numpy as np
 from cambrian import models
 from cambrian.commands.config_file import ConfigFile
 from cambrian.commands.configuration import Configuration, ModelConfig
-from cambrian.commands.images import ImageSource, ModelImages, Preprocessing, for_model, open_source
+from cambrian.commands.images import ImageSource, ModelImages, for_model, open_source
 from cambrian.commands.images.labels import match_labels
-from cambrian.commands.model import model_of_weights
+from cambrian.commands.model import model_of_weights, with_image_size
 from cambrian.models.resnet.variables import initial_variables
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import UsageError
@@ -47,7 +47,7 @@ def recipe_of(config: ConfigFile) -> tuple[Recipe, list[str]]:
 
 def set_up(configuration: Configuration) -> Setup:
     """Model and variables, whose head is still that of the weights or the configuration."""
-    model = configuration.model
+    model = with_image_size(configuration.model, configuration)
     if configuration.weights in ("auto", "random"):
         architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
         return Setup(model, architecture, initial_variables(architecture, configuration.seed), ())
@@ -62,7 +62,8 @@ def set_up(configuration: Configuration) -> Setup:
             )
         # The data decide on the head.
         told = {name: value for name, value in told.items() if name not in ("num_classes", "labels")}
-    return Setup(model_of_weights(configuration, told), given.architecture, given.variables, given.notes)
+    model = with_image_size(model_of_weights(configuration, told), configuration)
+    return Setup(model, given.architecture, given.variables, given.notes)
 
 
 def open_images(configuration: Configuration, setup: Setup) -> tuple[ModelImages, ModelImages, Setup, list[str]]:
@@ -89,14 +90,11 @@ def open_images(configuration: Configuration, setup: Setup) -> tuple[ModelImages
         raise UsageError(
             f"--config needs the classes {_listed(model.labels)}, got {_listed(names)} in {configuration.data}"
         )
-    preprocessing = Preprocessing(
-        configuration.image_size or model.image_size, model.crop_fraction, model.interpolation
-    )
-    images, label_notes = for_model(source, preprocessing, names)
+    images, label_notes = for_model(source, model.preprocessing, names)
     test_source, _ = opened(configuration.split, 0)
     if 0 < configuration.num_images < len(test_source):
         test_source, _ = opened(configuration.split, configuration.num_images)
-    test_images, _ = for_model(test_source, preprocessing, names)
+    test_images, _ = for_model(test_source, model.preprocessing, names)
     notes = [*notes, *label_notes]
     if test_images.class_names != names:
         raise UsageError(

@@ -1,8 +1,9 @@
-"""`--mode train`: brings data, model and recipe together, and writes what comes of them."""
+"""`--mode train`: trains a model on a data set by a recipe, and writes curves, accuracy and weights."""
 
 import dataclasses
 import hashlib
-import sys
+import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,31 +21,31 @@ from cambrian.commands.executables import devices_of, resolve
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
 from cambrian.commands.images.arrays import load_arrays
-from cambrian.commands.output import failure, make_output_dir
+from cambrian.commands.output import CURVES, METRICS, MODEL, TRAINED_PRECISIONS, make_output_dir, reporting
 from cambrian.commands.train.curves import draw_curves, metrics_csv
 from cambrian.commands.train.report import TrainingReport
 from cambrian.commands.train.setup import Setup, open_images, recipe_of, set_up
 from cambrian.engine.artifact.versions import versions
 from cambrian.engine.files import replace_file
-from cambrian.engine.runtime.memory import device_memory_bytes, peak_host_memory_bytes
+from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.models.checkpoints.description import Description
 from cambrian.models.training.checkpoints import Checkpoints, model_facts
 from cambrian.models.training.loop import EpochMetrics, Progress, TrainingData, check_batch, evaluator, train
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import OutOfMemory, make_mesh
 
-METRICS, CURVES, CHECKPOINTS, MODEL = "metrics.csv", "curves.png", "checkpoints", "model"
+CHECKPOINTS = "checkpoints"
 
 
 def train_command(configuration: Configuration, flags: Flags) -> None:
-    """Trains the configuration's model, by the recipe of its config file, on the split `train` of its data.
+    """Trains the configuration's model on the split `train` of its data, by the recipe of its config file.
 
-    In the output folder stand report.json, metrics.csv, curves.png, the accuracy's files for both precisions, the
-    checkpoints, and the trained weights as a model folder. The same command with the same output folder goes on from
-    the newest checkpoint.
+    Writes to the output folder: report.json, metrics.csv, curves.png, the accuracy in both precisions, checkpoints, and
+    the trained weights as a model folder. The same command with the same output folder resumes from the newest
+    checkpoint.
 
     Raises:
-      Whatever ended the training, after the report was written with what had been finished.
+      The exception that ended the training, after the report was written with the finished part.
     """
     recipe, recipe_notes = recipe_of(flags.config)
     if configuration.batch_size:
@@ -66,19 +67,11 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
     )
     report.data, report.evaluated_on, report.num_images = images.description, test_images.description, len(images)
     report.weights, report.checkpoints = configuration.weights, str(output_dir / CHECKPOINTS)
-    try:
+    with reporting(report, output_dir, "; the same command with this --output_dir resumes"):
         for note in (*recipe_notes, *notes, *setup.notes, *more_notes):
             print_note(note)
             report.notes.append(note)
         _train(configuration, recipe, setup, images, test_images, mesh, output_dir, report)
-        report.status = "ok"
-    except BaseException as error:
-        report.status, report.failure_reason = failure(error)
-        print(f"what is finished stands in {output_dir}: the same with --output_dir goes on", file=sys.stderr)
-        raise
-    finally:
-        report.peak_host_memory_bytes = peak_host_memory_bytes()
-        report.write(output_dir)
 
 
 def _train(
@@ -94,8 +87,7 @@ def _train(
     data = TrainingData(*load_arrays(images, configuration.threads), *load_arrays(test_images, configuration.threads))
     _check_memory(data, setup.variables, mesh, configuration.device_memory_limit_bytes)
     model, architecture = setup.model, setup.architecture
-    image_size = data.images.shape[1]
-    description = Description(image_size, model.crop_fraction, model.interpolation, model.mean, model.std, model.labels)
+    description, preprocessing = Description(model.preprocessing, model.labels), model.preprocessing
     facts = model_facts(architecture, description) | {
         "recipe": dataclasses.asdict(recipe),
         "precision": configuration.precision,
@@ -131,8 +123,8 @@ def _train(
             data,
             mesh,
             precision=configuration.precision,
-            mean=model.mean,
-            std=model.std,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
             seed=configuration.seed,
             checkpoints=Checkpoints(output_dir / CHECKPOINTS),
             facts=facts,
@@ -141,8 +133,8 @@ def _train(
         )
     report.wall_ms = 1e3 * (time.perf_counter() - began)
     draw_curves(epochs, f"{architecture.name} on {report.data}", output_dir / CURVES)
-    for precision in ("float32", "bfloat16"):
-        evaluate = evaluator(architecture, mesh, data.test_images, precision, model.mean, model.std)
+    for precision in TRAINED_PRECISIONS:
+        evaluate = evaluator(architecture, mesh, data.test_images, precision, preprocessing.mean, preprocessing.std)
         accuracy, confusion = _accuracy(evaluate(variables), data.test_labels, model.labels)
         report.accuracy[precision] = accuracy.to_json()
         title = f"{architecture.name}, {precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
@@ -152,11 +144,20 @@ def _train(
             ("top-5", accuracy.top5, accuracy.top5_interval_95),
         )
         print(f"{precision}: {', '.join(share_with_interval(*share) for share in shares)}")
-    models.export_hugging_face(models.Weights(architecture, variables, description), output_dir / MODEL)
+    _export(models.Weights(architecture, variables, description), output_dir)
     report.trained_weights = str(output_dir / MODEL)
     print(
         f"report, curves and confusion matrices in {output_dir}; --weights {output_dir / MODEL} runs the trained model"
     )
+
+
+def _export(weights: models.Weights, output_dir: Path) -> None:
+    """Writes the model folder, each file in one step."""
+    with tempfile.TemporaryDirectory(prefix=".", dir=output_dir) as folder:
+        models.export_hugging_face(weights, Path(folder))
+        (output_dir / MODEL).mkdir(exist_ok=True)
+        for file in Path(folder).iterdir():
+            os.replace(file, output_dir / MODEL / file.name)
 
 
 def _accuracy(logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> tuple[Accuracy, np.ndarray]:
@@ -167,14 +168,14 @@ def _accuracy(logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) ->
 
 
 def _check_memory(data: TrainingData, variables: dict[str, np.ndarray], mesh: Mesh, limit_bytes: int | None) -> None:
-    """Raises OutOfMemory if what is sure to lie on each device is more than it has; activations come on top."""
+    """Raises OutOfMemory if a device can't hold images, weights and optimizer; activations come on top."""
     images = data.images.nbytes + data.test_images.nbytes
     # Weights, gradients, the optimizer's state and the average.
     needed = images + 4 * sum(value.nbytes for value in variables.values())
     allowed = device_memory_bytes(list(mesh.devices.flat)) if limit_bytes is None else limit_bytes
     if needed > allowed:
         raise OutOfMemory(
-            f"a device must hold all images ({images / 2**20:.0f} MiB), weights and optimizer, together "
+            f"a device must hold all images ({images / 2**20:.0f} MiB), weights and optimizer, in total "
             f"{needed / 2**20:.0f} MiB without activations, got a limit of {allowed / 2**20:.0f} MiB"
         )
 

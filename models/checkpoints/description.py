@@ -1,7 +1,11 @@
-"""What a checkpoint tells of itself beside its tensors: how images are prepared, and what its classes are called."""
+"""What a checkpoint states beside its tensors: preprocessing and class names."""
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from cambrian.sharding import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -9,21 +13,30 @@ class Description:
     """Facts under the names of the model configuration's fields; None, or no labels, where the checkpoint is silent.
 
     Attributes:
-      image_size: height and width in pixels.
-      crop_fraction: the centre square kept of an image whose shorter side was resized to image_size / crop_fraction.
-      interpolation: how images are resized, by Pillow's name in lower case, such as `bicubic`.
-      mean, std: per channel, of pixels scaled to 0…1.
       labels: class names in the order of the logits.
     """
 
-    image_size: int | None = None
-    crop_fraction: float | None = None
-    interpolation: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON-compatible values."""
+        preprocessing = None if self.preprocessing is None else self.preprocessing.to_json()
+        return {"preprocessing": preprocessing, "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], source: Path | str) -> "Description":
+        """The inverse of `to_json`.
+
+        Raises:
+          UsageError: naming `source`, if the preprocessing can't be read.
+          KeyError: if a field is missing.
+        """
+        stated = value["preprocessing"]
+        preprocessing = None if stated is None else Preprocessing.from_json(stated, source)
+        return cls(preprocessing, tuple(value["labels"]))
+
     def known(self) -> dict[str, Any]:
-        """The facts that there are, by name."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """The facts that the checkpoint states, by name."""
+        values = {"preprocessing": self.preprocessing, "labels": self.labels}
         return {name: value for name, value in values.items() if value not in (None, ())}

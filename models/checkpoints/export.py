@@ -6,9 +6,9 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from cambrian.models.checkpoints.conversion import export_tensors
-from cambrian.models.checkpoints.description import Description
-from cambrian.models.checkpoints.model_folder import CONFIG, PREPROCESSOR_CONFIG, TENSORS, hugging_face_config
-from cambrian.models.checkpoints.preprocessing import hugging_face_preprocessing
+from cambrian.models.checkpoints.hugging_face_processor import hugging_face_processor
+from cambrian.models.checkpoints.model_folder import CONFIG, PREPROCESSOR_CONFIG, TENSORS
+from cambrian.models.checkpoints.network_config import hugging_face_config
 from cambrian.models.checkpoints.weights import Weights
 
 
@@ -37,8 +37,8 @@ def export_hugging_face(weights: Weights, folder: Path) -> None:
         "label2id": {label: number for number, label in enumerate(labels)},
     }
     _write_json(folder / CONFIG, config)
-    if weights.description != Description(labels=weights.description.labels):
-        _write_json(folder / PREPROCESSOR_CONFIG, hugging_face_preprocessing(weights.description))
+    if (preprocessing := weights.description.preprocessing) is not None:
+        _write_json(folder / PREPROCESSOR_CONFIG, hugging_face_processor(preprocessing))
 
 
 def _write_json(path: Path, value: object) -> None:

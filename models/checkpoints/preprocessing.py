@@ -1,126 +1,83 @@
-"""Between the files in which checkpoints say how their images are prepared and a `Description`."""
+"""The preprocessing that timm and torchvision state for their weights."""
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from cambrian.models.checkpoints.description import Description
-from cambrian.sharding import UsageError
-
-# transformers states Pillow's number of a filter.
-_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-# From this size on transformers' ConvNextImageProcessor warps whole images instead of cropping.
-_WARPED_FROM = 384
-_WARP_NOTE = (
-    "the weights' preprocessing warps images to squares: their centre squares are taken, which differs unless they are "
-    "square"
-)
+from cambrian.sharding import Preprocessing, UsageError
+from cambrian.sharding.preprocessing import IMAGENET_MEAN, IMAGENET_STD, are_three_numbers, is_number, is_size
 
 
-def read_hugging_face_preprocessing(config: Mapping[str, Any], path: Path) -> tuple[Description, list[str]]:
-    """What preprocessor_config.json of transformers asks for.
-
-    The forms of ConvNextImageProcessor (`crop_pct`), of those that resize the shorter edge and crop (`crop_size`), and
-    of those that resize to a square are read.
-
-    Returns:
-      The description without labels, and notes on what is done another way here.
+def timm_preprocessing(config: Mapping[str, Any], path: Path | str) -> Preprocessing:
+    """The preprocessing of timm's evaluation transform under the `pretrained_cfg` of a config.json.
 
     Raises:
-      UsageError: naming `path` and key, if a value has another form or can't be computed here.
+      UsageError: naming `path` and key, if a value isn't understood.
     """
-    notes = []
-    image_size = crop_fraction = None
-    if config.get("do_resize", True) and "size" in config:
-        shorter, warps = _edge(config["size"], "size", path)
-        image_size, crop_fraction = shorter, 1.0
-        if config.get("do_center_crop", False) and "crop_size" in config:
-            image_size, warps = _edge(config["crop_size"], "crop_size", path)[0], False
-            crop_fraction = image_size / shorter
-        elif config.get("crop_pct") is not None:
-            warps = shorter >= _WARPED_FROM
-            crop_fraction = 1.0 if warps else float(config["crop_pct"])
-        if warps:
-            notes.append(_WARP_NOTE)
-    interpolation = None
-    if "resample" in config:
-        if config["resample"] not in range(len(_FILTERS)):
-            raise UsageError(f"{path} needs resample from 0 to {len(_FILTERS) - 1}, got {config['resample']!r}")
-        interpolation = _FILTERS[config["resample"]]
-    mean = std = None
-    if not config.get("do_normalize", True):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    elif "image_mean" in config and "image_std" in config:
-        mean, std = (
-            _three(config["image_mean"], "image_mean", path),
-            _three(config["image_std"], "image_std", path),
-        )
-    if mean is not None and std is not None:
-        # Our pixels are scaled to 0…1 before they are normalised.
-        factor = 255 * (config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1)
-        if not math.isclose(factor, 1, rel_tol=1e-6):
-            mean, std = tuple(value / factor for value in mean), tuple(value / factor for value in std)
-    return _checked(Description(image_size, crop_fraction, interpolation, mean, std), path), notes
+    values = {
+        "input_size": (3, 224, 224),
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+    } | {name: value for name, value in config.items() if value}  # timm takes its default for anything empty
+    input_size = values["input_size"]
+    size: Any = tuple(input_size[1:]) if isinstance(input_size, list | tuple) else ()
+    if not is_size(size) or input_size[0] != 3:
+        raise UsageError(f"{path}: input_size must be 3, height, width, got {input_size!r}")
+    if (mode := values["crop_mode"]) not in ("center", "squash", "border"):
+        raise UsageError(f"{path}: crop_mode must be one of center, squash, border, got {mode!r}")
+    crop_pct, mean = positive(values["crop_pct"], "crop_pct", path), three_numbers(values["mean"], "mean", path)
+    resize_to = math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
+    centre = "shortest_edge" if resize_to[0] == resize_to[1] else "cover"
+    return checked(
+        path,
+        size=size,
+        resize_to=resize_to,
+        mean=mean,
+        std=three_numbers(values["std"], "std", path),
+        resize={"center": centre, "squash": "exact", "border": "contain"}[mode],
+        interpolation=values["interpolation"],
+        fill=tuple(round(255 * value) for value in mean) if mode == "border" else (0, 0, 0),
+    )
 
 
-def read_timm_preprocessing(config: Mapping[str, Any], path: Path) -> tuple[Description, list[str]]:
-    """What `pretrained_cfg` of timm's config.json asks for; returns and raises as `read_hugging_face_preprocessing`."""
-    image_size = None
-    if "input_size" in config:
-        _, height, width = _three(config["input_size"], "input_size", path)
-        if height != width:
-            raise UsageError(f"{path} needs a square input_size, got {config['input_size']}")
-        image_size = int(height)
-    interpolation = config.get("interpolation")
-    if interpolation is not None and interpolation not in _FILTERS:
-        raise UsageError(f"{path} needs interpolation among {', '.join(_FILTERS)}, got {interpolation!r}")
-    mean, std = (_three(config[name], name, path) if name in config else None for name in ("mean", "std"))
-    crop_fraction = float(config["crop_pct"]) if "crop_pct" in config else None
-    notes = [_WARP_NOTE] if config.get("crop_mode", "center") == "squash" else []
-    return _checked(Description(image_size, crop_fraction, interpolation, mean, std), path), notes
+# The shorter side in pixels for torchvision's published ResNets; V1 was replaced once, in 2021.
+TORCHVISION_V1, TORCHVISION_V2 = 256, 232
+_TORCHVISION_RESIZES = {
+    **dict.fromkeys(("resnet18-f37072fd", "resnet34-b627a593", "resnet50-0676ba61"), TORCHVISION_V1),
+    **dict.fromkeys(("resnet101-63fe2227", "resnet152-394f9c45"), TORCHVISION_V1),
+    **dict.fromkeys(("resnet18-5c106cde", "resnet34-333f7ec4", "resnet50-19c8e357"), TORCHVISION_V1),
+    **dict.fromkeys(("resnet101-5d3b4d8f", "resnet152-b121ed2d"), TORCHVISION_V1),
+    **dict.fromkeys(("resnet50-11ad3fa6", "resnet101-cd907fc2", "resnet152-f82ba261"), TORCHVISION_V2),
+}
 
 
-def hugging_face_preprocessing(description: Description) -> dict[str, Any]:
-    """preprocessor_config.json for a description, in the form of transformers' ViTImageProcessor and its like."""
-    config: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255}
-    if description.image_size is not None:
-        crop_fraction = description.crop_fraction or 1.0
-        size = description.image_size
-        config |= {
-            "image_processor_type": "CLIPImageProcessor",  # the one that resizes the shorter edge, then crops
-            "do_resize": True,
-            "size": {"shortest_edge": round(size / crop_fraction)},
-            "do_center_crop": True,
-            "crop_size": {"height": size, "width": size},
-        }
-    if description.interpolation is not None:
-        config["resample"] = _FILTERS.index(description.interpolation)
-    if description.mean is not None and description.std is not None:
-        config |= {"do_normalize": True, "image_mean": list(description.mean), "image_std": list(description.std)}
-    return config
+def torchvision_preprocessing(name: str | PurePath) -> Preprocessing | None:
+    """The preprocessing of the torchvision ResNet published under this file name; None for other names."""
+    resize = _TORCHVISION_RESIZES.get(PurePath(name).stem)
+    return None if resize is None else Preprocessing((224, 224), (resize, resize))
 
 
-def _edge(size: Any, name: str, path: Path) -> tuple[int, bool]:
-    """The edge in pixels, and whether both sides are given, so that the image is warped."""
-    if isinstance(size, Mapping) and "shortest_edge" in size:
-        edge, warps = size["shortest_edge"], False
-    elif isinstance(size, Mapping) and "height" in size and size["height"] == size.get("width"):
-        edge, warps = size["height"], True
-    else:
-        edge, warps = size, False
-    if not isinstance(edge, int) or edge < 1:
-        raise UsageError(f"{path} needs a square {name} in pixels, got {size!r}")
-    return edge, warps
+def checked(path: Path | str, **fields: Any) -> Preprocessing:
+    """A `Preprocessing`; its errors name `path`."""
+    try:
+        return Preprocessing(**fields)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
-def _three(values: Any, name: str, path: Path) -> tuple[float, ...]:
-    if not isinstance(values, list | tuple) or len(values) != 3 or not all(isinstance(v, int | float) for v in values):
-        raise UsageError(f"{path} needs three numbers as {name}, got {values!r}")
-    return tuple(float(value) for value in values)
+def three_numbers(values: Any, key: str, path: Path | str) -> tuple[float, ...]:
+    """`values` as floats; raises UsageError, naming `path` and `key`, unless they are three finite numbers."""
+    if not isinstance(values, list | tuple) or not are_three_numbers(tuple(values)):
+        raise UsageError(f"{path}: {key} must be three numbers, got {values!r}")
+    return tuple(map(float, values))
 
 
-def _checked(description: Description, path: Path) -> Description:
-    if description.crop_fraction is not None and not 0 < description.crop_fraction <= 1:
-        raise UsageError(f"{path} needs a crop of at most the resized image, got {description.crop_fraction} of it")
-    return description
+def positive(value: Any, key: str, path: Path | str) -> float:
+    """`value` as a float; raises UsageError, naming `path` and `key`, unless it is a number above 0."""
+    if not is_number(value) or value < 1e-9:  # quotients must stay finite
+        raise UsageError(f"{path}: {key} must be a number above 0, got {value!r}")
+    return float(value)

@@ -44,7 +44,7 @@ def build_program(
     plan: Plan,
     mesh: Mesh,
     *,
-    image_size: int,
+    image_size: int | tuple[int, int],
     batch_size: int,
     precision: str = "float32",
     mean: Sequence[float] = (0.0, 0.0, 0.0),
@@ -53,7 +53,7 @@ def build_program(
 ) -> Program:
     """Specialises a network to a mesh, a plan and a precision.
 
-    The program takes uint8 images (batch_size, image_size, image_size, 3), scales them to 0…1 and normalises them by
+    The program takes uint8 images (batch_size, height, width, 3), scales them to 0…1 and normalises them by
     `mean` and `std` on the device, and gives float32 logits (batch_size, num_classes).
 
     Args:
@@ -74,7 +74,7 @@ def build_program(
 
     reads = layouts(network[0], plan[network[0].name].partition)[0]
     images_layout = reads if reads in _BATCH_SPEC else Layout.WHOLE
-    input_spec = TensorSpec("images", (batch_size, image_size, image_size, 3), "uint8", _BATCH_SPEC[images_layout])
+    input_spec = TensorSpec("images", (batch_size, *network[0].in_shape), "uint8", _BATCH_SPEC[images_layout])
     makes = layouts(network[-1], plan[network[-1].name].partition)[1]
     logits_spec = P(DATA_AXIS, MODEL_AXIS) if makes == Layout.CHANNELS else _BATCH_SPEC[makes]
     output_spec = TensorSpec("logits", (batch_size, architecture.num_classes), "float32", logits_spec)

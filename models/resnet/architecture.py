@@ -114,7 +114,7 @@ def residual_blocks(architecture: Architecture) -> Iterator[ResidualBlock]:
             channels = out_channels
 
 
-def network(architecture: Architecture, image_size: int) -> Network:
+def network(architecture: Architecture, image_size: int | tuple[int, int]) -> Network:
     """The layers of an inference, batch norms folded into the convolutions, in the order of computation.
 
     They are named as torchvision does: `conv1`, `maxpool`, `layer1.0.conv1`, `layer1.0.downsample`, …, `avgpool`, `fc`.
@@ -122,15 +122,16 @@ def network(architecture: Architecture, image_size: int) -> Network:
     follow PyTorch: padding (kernel - 1) / 2 on every side, sizes rounded down.
 
     Args:
-      image_size: height and width of the images, in pixels.
+      image_size: height and width of the images in pixels; one number for squares.
 
     Raises:
       UsageError: if the image size is smaller than 1.
     """
-    if image_size < 1:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
         raise UsageError(f"the image size must be at least 1 pixel, got {image_size}")
     kernel, imagenet = STEM_KERNELS[architecture.stem], architecture.stem == "imagenet"
-    image = (image_size, image_size, IMAGE_CHANNELS)
+    image = (height, width, IMAGE_CHANNELS)
     layers = [_window(Kind.CONV, "conv1", None, image, architecture.width, kernel, 2 if imagenet else 1, relu=True)]
     if imagenet:
         stem = layers[-1]

@@ -103,15 +103,12 @@ def read_trained(path: Path) -> tuple[Architecture, dict[str, np.ndarray], Descr
     variables = {name: np.asarray(value) for name, value in trained_variables(TrainState(**fields)).items()}
     with _reading(path):
         told = facts["architecture"] | {"blocks": tuple(facts["architecture"]["blocks"])}
-        described: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in facts["description"].items()
-        }
-        return Architecture(**told), variables, Description(**described), ()
+        return Architecture(**told), variables, Description.from_json(facts["description"], path), ()
 
 
 def model_facts(architecture: Architecture, description: Description) -> dict[str, Any]:
     """What `read_trained` needs among the facts of a checkpoint."""
-    return {"architecture": dataclasses.asdict(architecture), "description": dataclasses.asdict(description)}
+    return {"architecture": dataclasses.asdict(architecture), "description": description.to_json()}
 
 
 def _tree_of(state: TrainState) -> dict[str, Any]:
