@@ -7,6 +7,7 @@ import math
 import jax
 import pytest
 
+from cambrian.models.costs import measure
 from cambrian.models.costs.files import current_cost_table, files_in_force, line_of, read_table
 from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
 from cambrian.models.costs.layer_options import TableCosts
@@ -135,7 +136,15 @@ def test_costs_measured_in_one_precision_leave_the_plan_in_the_other_as_it_was()
     assert plans[0].layers == plans[1].layers
 
 
-def test_tuning_measures_what_is_lacking_and_no_more(tmp_path):
+@pytest.fixture
+def briefly(monkeypatch):
+    """Measures one launch of one layer a round."""
+    monkeypatch.setattr(measure, "_MOST_LAYERS", 1)
+    monkeypatch.setattr(measure, "_SECONDS", 0.0)
+
+
+@pytest.mark.slow
+def test_tuning_measures_what_is_lacking_and_no_more(tmp_path, briefly):
     path, mesh, parts = tmp_path / "costs" / "own.jsonl", make_mesh(MeshShape(1, 1), jax.devices()), []
 
     def progress(groups: list):
@@ -159,7 +168,7 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_dense_layer_is_a_matrix_product_or_onednn_s(tmp_path, dtype):
+def test_a_dense_layer_is_a_matrix_product_or_onednn_s(tmp_path, briefly, dtype):
     table = CostTable("cpu", {})
     tune(table, tmp_path / "own.jsonl", TINY[-1:], make_mesh(MeshShape(1, 1), jax.devices()), 2, dtype)
     usable = ["matmul"] + ["onednn"] * (LOWERINGS["onednn"].obstacle("cpu") is None)
@@ -210,6 +219,6 @@ def test_a_plan_with_a_lowering_that_rounds_too_much_is_not_considered():
 
 @pytest.mark.parametrize("operation", ["loop", "halo", "sum", "whole>rows", "rows>samples", "channels>whole"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_each_kind_of_transition_can_be_measured(operation, dtype):
+def test_each_kind_of_transition_can_be_measured(briefly, operation, dtype):
     mesh = make_mesh(MeshShape(2, 2), jax.devices())
     assert measure_transition(Transition(operation, "2x2", 2**12, dtype), mesh) > 0
