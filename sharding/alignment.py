@@ -1,4 +1,4 @@
-"""Host memory that XLA:CPU uses in place, so that virtual devices share it."""
+"""Host memory aligned so that XLA:CPU uses it in place and virtual devices share it."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ ALIGNMENT = 64  # bytes, xla::cpu::MinAlign
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """`array` in memory that XLA can use in place.
+    """Returns `array` in memory that XLA can use in place.
 
-    Read-only arrays that are contiguous and aligned to 64 bytes are returned as they are; others are copied, writable
-    ones so that a later write can't reach the devices.
+    Copies the array unless it is read-only, contiguous and aligned to 64 bytes. Writable arrays are always copied:
+    devices that shared their memory would see later writes.
     """
     if not array.flags.writeable and array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
         return array

@@ -1,7 +1,7 @@
-"""The communication of each partition over the model axis, for use inside `jax.shard_map`.
+"""Collectives over the model axis, for use inside `jax.shard_map`.
 
-Activations are (N, H, W, C), local to one device. Rows need a halo exchange before a window, input channels a sum
-after it, and where two neighbouring layers want different layouts a transition stands between them; all of it is here.
+Activations are (N, H, W, C), local to one device. Partition `rows` exchanges halos before each window, partition
+`input_channels` sums partial results, and a transition stands between two layers that want different layouts.
 """
 
 import jax
@@ -15,10 +15,10 @@ _CUT_DIMENSION = {Layout.SAMPLES: 0, Layout.ROWS: 1, Layout.CHANNELS: 3}
 
 
 def transition(x: jax.Array, source: Layout, target: Layout) -> jax.Array:
-    """Turns `x` from layout `source` into layout `target`.
+    """Changes the layout of `x` from `source` to `target`.
 
     To whole: `all_gather`. From whole: a local slice. Between two cuts: one `all_to_all`.
-    The dimension that `target` cuts must be divisible by the model axis.
+    The dimension that `target` cuts must be divisible by the size of the model axis.
     """
     size = lax.axis_size(MODEL_AXIS)
     if source == target or size == 1:
@@ -33,13 +33,16 @@ def transition(x: jax.Array, source: Layout, target: Layout) -> jax.Array:
 
 
 def halo_exchange(x: jax.Array, above: int, below: int, fill: float = 0.0) -> jax.Array:
-    """Adds the neighbours' rows to a row-cut `x`: `above` before the first and `below` after the last.
+    """Extends a row-cut `x` by rows of its neighbours.
 
-    At the image's edges the rows are `fill`, so that the result needs no more vertical padding. A halo larger than the
-    neighbour's part reaches over several neighbours.
+    The halo of the first and last device is padded with `fill`, so the result needs no further vertical padding. A halo
+    larger than the neighbour's shard spans several neighbours.
 
     Args:
       x: (N, H / model, W, C).
+      above: number of rows added before the first row.
+      below: number of rows added after the last row.
+      fill: value of rows outside the image.
 
     Returns:
       (N, above + H / model + below, W, C).
@@ -56,7 +59,7 @@ def _rows_of_neighbours(x: jax.Array, count: int, step: int, fill: float) -> lis
     for hop in range(1, -(-count // rows) + 1):
         take = min(rows, count - (hop - 1) * rows)
         part = x[:, rows - take :] if step == 1 else x[:, :take]
-        # The devices at the edge have no source, for which ppermute gives zeros.
+        # Devices at the edge have no source: ppermute gives them zeros.
         pairs = [(i, i + step * hop) for i in range(size) if 0 <= i + step * hop < size]
         part = lax.ppermute(part, MODEL_AXIS, pairs) if pairs else jnp.zeros_like(part)
         if fill:
@@ -67,5 +70,5 @@ def _rows_of_neighbours(x: jax.Array, count: int, step: int, fill: float) -> lis
 
 
 def sum_over_model_axis(x: jax.Array) -> jax.Array:
-    """The sum of the group's partial results, the same on each of its devices."""
+    """Sums partial results over the devices of a group; each device gets the total."""
     return lax.psum(x, MODEL_AXIS)

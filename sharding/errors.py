@@ -1,9 +1,9 @@
-"""The errors that tell what was asked for makes no sense, or needs more memory than there is."""
+"""Errors that the caller can correct: an invalid request, or one that exceeds the memory."""
 
 
 class UsageError(ValueError):
-    """Flags, a configuration or input data make no sense; the message states the requirement, then what was got."""
+    """Invalid flags, configuration or input data; the message states the requirement, then the value."""
 
 
 class OutOfMemory(RuntimeError):
-    """A device would have to hold more than its memory, or than it is allowed."""
+    """A device would need more memory than it has, or than its limit allows."""

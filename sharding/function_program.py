@@ -1,4 +1,4 @@
-"""A Program from any function of parameters and inputs: a user's own model, under sharding rules."""
+"""Makes a Program from any function of parameters and inputs, such as a user's own model, by sharding rules."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,28 +33,29 @@ def program_from_function(
     tolerance: float = 1e-4,
     metadata: Mapping[str, Any] | None = None,
 ) -> Program:
-    """Makes a Program of `function(params, inputs) -> outputs`; XLA's partitioner finds the collectives.
+    """Makes a Program from `function(params, inputs) -> outputs`; XLA's partitioner inserts the collectives.
 
     Parameters are named by their path in `params`, such as `Dense_0/kernel`. The program's reference is `function` on
-    one device, with parameters and inputs of at least float32 and matrix products in full precision.
+    one device, with parameters and inputs widened to at least float32 and matrix products in full precision.
 
     Args:
-      function: traceable, with all weights in its first argument.
-      params: any pytree of arrays, such as the variables of Flax Linen or the state that `flax.nnx.split` gives.
-      inputs: shape (N, …) and dtype of one launch's inputs over all devices; N is the batch size.
-      mesh: as `make_mesh` makes it.
-      rules: see `match_rules`.
-      name: of the model.
-      input_partition_spec, output_partition_spec: how inputs (N, …) and outputs (N, …) lie on the mesh.
+      function: traceable function that takes all weights in its first argument.
+      params: pytree of arrays, such as the variables of Flax Linen or the state from `flax.nnx.split`.
+      inputs: global shape (N, …) and dtype of the inputs of a launch; N is the batch size.
+      mesh: mesh from `make_mesh`.
+      rules: sharding rules, see `match_rules`.
+      name: name of the model.
+      input_partition_spec: partition spec of the inputs (N, …).
+      output_partition_spec: partition spec of the outputs (N, …).
       tolerance: largest relative error of the outputs; 2e-2 suits models that compute in bfloat16.
-      metadata: JSON-compatible facts that travel with the program.
+      metadata: JSON-compatible facts stored with the program.
 
     Raises:
-      UsageError: if the rules or partition specs don't fit (naming parameter, shape and axis), a parameter is no array
-        of numbers, `function` holds weights of its own, or it doesn't return one array (N, …).
+      UsageError: if a rule or partition spec doesn't fit (names parameter, shape and axis), a parameter isn't a numeric
+        array, `function` closes over weights, or it doesn't return one array (N, …).
     """
     if mesh.axis_names != (MODEL_AXIS, DATA_AXIS) or set(mesh.axis_types) != {AxisType.Auto}:
-        raise UsageError(f"a mesh that make_mesh made is needed, with Auto axes {MODEL_AXIS}, {DATA_AXIS}, got {mesh}")
+        raise UsageError(f"expected a mesh from make_mesh, with Auto axes {MODEL_AXIS}, {DATA_AXIS}, got {mesh}")
     values, treedef = _named_values(params)
     specs, notes = match_rules(rules, {name: value.shape for name, value in values.items()}, mesh)
     param_specs = tuple(TensorSpec(name, value.shape, str(value.dtype), specs[name]) for name, value in values.items())
@@ -72,7 +73,7 @@ def program_from_function(
     shardings = [spec.sharding(mesh) for spec in param_specs]
 
     def apply(params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
-        # Stated here, so that the rules hold wherever `apply` stands and however its arguments lie.
+        # Constraints keep the rules in force inside other functions and for arguments with any sharding.
         params = lax.with_sharding_constraint(list(params), shardings)
         inputs = lax.with_sharding_constraint(inputs, input_spec.sharding(mesh))
         return lax.with_sharding_constraint(call(params, inputs), output_spec.sharding(mesh))
@@ -94,12 +95,12 @@ def program_from_function(
 
 
 def _named_values(params: Any) -> tuple[dict[str, np.ndarray], Any]:
-    """Parameter name → its value on the host, in the order of the pytree's leaves, and the tree's definition."""
+    """Parameter name → its value on the host, in the order of the pytree's leaves; and the tree definition."""
     leaves, treedef = jax.tree.flatten_with_path(params)
     names = [_parameter_name(path) for path, _ in leaves]
     for name, count in Counter(names).items():
         if count > 1:
-            raise UsageError(f"parameters need distinct names, got {count} of {name!r}")
+            raise UsageError(f"parameter names must be distinct, got {name!r} {count} times")
     values = {}
     for name, (_, leaf) in zip(names, leaves, strict=True):
         if not isinstance(leaf, (np.ndarray, jax.Array)):
@@ -111,13 +112,13 @@ def _named_values(params: Any) -> tuple[dict[str, np.ndarray], Any]:
 
 def _parameter_name(path: KeyPath) -> str:
     if len(path) > 1 and path[-1] == GetAttrKey("value"):
-        path = path[:-1]  # of a variable in an nnx.State
+        path = path[:-1]  # the value of a variable in an nnx.State
     return keystr(path, simple=True, separator="/") or "params"
 
 
 def _tensor_spec(name: str, array: jax.ShapeDtypeStruct, partition_spec: P, mesh: Mesh) -> TensorSpec:
     if not array.shape or array.shape[0] < 1:
-        raise UsageError(f"the {name} need shape (N, …) with N of at least 1, got {array.shape}")
+        raise UsageError(f"{name} must have shape (N, …) with N at least 1, got {array.shape}")
     _check_dtype(name, array.dtype)
     check_partition_spec(name, array.shape, partition_spec, mesh)
     return TensorSpec(name, array.shape, str(array.dtype), partition_spec)
@@ -131,18 +132,18 @@ def _check_dtype(what: str, dtype: Any) -> None:
 
 
 def _check_constants(jaxpr: Any) -> None:
-    # They would be copied into each executable and onto each device, whatever the rules say.
+    # XLA copies constants into each executable and onto each device: the rules can't shard them.
     for constant in _constants(jaxpr):
         if getattr(constant, "nbytes", 0) > _MAX_CONSTANT_BYTES:
             raise UsageError(
-                f"parameters must be arguments of the function, which may hold constants of {_MAX_CONSTANT_BYTES} "
-                f"bytes at most, got one of shape {constant.shape} {constant.dtype}"
+                f"parameters must be arguments of the function, which may hold constants of at most "
+                f"{_MAX_CONSTANT_BYTES} bytes, got one of shape {constant.shape} {constant.dtype}"
             )
 
 
 def _constants(jaxpr: Any) -> Iterator[Any]:
-    """The arrays that a traced function holds, and those that the functions it calls hold (`jit`, `scan`, `cond`)."""
-    yield from getattr(jaxpr, "consts", ())  # known by what it has: its class is another in each version of JAX
+    """The constants of a traced function and of the functions that it calls (`jit`, `scan`, `cond`)."""
+    yield from getattr(jaxpr, "consts", ())  # duck typing: the classes of jaxprs differ between versions of JAX
     for equation in jaxpr.eqns:
         for value in jax.tree.leaves(list(equation.params.values())):
             if hasattr(value, "eqns"):

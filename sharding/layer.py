@@ -1,4 +1,4 @@
-"""What the plan knows of a layer: its shapes, its kernel and which layers it reads."""
+"""The description of a layer that plans are made from: its shapes, its window and the layers that it reads."""
 
 import dataclasses
 import enum
@@ -15,16 +15,19 @@ class Kind(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One layer of a network of images (N, H, W, C); a network is a tuple of them in the order of computation.
+    """One layer of a network on images (N, H, W, C); a network is a tuple of layers in the order of computation.
 
     Attributes:
-      name: unique in the network; parameters are named after it.
-      kind: what it computes.
-      input: name of the layer whose output it reads; None for the images.
-      in_shape, out_shape: (H, W, C) of one sample, with H = W = 1 after `mean_pool`.
-      kernel, stride, padding: of the window, the same for height and width.
-      residual: name of the layer whose output is added before the ReLU, or None.
-      relu: whether a ReLU ends the layer.
+      name: unique name, the prefix of the layer's parameters.
+      kind: operation that the layer computes.
+      input: name of the layer whose output is read; None for the images.
+      in_shape: (H, W, C) of one input sample, with H = W = 1 after `mean_pool`.
+      out_shape: (H, W, C) of one output sample.
+      kernel: height and width of the window.
+      stride: stride of the window along both axes.
+      padding: padding on every side.
+      residual: name of the layer whose output is added before the ReLU; None if there is none.
+      relu: whether the layer ends in a ReLU.
     """
 
     name: str
@@ -44,7 +47,7 @@ class LayerSpec:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions for one sample, counted as two."""
+        """Floating-point operations for one sample; a multiply-add counts as two."""
         if not self.has_weights:
             return 0
         rows, columns, channels = self.out_shape

@@ -1,4 +1,4 @@
-"""A Program: what the engine compiles, whoever wrote the model."""
+"""Program: the input of the engine, whatever the model."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from cambrian.sharding.plan import Plan
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An array without its values: name, global shape, dtype (NumPy's name, such as `bfloat16`) and partition spec."""
+    """Name, global shape, dtype (NumPy's name, such as `bfloat16`) and partition spec of an array."""
 
     name: str
     shape: tuple[int, ...]
@@ -22,7 +22,7 @@ class TensorSpec:
     partition_spec: P = P()
 
     def abstract(self, mesh: Mesh) -> jax.ShapeDtypeStruct:
-        """The same as JAX's abstract array with its sharding on `mesh`."""
+        """Returns JAX's abstract array, with its sharding on `mesh`."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=self.sharding(mesh))
 
     def sharding(self, mesh: Mesh) -> NamedSharding:
@@ -31,24 +31,25 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """A function specialised to a mesh, with the parameters it is called on.
+    """A function specialised to a mesh, with its parameters.
 
     Attributes:
-      name: of the model.
-      apply: `apply(params, inputs) -> outputs`, traceable; `params` is a flat sequence of arrays in the order of
-        `param_specs`. It may stand inside another function under `jax.jit`.
-      params: the parameters' values on the host, in the same order.
-      param_specs: their names, global shapes, dtypes and shardings.
-      input_spec: the input; its first dimension is the batch.
-      output_spec: the output; its first dimension is the batch.
-      mesh: the mesh that `apply` and the specs refer to.
-      reference: `reference(inputs) -> outputs` on the host, unsharded, in float32.
-      tolerance: largest relative error (norm of the difference over norm) of the outputs against `reference`.
-      network, plan: of a planned model; None for a user's function.
+      name: name of the model.
+      apply: traceable function `apply(params, inputs) -> outputs`; `params` is a flat sequence of arrays in the order
+        of `param_specs`. It may be called inside another function under `jax.jit`.
+      params: values of the parameters on the host, in the same order.
+      param_specs: specs of the parameters.
+      input_spec: spec of the input; its first dimension is the batch.
+      output_spec: spec of the output; its first dimension is the batch.
+      mesh: mesh that `apply` and the specs refer to.
+      reference: function `reference(inputs) -> outputs` on the host, unsharded, in float32.
+      tolerance: largest relative error of the outputs against `reference` (norm of the difference over the norm).
+      network: layers of a planned model; None for a user's function.
+      plan: plan of a planned model; None for a user's function.
       rules: (pattern, partition spec) pairs of a user's function, as text.
-      custom_calls: targets of custom calls that `apply` makes by itself; they are internal to one version of jaxlib.
-      metadata: JSON-compatible facts that travel with the program: preprocessing, labels, weights.
-      notes: in words, where the program differs from what was asked.
+      custom_calls: targets of the custom calls in `apply`, each internal to one version of jaxlib.
+      metadata: JSON-compatible facts stored with the program, such as preprocessing and labels.
+      notes: human-readable deviations from the request.
     """
 
     name: str
@@ -68,5 +69,5 @@ class Program:
     notes: tuple[str, ...] = ()
 
     def abstract_arguments(self) -> tuple[list[jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
-        """`(params, inputs)` as abstract arrays with shardings, to lower `apply` on."""
+        """Returns `(params, inputs)` as abstract arrays with shardings, to lower `apply` with."""
         return [spec.abstract(self.mesh) for spec in self.param_specs], self.input_spec.abstract(self.mesh)

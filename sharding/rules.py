@@ -1,10 +1,10 @@
-"""Sharding rules: ordered (pattern, partition spec) pairs that say how each parameter of a model lies on the mesh."""
+"""Sharding rules: ordered (pattern, partition spec) pairs that shard the parameters of a model by name."""
 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec as P
 
 from cambrian.sharding.errors import UsageError
 
@@ -12,54 +12,57 @@ Rules = Sequence[tuple[str, P]]
 
 
 def match_rules(rules: Rules, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> tuple[dict[str, P], list[str]]:
-    """Gives each parameter the partition spec of the first rule whose pattern is found in its name.
+    """Assigns each parameter the partition spec of the first rule that matches its name.
 
-    Scalars need a rule, too. `(".*", P())` as the last rule replicates all parameters that the others leave.
+    Scalars must match a rule, too. A last rule `(".*", P())` replicates all remaining parameters.
 
     Args:
-      rules: patterns are regular expressions, found anywhere in a name (`re.search`).
-      shapes: parameter name, such as `Dense_0/kernel` → its global shape.
+      rules: rules in order; a pattern is a regular expression that matches anywhere in a name (`re.search`).
+      shapes: parameter name, such as `Dense_0/kernel` → global shape.
+      mesh: mesh that the specs refer to.
 
     Returns:
-      Parameter name → its spec, and a note for each rule that decides no parameter.
+      Parameter name → spec, and a note for each unused rule.
 
     Raises:
-      UsageError: naming parameter, shape and axis, if no rule matches a parameter or `mesh` can't cut it as its rule
-        says; or if a pattern is no regular expression.
+      UsageError: if no rule matches a parameter or its spec doesn't fit `mesh` (names parameter, shape and axis), or if
+        a pattern isn't a regular expression.
     """
     patterns = [_compile(pattern) for pattern, _ in rules]
     specs, deciding = {}, set()
     for name, shape in shapes.items():
         first = next((index for index, pattern in enumerate(patterns) if pattern.search(name)), None)
         if first is None:
-            raise UsageError(f"each parameter needs a sharding rule, got none that matches {name!r} of shape {shape}")
+            raise UsageError(f"each parameter must match a sharding rule, got {name!r} of shape {shape} without one")
         specs[name] = rules[first][1]
         check_partition_spec(f"parameter {name!r}", shape, specs[name], mesh)
         deciding.add(first)
     idle = [pattern for index, (pattern, _) in enumerate(rules) if index not in deciding]
-    return specs, [f"the sharding rule {pattern!r} decides no parameter" for pattern in idle]
+    return specs, [f"the sharding rule {pattern!r} is unused" for pattern in idle]
 
 
-def check_partition_spec(what: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:
-    """Raises UsageError, naming `what`, shape and axis, if `mesh` can't cut an array of this shape as `spec` says."""
+def check_partition_spec(what: str, shape: tuple[int, ...], spec: P, mesh: Mesh | AbstractMesh) -> None:
+    """Raises UsageError, naming `what`, shape and axis, if `spec` doesn't fit the shape or `mesh`."""
     subject = f"{what} of shape {shape}"
     if not isinstance(spec, P):
-        raise UsageError(f"{subject} needs a PartitionSpec, got {spec!r}")
+        raise UsageError(f"{subject}: expected a PartitionSpec, got {spec!r}")
     if len(spec) > len(shape):
-        raise UsageError(f"{subject} needs a spec of at most {len(shape)} dimensions, got {spec}")
+        raise UsageError(f"{subject}: expected a spec of at most {len(shape)} dimensions, got {spec}")
     cuts = [() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in spec]
     for axis, count in Counter(axis for axes in cuts for axis in axes).items():
         if axis not in mesh.shape:
-            raise UsageError(f"{subject} needs mesh axes among {', '.join(mesh.axis_names)}, got {axis!r} in {spec}")
+            raise UsageError(
+                f"{subject}: expected mesh axes among {', '.join(mesh.axis_names)}, got {axis!r} in {spec}"
+            )
         if count > 1:
-            raise UsageError(f"{subject} needs each mesh axis at most once, got {axis!r} {count} times in {spec}")
+            raise UsageError(f"{subject}: expected each mesh axis at most once, got {axis!r} {count} times in {spec}")
     for dimension, axes in enumerate(cuts):
         parts = 1
         for axis in axes:
             parts *= mesh.shape[axis]
             if shape[dimension] % parts:
                 raise UsageError(
-                    f"{subject} needs dimension {dimension} divisible by {parts} for mesh axis {axis!r} of "
+                    f"{subject}: dimension {dimension} must be divisible by {parts} for mesh axis {axis!r} of "
                     f"{mesh.shape[axis]}, got {shape[dimension]}"
                 )
 

@@ -1,4 +1,4 @@
-"""How long launches take."""
+"""Timing of launches."""
 
 import itertools
 import time
@@ -9,11 +9,16 @@ import jax
 
 
 def time_launches(launch: Callable[[], jax.Array], threads: int, *, least: int, seconds: float) -> list[float]:
-    """Milliseconds of launches: by so many threads at once, one after another in each.
+    """Times launches on several threads at once; each thread launches one after another.
 
     Args:
-      least: launches of each thread.
-      seconds: for which each goes on.
+      launch: function that launches a computation and returns its result, which may still be pending.
+      threads: number of threads.
+      least: smallest number of launches per thread.
+      seconds: time for which each thread goes on launching.
+
+    Returns:
+      Milliseconds of each launch, from its start to the complete result.
     """
     end = time.perf_counter() + seconds
 

@@ -234,9 +234,7 @@ def test_a_plan_the_mesh_cannot_do_is_refused_naming_layer_dimension_and_axis():
     architecture = Architecture("cifar", blocks=(1,), bottleneck=True, num_classes=10, width=8)
     net = network(architecture, 8)
     plan = plan_of(net, MeshShape(4, 1), 4, "rows")
-    with pytest.raises(
-        UsageError, match="mesh 3x1: conv1: rows needs its output rows divisible by the model axis of 3"
-    ):
+    with pytest.raises(UsageError, match="mesh 3x1: conv1: output rows must be divisible by the model axis of 3"):
         build(architecture, MeshShape(3, 1), plan, 8, 4)
     winograd = Plan(tuple((name, LayerPlan(p.partition, "fft")) for name, p in plan.layers))
     with pytest.raises(UsageError, match="lowering of conv1 must be one of native, matmul, im2col, .*, got 'fft'"):

@@ -62,7 +62,7 @@ def test_small_constants_may_be_held_by_the_function(mesh):
     program = program_from_function(lambda _, x: x - mean, {}, inputs, mesh, [], name="mine")
     np.testing.assert_array_equal(program.reference(np.zeros((8, 1024), np.float32))[3], -mean)
     inputs = jax.ShapeDtypeStruct((8, 1025), "float32")
-    with pytest.raises(UsageError, match="4096 bytes at most"):
+    with pytest.raises(UsageError, match="at most 4096 bytes"):
         program_from_function(lambda _, x: x - np.arange(1025, dtype=np.float32), {}, inputs, mesh, [], name="mine")
 
 
@@ -73,16 +73,16 @@ def test_small_constants_may_be_held_by_the_function(mesh):
         ({"function": lambda p, x: x.sum()}, r"one array \(8, …\), got ShapeDtypeStruct\(shape=\(\)"),
         ({"function": lambda p, x: x.T}, r"one array \(8, …\), got ShapeDtypeStruct\(shape=\(6, 8\)"),
         ({"output_partition_spec": P("data", "model")}, None),
-        ({"output_partition_spec": P("data", None, "model")}, r"outputs of shape \(8, 6\) needs .* at most 2"),
-        ({"inputs": jax.ShapeDtypeStruct((6, 6), "float32")}, r"inputs of shape \(6, 6\) .* 'data' of 4, got 6"),
-        ({"inputs": jax.ShapeDtypeStruct((), "float32")}, r"inputs need shape \(N, …\)"),
-        ({"inputs": jax.ShapeDtypeStruct((0, 6), "float32")}, r"N of at least 1, got \(0, 6\)"),
+        ({"output_partition_spec": P("data", None, "model")}, r"outputs of shape \(8, 6\): expected .* at most 2"),
+        ({"inputs": jax.ShapeDtypeStruct((6, 6), "float32")}, r"inputs of shape \(6, 6\): .* 'data' of 4, got 6"),
+        ({"inputs": jax.ShapeDtypeStruct((), "float32")}, r"inputs must have shape \(N, …\)"),
+        ({"inputs": jax.ShapeDtypeStruct((0, 6), "float32")}, r"N at least 1, got \(0, 6\)"),
         ({"inputs": jax.ShapeDtypeStruct((8, 6), np.dtype("float64"))}, "float64 without jax_enable_x64"),
         ({"params": {"scale": 2.0}}, "'scale' must be an array, got float"),
         ({"params": {"scale": np.ones(2, np.float64)}}, "'scale' must have a dtype .* got float64"),
         ({"params": {"key": jax.random.key(0)}}, "'key' must be numbers, got key<fry>"),
-        ({"params": {"a": {"b": np.ones(2, np.float32)}, "a/b": np.ones(2, np.float32)}}, "got 2 of 'a/b'"),
-        ({"rules": []}, r"none that matches 'kernel' of shape \(6, 6\)"),
+        ({"params": {"a": {"b": np.ones(2, np.float32)}, "a/b": np.ones(2, np.float32)}}, "got 'a/b' 2 times"),
+        ({"rules": []}, r"got 'kernel' of shape \(6, 6\) without one"),
     ],
 )
 def test_what_makes_no_program_is_refused(mesh, changes, message):
@@ -106,5 +106,5 @@ def test_the_mesh_must_be_ours(mesh):
         jax.make_mesh((2, 4), ("model", "data"), devices=jax.devices()[:8]),
         jax.sharding.Mesh(mesh.devices.T, ("data", "model")),
     ):
-        with pytest.raises(UsageError, match="a mesh that make_mesh made is needed"):
+        with pytest.raises(UsageError, match="expected a mesh from make_mesh"):
             program_from_function(lambda _, x: x, {}, jax.ShapeDtypeStruct((8, 4), "float32"), strange, [], name="mine")

@@ -11,8 +11,8 @@ from command import Command, Outcome, read_report, write_checkpoint, write_image
 TINY = "--config tiny.py"
 # Flags → what the message says; {home} is the folder in which the command runs.
 CASES = {
-    "--mesh 4by8": "a mesh is written MODELxDATA, such as 4x8, got '4by8'",
-    "--mesh 0x32": "a mesh needs at least 1 device on each axis, got 0x32",
+    "--mesh 4by8": "a mesh must be written MODELxDATA, such as 4x8, got '4by8'",
+    "--mesh 0x32": "a mesh must have at least 1 device on each axis, got 0x32",
     "--mesh 64x1": "expected at most 32 virtual CPU devices, unless "
     "XLA_FLAGS=--xla_force_host_platform_device_count=N asks for more, got 64",
     "--mesh 2x4 --batch_size 6": "batch_size must be a multiple of the data axis of 4 in mesh 2x4, got 6",
@@ -46,10 +46,10 @@ CASES = {
     "--artifact_dir file/cache": "the artefact directory must be writable and have space, got file/cache: "
     "Not a directory",
     "--output_dir file/output": "output_dir must be a folder that can be written to, got file/output: Not a directory",
-    f"{TINY} --mesh 1x4 --partition intra_sample": "partition intra_sample needs a model axis that divides the rows or "
-    "channels of some convolution, got mesh 1x4",
-    f"{TINY} --mesh 4x1 --partition rows": "mesh 4x1: layer3.0.conv1: rows needs its output rows divisible by the "
-    "model axis of 4, got 2",
+    f"{TINY} --mesh 1x4 --partition intra_sample": "the model axis must divide the rows or channels of a convolution "
+    "for partition intra_sample, got mesh 1x4",
+    f"{TINY} --mesh 4x1 --partition rows": "mesh 4x1: layer3.0.conv1: output rows must be divisible by the "
+    "model axis of 4 for rows, got 2",
     "--artifact empty --mesh 1x2": "an artifact decides its own mesh: leave --mesh out, got '1x2'",
     "--artifact absent": "an artefact is a directory with a manifest.json, got absent",
     "--config list.json": "config must be a report.json with flags, got list.json: ",
@@ -88,7 +88,7 @@ def test_debug_shows_the_traceback(tmp_path):
     outcome = Command(tmp_path)("--mesh", "4by8", "--debug")
     assert outcome.exit_code == 2
     assert "Traceback" in outcome.stderr
-    assert outcome.stderr.splitlines()[-1] == "error: a mesh is written MODELxDATA, such as 4x8, got '4by8'"
+    assert outcome.stderr.splitlines()[-1] == "error: a mesh must be written MODELxDATA, such as 4x8, got '4by8'"
 
 
 def test_a_refused_run_leaves_a_report_and_no_older_predictions(tmp_path):
@@ -111,7 +111,7 @@ def test_too_little_device_memory(tmp_path):
     outcome = command(*command.small_flags(), "--mesh", "1x2", *limit, "--output_dir", tmp_path / "output")
     assert outcome.exit_code == 1
     assert outcome.error.startswith("OutOfMemory: a device must hold at least ")
-    assert outcome.error.endswith("bytes for weights and what a layer works with, got a limit of 102400")
+    assert outcome.error.endswith("bytes for weights and the working memory of a layer, got a limit of 102400")
     report = read_report(tmp_path / "output")
     assert (report["status"], report["failure_reason"]) == ("out_of_memory", outcome.error)
     assert report["num_images"] is None

@@ -30,7 +30,7 @@ def test_make_mesh_orders_devices_by_model_then_data():
 
 
 def test_make_mesh_needs_enough_devices():
-    with pytest.raises(UsageError, match="mesh 3x3 needs 9 devices, got 8"):
+    with pytest.raises(UsageError, match="mesh 3x3: expected at least 9 devices, got 8"):
         make_mesh(MeshShape(3, 3), jax.devices()[:8])
 
 

@@ -18,8 +18,8 @@ from cambrian.sharding import (
     Plan,
     UsageError,
     choose_plan,
-    plan_costs,
 )
+from cambrian.sharding.planner import plan_costs
 from cambrian.sharding.planner.allowed_partitions import allowed_partitions
 from cambrian.sharding.planner.trellis import Trellis
 from planner_cases import (
@@ -84,7 +84,7 @@ def test_within_a_memory_limit(name, mesh, seed):
         assert bytes_of(choices) <= limit
         fastest = next(ms for ms, size in every if size <= limit)
         assert milliseconds_of(network, choices, costs) <= fastest * 1.005
-    message = f"at least {needed} bytes for weights and what a layer works with, got a limit of {needed - 1}"
+    message = f"at least {needed} bytes for weights and the working memory of a layer, got a limit of {needed - 1}"
     with pytest.raises(OutOfMemory, match=message):
         choose_plan(network, shape, BATCH_SIZE, costs, memory_limit_bytes=needed - 1)
 
@@ -120,7 +120,7 @@ def test_restricted_partitions(mesh, batch_size):
     if batch_size == 8:
         assert chosen("samples") == {Partition.SAMPLES}
     else:
-        with pytest.raises(UsageError, match="mesh 4x1: conv1: samples needs the 2 samples"):
+        with pytest.raises(UsageError, match="mesh 4x1: conv1: 2 samples over a data axis"):
             chosen("samples")
     assert chosen("rows") == {Partition.ROWS}
     assert chosen("channels") <= {Partition.CHANNELS, Partition.INPUT_CHANNELS}
@@ -142,11 +142,13 @@ def test_notes_and_errors():
         def layer(self, layer, partition):
             return [Option("im2col", 3, 1.0, 0, 0)] if layer.name == "b" else super().layer(layer, partition)
 
-    message = "b needs the cost of an option whose micro_batch divides its samples for one of channels, input_channels"
+    message = (
+        "b: expected the cost of an option whose micro_batch divides its samples for one of channels, input_channels"
+    )
     with pytest.raises(UsageError, match=message):
         choose_plan(RESIDUAL, MeshShape(4, 1), BATCH_SIZE, NoChannels(0), partition="channels")
     plan = Plan(tuple((layer.name, LayerPlan(Partition.WHOLE, "fft", 1)) for layer in RESIDUAL))
-    message = "a needs the cost of partition whole, lowering fft, micro_batch 1, got none"
+    message = "a: expected the cost of partition whole, lowering fft, micro_batch 1, got none"
     with pytest.raises(UsageError, match=message):
         plan_costs(plan, RESIDUAL, MeshShape(4, 1), costs, batch_size=8, element_bytes=4)
 

@@ -1,4 +1,4 @@
-"""The machine a mesh runs on: devices, cores, memory, and every process-wide setting that Cambrian changes."""
+"""The host of a mesh: devices, cores, memory, and every process-wide setting that Cambrian changes."""
 
 from cambrian.sharding.host.core_sharing import launches_at_once as launches_at_once, planned_as as planned_as
 from cambrian.sharding.host.cpu import (

@@ -6,15 +6,16 @@ import platform as host
 
 
 def host_cores() -> int:
-    """Number of cores that this process may run on."""
+    """Returns the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def computes_bfloat16(platform: str) -> bool:
     """Whether the platform multiplies bfloat16 natively and faster than float32.
 
-    True for GPUs, TPUs, CPUs with AMX, and CPUs with AVX512-BF16 that aren't Intel's: there oneDNN's and XLA's products
-    take 1.3 to 1.5 times as long in bfloat16 as in float32 (measured on a fifth-generation Xeon with AMX hidden).
+    True for GPUs, TPUs, CPUs with AMX, and CPUs with AVX512-BF16 except Intel's. On those, matrix products of oneDNN
+    and XLA take 1.3 to 1.5 times as long in bfloat16 as in float32 (measured on a fifth-generation Xeon with AMX
+    hidden).
     """
     if platform != "cpu":
         return True
@@ -22,12 +23,12 @@ def computes_bfloat16(platform: str) -> bool:
 
 
 def cpu_model() -> str:
-    """The CPU's name as the kernel lists it, else as Python does."""
+    """Returns the name of the CPU as the kernel lists it, or as Python does where the kernel lists none."""
     return _cpuinfo("model name") or host.processor() or host.machine()
 
 
 def cpu_features() -> frozenset[str]:
-    """The CPU's feature flags as the kernel lists them; empty where it lists none."""
+    """Returns the feature flags of the CPU as the kernel lists them; empty where it lists none."""
     return frozenset(_cpuinfo("flags", "Features").split())
 
 

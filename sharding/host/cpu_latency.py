@@ -1,9 +1,9 @@
 """Keeps CPU cores out of deep sleep while launches run.
 
-The layers of one image take some 0.1 ms each on all cores. The core that finishes a layer first sleeps until the next
-one, and a virtual core wakes slowly. While /dev/cpu_dma_latency is open, no core enters a sleep state that takes longer
-to leave than the microseconds written to the file (Linux, Documentation/power/pm_qos_interface.rst). By default only
-root may open it.
+With a single image, a layer takes about 0.1 ms on all cores. The core that finishes first sleeps until the next layer,
+and a virtual core wakes slowly. While /dev/cpu_dma_latency is open, no core enters a sleep state whose exit latency
+exceeds the microseconds written to the file (Linux, Documentation/power/pm_qos_interface.rst). By default only root may
+open it.
 """
 
 import contextlib

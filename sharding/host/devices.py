@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import jax
+import jax.extend.backend
 
 from cambrian.sharding.errors import UsageError
 from cambrian.sharding.host.core_sharing import cores_per_device
@@ -15,47 +16,47 @@ from cambrian.sharding.host.time_slices import long_time_slices
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 MAX_VIRTUAL_DEVICES = 32
-# Collectives between virtual devices abort the process after 40 s by default, too short where 32 share two cores.
+# Collectives between virtual devices abort the process after 40 s by default, too soon when 32 devices share two cores.
 _COLLECTIVE_TIMEOUT = "--xla_cpu_collective_call_terminate_timeout_seconds"
 _DEVICE_COUNT = "--xla_force_host_platform_device_count"
 # XLA:CPU takes the size of its thread pool from the first of these that is set, else from the number of cores.
 _THREADS = ("PJRT_NPROC", "NPROC")
 _ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
 
-_cpu_threads: int | None = None  # with which `acquire_devices` started the backend; None if it didn't
+_cpu_threads: int | None = None  # size of XLA:CPU's thread pool, if `acquire_devices` set it
 _side_by_side = False
 
 
 def max_virtual_devices() -> int:
-    """The most virtual CPU devices that a mesh may have: 32, or the device count in XLA_FLAGS if that is larger."""
-    asked = re.findall(rf"{_DEVICE_COUNT}=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    return max(MAX_VIRTUAL_DEVICES, int(asked[-1]) if asked else 0)
+    """Returns the largest number of virtual CPU devices: 32, or the device count in XLA_FLAGS if that is larger."""
+    requested = re.findall(rf"{_DEVICE_COUNT}=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return max(MAX_VIRTUAL_DEVICES, int(requested[-1]) if requested else 0)
 
 
 def cpu_threads() -> int:
-    """Number of threads with which XLA:CPU computes a launch on one device."""
-    return _threads_asked() if _cpu_threads is None else _cpu_threads
+    """Returns the number of threads with which XLA:CPU computes a launch on one device."""
+    return _default_threads() if _cpu_threads is None else _cpu_threads
 
 
 def launches_run_side_by_side() -> bool:
-    """Whether each launch on a CPU device is computed by the thread that launches it, beside those of other threads."""
+    """Whether each thread computes the launches that it makes on a CPU device, concurrently with other threads."""
     return _side_by_side
 
 
 def acquire_devices(
     count: int, platform: str = "auto", launches_at_once: int = 1, cores: int | None = None
 ) -> tuple[list[jax.Device], list[str]]:
-    """Finds `count` devices, making virtual ones on CPU, and starts JAX's backend.
+    """Returns `count` devices, virtual ones on CPU, and starts JAX's backend.
 
-    Changes process-wide settings, unless `host` declines them: see `cambrian.sharding.host.settings`.
+    Changes process-wide settings unless `host` declines them, see `cambrian.sharding.host.settings`.
 
     Args:
       count: number of devices.
       platform: cpu, gpu, tpu, or auto: the accelerator if it has enough devices, else virtual CPU devices.
-      launches_at_once: number of launches that shall compute side by side on a single virtual device, each on the host
-        thread that launches it.
-      cores: number of cores that compute each launch on a virtual device together; None for the value of PJRT_NPROC or
-        NPROC, else an equal share of the host's cores.
+      launches_at_once: number of launches that compute concurrently on a single virtual device, each on the host thread
+        that launches it.
+      cores: number of cores that compute a launch on a virtual device; None for the value of PJRT_NPROC or NPROC, or
+        else an equal share of the host's cores.
 
     Returns:
       The devices, and notes on deviations from the request.
@@ -70,9 +71,7 @@ def acquire_devices(
     found = _devices_of(None if platform == "auto" else platform, configured)
     notes = []
     if platform == "auto" and found[0].platform != "cpu" and len(found) < count:
-        notes.append(
-            f"{found[0].platform} has {len(found)} of {count} devices needed: running on {count} virtual CPU devices"
-        )
+        notes.append(f"{found[0].platform} has {len(found)} of {count} devices: running on {count} virtual CPU devices")
         found = _devices_of("cpu", configured)
     if len(found) >= count:
         return found[:count], notes
@@ -98,35 +97,59 @@ def _configure_virtual_devices(count: int, launches_at_once: int, cores: int | N
         return False
     try:
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # the backend already runs; whether it has enough devices is seen by counting them
+    except RuntimeError:  # the backend already runs; the caller counts its devices
         return False
     host.record("virtual_devices", f"jax_num_cpu_devices = {count}")
     if cpu_only and "platform" in host.permitted:
         jax.config.update("jax_platforms", "cpu")
         host.record("platform", "jax_platforms = cpu")
-    asked = any(name in os.environ for name in _THREADS)
+    requested = any(name in os.environ for name in _THREADS)
     if "cpu_threads" in host.permitted:
-        _cpu_threads = cores or (_threads_asked() if asked else cores_per_device(count, launches_at_once))
-    # Otherwise XLA computes launches on threads of its own pool, which may have a single one.
+        _cpu_threads = cores or (_default_threads() if requested else cores_per_device(count, launches_at_once))
+    # Asynchronous dispatch computes launches on XLA's thread pool, which may have a single thread.
     _side_by_side = count == 1 and launches_at_once > 1 and "synchronous_dispatch" in host.permitted
     return True
 
 
 def _devices_of(platform: str | None, configured: bool) -> list[jax.Device]:
-    """The devices of a platform; where `configured`, this starts the backend with the settings chosen."""
+    """Returns the devices of a platform; starts the backend with our settings if `configured`."""
     with contextlib.ExitStack() as settings:
         if configured:
             settings.enter_context(_starting_environment())
             settings.enter_context(long_time_slices())
         try:
             return jax.local_devices(backend=platform)
-        except RuntimeError as error:
-            raise UsageError(f"expected a platform that JAX finds here, got {platform}: {error}") from None
+        except Exception as error:  # a plugin raises what it likes
+            asked = platform or f"JAX_PLATFORMS={jax.config.jax_platforms}"
+            reason = next(iter(str(error).splitlines()), type(error).__name__).partition(" (set JAX_PLATFORMS")[0]
+            raise UsageError(
+                f"expected one of the platforms that JAX starts here, {_platforms_here()}, got {asked}: {reason}"
+            ) from None
+
+
+def _platforms_here() -> str:
+    """Names the platforms that JAX starts if it isn't told which, without leaving a backend started."""
+    try:
+        found = jax.extend.backend.backends()
+    except Exception:  # no backend runs, because the requested one doesn't start
+        requested = jax.config.jax_platforms
+        jax.config.update("jax_platforms", "")
+        try:
+            found = jax.extend.backend.backends()
+        except Exception:
+            return "none"
+        finally:
+            jax.config.update("jax_platforms", requested)
+        names = {client.platform for client in found.values()}
+        jax.extend.backend.clear_backends()
+    else:
+        names = {client.platform for client in found.values()}
+    return ", ".join(sorted(names))
 
 
 @contextlib.contextmanager
 def _starting_environment() -> Iterator[None]:
-    """Sets what the backend reads once, at its start, and restores it, so that child processes don't inherit it."""
+    """Sets what the backend reads once, at its start, and restores it so that child processes don't inherit it."""
     variables, flags, asynchronous = {}, os.environ.get("XLA_FLAGS", ""), jax.config.values[_ASYNC_DISPATCH]
     if _cpu_threads is not None:
         variables[_THREADS[0]] = str(_cpu_threads)
@@ -151,6 +174,6 @@ def _starting_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _threads_asked() -> int:
-    """The size of XLA:CPU's thread pool, by XLA's own rule (`DefaultThreadPoolSize`)."""
+def _default_threads() -> int:
+    """Returns the size of XLA:CPU's thread pool by XLA's own rule (`DefaultThreadPoolSize`)."""
     return next((int(os.environ[name]) for name in _THREADS if os.environ.get(name, "").isdigit()), host_cores())

@@ -1,4 +1,4 @@
-"""How much freed memory glibc's malloc keeps."""
+"""Limits on the freed memory that glibc's malloc keeps."""
 
 import ctypes
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cambrian.sharding.host.settings import host
 
-# glibc's malloc.h. Allocations from the mmap threshold upwards are mapped one by one, and unmapped when freed.
+# From glibc's malloc.h. Allocations above the mmap threshold get a mapping of their own, unmapped when freed.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _MAX_THRESHOLD = 32 * 2**20  # the largest that glibc accepts
 _KEPT_BYTES = 512 * 2**20
@@ -15,20 +15,21 @@ _KEPT_BYTES = 512 * 2**20
 def return_freed_memory(num_devices: int) -> None:
     """Makes glibc return freed memory to the system, except for 512 MiB over the threads of all devices.
 
-    By default glibc keeps the temporaries of launches, in one arena for each XLA thread: ResNet101 in bfloat16 on mesh
-    4x8 takes 1.6 GiB, and 1.3 GiB with this at the same speed. With an eighth of the limit, mesh 1x1 loses a quarter of
-    its speed, because the scratch memory of its layers is mapped anew. Does nothing on other C libraries.
+    By default glibc keeps the temporaries of launches in one arena per XLA thread. ResNet101 in bfloat16 on mesh 4x8
+    takes 1.6 GiB by default and 1.3 GiB with this limit, at the same speed. An eighth of the limit costs mesh 1x1 a
+    quarter of its speed, as the scratch memory of its layers is mapped anew each time. Does nothing on other C
+    libraries.
     """
     kept = min(_KEPT_BYTES // num_devices, _MAX_THRESHOLD)
-    # Setting one of the two fixes the other at 128 KiB.
+    # Both are set because setting one of them fixes the other at 128 KiB.
     _set_malloc({_M_MMAP_THRESHOLD: kept, _M_TRIM_THRESHOLD: kept}, f"keeps {kept} bytes of freed memory in each arena")
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep all freed memory, in one heap. Call it before JAX starts its threads.
+    """Makes glibc keep all freed memory in one heap. Call it before JAX starts its threads.
 
-    For measuring layers alone: each reuses the memory of those before it, as in a whole launch, and isn't charged for
-    page faults. Does nothing on other C libraries.
+    Meant for timing single layers: each reuses the memory of the layers before it, as in a whole launch, so that page
+    faults don't count. Does nothing on other C libraries.
     """
     _set_malloc({_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}, "keeps all freed memory in one heap")
 

@@ -1,7 +1,7 @@
-"""The process-wide settings that Cambrian changes: which it may change, and which it has changed.
+"""The process-wide settings that Cambrian may change and has changed.
 
-Some of what makes launches fast isn't Cambrian's own: environment variables that XLA reads, options of JAX, the C
-library's allocator, the kernel's power management. Each such change asks `host` first and is recorded there.
+Fast launches depend on state that Cambrian doesn't own: environment variables that XLA reads, options of JAX, the
+allocator of the C library, the kernel's power management. `host` permits and records each change.
 """
 
 import logging
@@ -12,17 +12,17 @@ from cambrian.sharding.errors import UsageError
 
 SETTINGS: Mapping[str, str] = MappingProxyType(
     {
-        "virtual_devices": "JAX's option jax_num_cpu_devices is set to the number of devices of the mesh",
-        "platform": "JAX's option jax_platforms is set to cpu where CPU devices are asked for: no accelerator starts",
-        "collective_timeout": "XLA_FLAGS, while the backend starts: collectives may wait 600 s instead of 40 s",
-        "cpu_threads": "PJRT_NPROC, while the backend starts: a launch is computed by its device's share of the cores",
-        "time_slices": "XLA's CPU threads keep their core for 100 ms at a time (Linux 6.12)",
-        "synchronous_dispatch": "the CPU backend computes each launch on the thread that launches it",
-        "cpu_latency": "/dev/cpu_dma_latency is held open while launches run: no core of the machine sleeps deeply",
-        "malloc": "glibc's malloc returns freed memory to the system above a limit, or keeps all of it",
+        "virtual_devices": "sets JAX's option jax_num_cpu_devices to the number of devices of the mesh",
+        "platform": "sets JAX's option jax_platforms to cpu when CPU devices are requested: no accelerator starts",
+        "collective_timeout": "sets XLA_FLAGS while the backend starts: collectives may wait 600 s instead of 40 s",
+        "cpu_threads": "sets PJRT_NPROC while the backend starts: a launch runs on its device's share of the cores",
+        "time_slices": "gives XLA's CPU threads time slices of 100 ms (Linux 6.12)",
+        "synchronous_dispatch": "makes the CPU backend compute each launch on the thread that launches it",
+        "cpu_latency": "holds /dev/cpu_dma_latency open while launches run: no core of the machine sleeps deeply",
+        "malloc": "makes glibc's malloc return freed memory to the system above a limit, or keep all of it",
     }
 )
-# These change more than the backend that a mesh needs, so a library user opts in; the command line does.
+# These affect more than JAX's backend: library users opt in, the command line always does.
 _OPT_IN = frozenset({"cpu_latency", "malloc"})
 
 _logger = logging.getLogger("cambrian")
@@ -31,8 +31,8 @@ _logger = logging.getLogger("cambrian")
 class HostSettings:
     """The process-wide settings that Cambrian may change and has changed, by the names in `SETTINGS`.
 
-    By default all may change but `cpu_latency` and `malloc`. Decline before the first mesh is made: the backend starts
-    once, with the settings permitted then.
+    All are permitted by default except `cpu_latency` and `malloc`. Decline settings before the first mesh is made: the
+    backend starts once, with the settings permitted at that time.
     """
 
     def __init__(self) -> None:
@@ -41,16 +41,16 @@ class HostSettings:
 
     @property
     def permitted(self) -> frozenset[str]:
-        """Names of the settings that may change."""
+        """Names of the settings that Cambrian may change."""
         return frozenset(self._permitted)
 
     @property
     def changes(self) -> dict[str, str]:
-        """Setting → what was changed, of each change made so far."""
+        """Name of a setting → description of its change, for all changes so far."""
         return dict(self._changes)
 
     def permit(self, *names: str) -> None:
-        """Lets Cambrian change these settings.
+        """Permits Cambrian to change these settings.
 
         Raises:
           UsageError: if a name is unknown.
@@ -58,7 +58,7 @@ class HostSettings:
         self._permitted |= _known(names)
 
     def decline(self, *names: str) -> None:
-        """Keeps Cambrian from changing these settings; changes already made stay.
+        """Forbids Cambrian to change these settings; changes already made stay in force.
 
         Raises:
           UsageError: if a name is unknown.
@@ -66,7 +66,7 @@ class HostSettings:
         self._permitted -= _known(names)
 
     def record(self, name: str, change: str) -> None:
-        """Notes that a setting was changed, and logs it at level INFO the first time."""
+        """Records the change of a setting; logs it at level INFO when it is new."""
         if self._changes.get(name) != change:
             self._changes[name] = change
             _logger.info("process-wide setting %s changed: %s", name, change)

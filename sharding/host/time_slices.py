@@ -1,4 +1,4 @@
-"""How long Linux lets a thread compute before another one gets its core."""
+"""Time slices: how long a thread computes before Linux gives its core to another one."""
 
 import contextlib
 import ctypes
@@ -9,21 +9,21 @@ from collections.abc import Iterator
 
 from cambrian.sharding.host.settings import host
 
-# The numbers of sched_setattr and sched_getattr, which glibc wraps only from version 2.41 on.
+# Numbers of the system calls sched_setattr and sched_getattr; glibc wraps them since version 2.41.
 _SYSTEM_CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}
 _ATTRIBUTES = struct.Struct("=IIQiIQQQII")  # struct sched_attr of sched_setattr(2)
 _POLICY, RUNTIME = 1, 5
-_SHARING_POLICIES = (0, 3)  # SCHED_OTHER and SCHED_BATCH, whose runtime is the length of a time slice in nanoseconds
+_SHARING_POLICIES = (0, 3)  # SCHED_OTHER and SCHED_BATCH, whose runtime is the time slice in nanoseconds
 _LONGEST_NS = 100_000_000
 
 
 @contextlib.contextmanager
 def long_time_slices() -> Iterator[None]:
-    """Gives threads that the calling thread starts inside this context time slices of 100 ms.
+    """Gives 100 ms time slices to threads that the calling thread starts inside this context.
 
-    The threads of many virtual devices take turns on few cores, and each turn begins with caches full of another
-    device's activations. Does nothing before Linux 6.12, which introduced time slices for each thread, or where the
-    host settings decline it.
+    The threads of many virtual devices take turns on few cores, and each turn starts with caches that hold another
+    device's activations. Does nothing before Linux 6.12, which introduced time slices per thread, or where the host
+    settings decline it.
     """
     attributes = get_attributes()
     permitted = "time_slices" in host.permitted
@@ -39,7 +39,7 @@ def long_time_slices() -> Iterator[None]:
 
 
 def get_attributes(thread_id: int = 0) -> tuple[int, ...] | None:
-    """The scheduling attributes of a thread (0: the calling one) in the kernel's order; None where there are none."""
+    """Returns the scheduling attributes of a thread (0: the calling one) in the kernel's order; None if unavailable."""
     if sys.platform != "linux" or platform.machine() not in _SYSTEM_CALLS:
         return None
     buffer = ctypes.create_string_buffer(_ATTRIBUTES.size)

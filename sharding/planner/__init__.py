@@ -1,4 +1,4 @@
-"""The planner: the fastest way to cut and compute every layer, by costs that somebody has measured."""
+"""The planner: finds the fastest way to cut and compute every layer, given measured costs."""
 
 from cambrian.sharding.planner.allowed_partitions import PARTITIONS as PARTITIONS
 from cambrian.sharding.planner.choose_plan import choose_plan as choose_plan

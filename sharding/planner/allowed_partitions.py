@@ -1,4 +1,4 @@
-"""Which partitions a layer may have: those the mesh allows, restricted as asked for."""
+"""The partitions that the mesh and the user's choice allow for each layer."""
 
 from cambrian.sharding.errors import UsageError
 from cambrian.sharding.layer import Kind, LayerSpec, Network
@@ -7,7 +7,7 @@ from cambrian.sharding.partition import Partition, refusal
 
 PARTITIONS = ("auto", "samples", "rows", "channels", "intra_sample")
 
-_OF_CONVOLUTIONS = {
+_CONVOLUTION_PARTITIONS = {
     "samples": (Partition.SAMPLES,),
     "rows": (Partition.ROWS,),
     "channels": (Partition.CHANNELS, Partition.INPUT_CHANNELS),
@@ -17,19 +17,22 @@ _OF_CONVOLUTIONS = {
 def allowed_partitions(
     network: Network, mesh: MeshShape, batch_size: int, partition: str = "auto"
 ) -> tuple[list[tuple[Partition, ...]], tuple[str, ...]]:
-    """The partitions that each layer may have.
+    """Returns the partitions allowed for each layer.
 
     Args:
-      batch_size: global number of samples of a launch, a multiple of the data axis.
-      partition: `auto` allows whatever the mesh can do. `samples`, `rows` or `channels` cut every convolution that way
-        and leave pools and dense layers free. `intra_sample` allows no samples, and whole only where nothing divides.
+      network: layers to partition.
+      mesh: sizes of the mesh axes.
+      batch_size: global number of samples per launch, a multiple of the data axis.
+      partition: `auto` allows every partition that the mesh divides. `samples`, `rows` or `channels` restrict
+        convolutions to it, and leave pools and dense layers free. `intra_sample` excludes samples, and allows whole
+        only where nothing divides.
 
     Returns:
       The partitions of each layer in the network's order, and notes on convolutions that stay whole.
 
     Raises:
-      UsageError: naming layer, dimension and axis, if the mesh can't cut a convolution the way asked for, or
-        `intra_sample` cuts none.
+      UsageError: if the mesh can't cut a convolution as requested (names layer, dimension and axis), or `intra_sample`
+        cuts none.
     """
     if partition not in PARTITIONS:
         raise UsageError(f"partition must be one of {', '.join(PARTITIONS)}, got {partition!r}")
@@ -45,7 +48,7 @@ def allowed_partitions(
     ]
     if partition == "intra_sample" and (mesh.model == 1 or len(whole) == len(convolutions)):
         raise UsageError(
-            f"partition intra_sample needs a model axis that divides the rows or channels of some convolution, "
+            f"the model axis must divide the rows or channels of a convolution for partition intra_sample, "
             f"got mesh {mesh}"
         )
     if not whole:
@@ -65,7 +68,7 @@ def _of_layer(layer: LayerSpec, mesh: MeshShape, batch_size: int, partition: str
         return tuple(candidate for candidate in legal if candidate.intra_sample) or (Partition.WHOLE,)
     if partition == "auto" or layer.kind != Kind.CONV:
         return legal
-    wanted = _OF_CONVOLUTIONS[partition]
-    if not (asked_for := tuple(candidate for candidate in wanted if candidate in legal)):
-        raise UsageError(f"mesh {mesh}: {refusals[wanted[0]]}")
-    return asked_for
+    requested = _CONVOLUTION_PARTITIONS[partition]
+    if not (allowed := tuple(candidate for candidate in requested if candidate in legal)):
+        raise UsageError(f"mesh {mesh}: {refusals[requested[0]]}")
+    return allowed

@@ -1,4 +1,4 @@
-"""The planner: chooses how each layer is cut, how it is computed and how many samples at a time."""
+"""Chooses how each layer is cut, how it is computed, and on how many samples at a time."""
 
 import dataclasses
 
@@ -22,26 +22,27 @@ def choose_plan(
     memory_limit_bytes: int | None = None,
     element_bytes: int = 4,
 ) -> Plan:
-    """Chooses the plan of `network` that is fastest by `costs`, including transitions and changes of the chunks.
+    """Chooses the plan of `network` with the lowest total cost, including transitions and changes of the micro-batch.
+
+    The choice is deterministic.
 
     Args:
-      batch_size: global number of samples of a launch, a multiple of the data axis.
-      costs: of the layers and of the movements around them on this mesh, with this batch size.
-      partition: `auto` is free to take whatever the mesh can do. `samples`, `rows` or `channels` cut every convolution
-        that way and leave pools and dense layers free. `intra_sample` cuts every layer within a sample, and leaves it
-        whole only where nothing divides.
-      memory_limit_bytes: of a device, for all weights and the most that a layer works with. Under a limit that binds,
-        a large network's plan may be a little slower than the fastest that fits.
-      element_bytes: of an element of the activations.
+      network: layers to plan.
+      mesh: sizes of the mesh axes.
+      batch_size: global number of samples per launch, a multiple of the data axis.
+      costs: costs of layers and data movement on this mesh, with this batch size.
+      partition: restriction of the partitions, see `allowed_partitions`.
+      memory_limit_bytes: memory of a device for all weights and the largest working memory of a layer. If the limit
+        binds, the plan of a large network may be slightly slower than the fastest one that fits.
+      element_bytes: bytes of an element of the activations.
 
     Returns:
-      The plan, with the cost of each layer and notes on convolutions that nothing divides. The same input gives the
-      same plan.
+      The plan, with the predicted cost of each layer and notes on convolutions that stay whole.
 
     Raises:
-      UsageError: naming layer, dimension and axis, if the mesh can't cut a convolution the way asked for, or
-        `intra_sample` cuts none; or if `costs` have no option for a layer.
-      OutOfMemory: if no plan fits the memory.
+      UsageError: if the mesh can't cut a convolution as requested (names layer, dimension and axis), `intra_sample`
+        cuts none, or `costs` has no option for a layer.
+      OutOfMemory: if no plan fits the limit.
     """
     allowed, notes = allowed_partitions(network, mesh, batch_size, partition)
     trellis = Trellis(network, allowed, mesh, batch_size, costs)

@@ -1,4 +1,4 @@
-"""What a layer and the movements around it cost: the planner's input."""
+"""The planner's input: the costs of layers and of the data movement around them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from cambrian.sharding.partition import Layout, Partition
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:
-    """One way of computing a layer under a given partition.
+    """One way to compute a layer under a given partition.
 
     Attributes:
-      lowering: names a function of the models package.
-      micro_batch: number of samples that a device computes at a time; 0 for all its local samples at once.
-      milliseconds: for all local samples of a launch, with the partition's own communication (halo exchange, the sum
-        of input_channels), without the transitions around the layer.
-      weight_bytes: of the parameters that each device holds.
-      working_bytes: of everything else that a device holds while it computes the layer.
+      lowering: name of a lowering in the models package.
+      micro_batch: number of samples that a device computes at a time; 0 for all local samples at once.
+      milliseconds: time for all local samples of a launch, with the communication inside the layer (halo exchange, sum
+        of input_channels) but without the transitions around it.
+      weight_bytes: bytes of the layer's parameters on each device.
+      working_bytes: bytes of everything else that a device holds while it computes the layer.
     """
 
     lowering: str
@@ -29,18 +29,18 @@ class Option:
 
 
 class Costs(Protocol):
-    """Costs on one mesh with one batch size. Nothing may be negative; layers of one geometry cost the same."""
+    """Costs on one mesh with one batch size. Costs aren't negative, and layers of equal geometry cost the same."""
 
     def layer(self, layer: LayerSpec, partition: Partition) -> Sequence[Option]:
-        """The ways of computing `layer` under `partition`; those whose micro-batch doesn't divide are passed over."""
+        """Returns the options for `layer` under `partition`; the planner skips micro-batches that don't divide."""
         ...
 
     def transition_ms(self, shape: tuple[int, int, int], source: Layout, target: Layout) -> float:
-        """Milliseconds to turn a tensor of samples (H, W, C) from one layout into another, all local samples."""
+        """Returns the milliseconds to change the layout of a tensor, all local samples of shape (H, W, C)."""
         ...
 
     def rechunk_ms(self, shape: tuple[int, int, int], layout: Layout) -> float:
-        """Milliseconds to write a tensor of samples (H, W, C) out and read it again in other chunks."""
+        """Returns the milliseconds to write a tensor of samples (H, W, C) out and read it again in other chunks."""
         ...
 
 
@@ -48,6 +48,6 @@ Geometry = tuple
 
 
 def geometry(layer: LayerSpec) -> Geometry:
-    """What a layer's cost depends on: all of it but the names."""
+    """Returns the fields that the cost of a layer depends on: all but the names."""
     window = (layer.kernel, layer.stride, layer.padding)
     return layer.kind, layer.in_shape, layer.out_shape, window, layer.residual is not None, layer.relu

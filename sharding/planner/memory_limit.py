@@ -10,21 +10,22 @@ from cambrian.sharding.planner.trellis import Choices, Options, Trellis
 
 _NUM_WORKING_LIMITS = 4
 _NUM_PRICES = 20
-_GAP = 0.003  # of the best plan's time to its lower bound, below which nothing better is searched for
-_MAX_STEPS = 200_000  # of that search
+_GAP = 0.003  # relative distance of the best plan to its lower bound below which the search is skipped
+_MAX_STEPS = 200_000  # of the search
 
 
 def memory_bytes(choices: Choices) -> int:
-    """Bytes that a device needs: all weights, and the most that a layer works with."""
+    """Returns the bytes that a device needs: all weights, and the largest working memory of a layer."""
     return _weight_bytes(choices) + max(option.working_bytes for _, option in choices)
 
 
 def fastest_within(trellis: Trellis, limit_bytes: int) -> Choices:
-    """The fastest choices that need at most `limit_bytes`.
+    """Finds the fastest choices that need at most `limit_bytes`.
 
-    A byte of weights gets a price in milliseconds (a Lagrange multiplier): the lowest at which the fastest plan fits,
-    under several limits on what a layer may work with. Each price also bounds the time of all plans that fit. Where the
-    best plan is farther from that bound, plans between the two are searched, in a large network not all of them.
+    A Lagrange multiplier, the price of a byte of weights in milliseconds, turns the limit into a cost. Under each of
+    several limits on working memory, the lowest price is found at which the fastest plan fits. Each price also gives a
+    lower bound on the time of all plans that fit. If the best plan isn't close to the bound, a branch-and-bound search
+    looks for a better one; in a large network the number of steps cuts the search short.
 
     Raises:
       OutOfMemory: if no plan fits.
@@ -48,7 +49,7 @@ def fastest_within(trellis: Trellis, limit_bytes: int) -> Choices:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Priced:
-    """The fastest plan at a price of weights."""
+    """The fastest plan at a price per byte of weights."""
 
     byte_price: float
     milliseconds: float
@@ -69,22 +70,22 @@ def _within(options: Options, working_limit: float) -> Iterable[Option]:
 
 
 def _working_limits(trellis: Trellis, limit_bytes: int) -> list[int]:
-    """A few limits on what a layer works with, descending, under each of which some plan fits."""
+    """Returns a few limits on the working memory of a layer, descending, each of which some plan fits."""
     workings = {option.working_bytes for options in trellis.options for option in _within(options, math.inf)}
-    needed = {working: working + sum(_least_weights(trellis, working)) for working in sorted(workings)}
-    fitting = [working for working, needs in needed.items() if needs <= limit_bytes][::-1]
+    required = {working: working + sum(_least_weights(trellis, working)) for working in sorted(workings)}
+    fitting = [working for working, total in required.items() if total <= limit_bytes][::-1]
     if not fitting:
         raise OutOfMemory(
-            f"a device must hold at least {min(needed.values())} bytes for weights and what a layer works with, "
-            f"got a limit of {limit_bytes}"
+            f"a device must hold at least {min(required.values())} bytes for weights and the working memory of a "
+            f"layer, got a limit of {limit_bytes}"
         )
     last, parts = len(fitting) - 1, _NUM_WORKING_LIMITS - 1
     return [fitting[index] for index in sorted({round(last * part / parts) for part in range(parts + 1)})]
 
 
 def _least_weights(trellis: Trellis, working_limit: float) -> list[float]:
-    """By layer, infinite where nothing works with so little."""
-    least: dict[int, float] = {}  # layers of one geometry share their options
+    """Returns the least weight bytes of each layer; infinite if no option keeps to the working limit."""
+    least: dict[int, float] = {}  # layers of equal geometry share their options
     for options in trellis.options:
         if id(options) not in least:
             weights = (option.weight_bytes for option in _within(options, working_limit))
@@ -93,7 +94,7 @@ def _least_weights(trellis: Trellis, working_limit: float) -> list[float]:
 
 
 def _priced_plans(trellis: Trellis, working_limit: int, limit_bytes: int, best_ms: float) -> Iterable[_Priced]:
-    """The fastest plans at prices that close in on the lowest at which one fits."""
+    """Yields the fastest plans at prices that converge to the lowest one at which a plan fits."""
 
     def fastest(price: float) -> _Priced:
         return _Priced(price, *trellis.shortest(price, working_limit))
@@ -102,17 +103,17 @@ def _priced_plans(trellis: Trellis, working_limit: int, limit_bytes: int, best_m
         return memory_bytes(plan.choices) <= limit_bytes
 
     yield (low := fastest(0.0))
-    if fits(low) or low.milliseconds >= best_ms:  # at a price, plans are no faster
+    if fits(low) or low.milliseconds >= best_ms:  # a higher price never gives a faster plan
         return
     yield (high := fastest(low.milliseconds / limit_bytes))
-    while not fits(high):  # ends with the least weights, which fit
+    while not fits(high):  # terminates: a high price leads to the least weights, which fit
         low = high
         yield (high := fastest(8 * low.byte_price))
     for _ in range(_NUM_PRICES):
         saved = _weight_bytes(low.choices) - _weight_bytes(high.choices)
         if saved <= 0:
             return
-        # Where both are equally good, either nothing is better or a plan between them is.
+        # At the price at which both plans cost the same, either no plan is cheaper or one between them is.
         price = (high.milliseconds - low.milliseconds) / saved
         yield (between := fastest(price))
         if between.priced_ms(price) >= low.priced_ms(price) * (1 - 1e-9):
@@ -122,10 +123,10 @@ def _priced_plans(trellis: Trellis, working_limit: int, limit_bytes: int, best_m
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Node:
-    """A way from a node of the trellis to the end of the network."""
+    """A path from a node of the trellis to the end of the network."""
 
-    bound_ms: float  # of all plans that end this way
-    layer: int  # number of layers before it
+    bound_ms: float  # lower bound on all plans that end in this path
+    layer: int  # number of layers before the node
     state: int
     micro_batch: int
     milliseconds: float = 0.0
@@ -168,7 +169,7 @@ def _search(
                 found.append(
                     _Node(bound_ms, layer, step.state, step.micro_batch, ms, weight_bytes, working_bytes, choices)
                 )
-        stack += sorted(found, key=lambda node: -node.bound_ms)  # the most promising is taken next
+        stack += sorted(found, key=lambda node: -node.bound_ms)  # the most promising one is popped next
     return best_choices
 
 

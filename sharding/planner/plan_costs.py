@@ -1,4 +1,4 @@
-"""What a plan costs, layer by layer."""
+"""The predicted cost of a plan, layer by layer."""
 
 from cambrian.sharding.errors import UsageError
 from cambrian.sharding.layer import Kind, LayerSpec, Network
@@ -22,19 +22,23 @@ _SUM_BYTES = 4  # partial results are summed in float32
 def plan_costs(
     plan: Plan, network: Network, mesh: MeshShape, costs: Costs, *, batch_size: int, element_bytes: int
 ) -> tuple[LayerCost, ...]:
-    """Predicts a launch of `plan`, layer by layer; `choose_plan` minimises the sum of all milliseconds.
+    """Predicts the cost of each layer in a launch of `plan`; `choose_plan` minimises the sum of all milliseconds.
 
     Args:
-      batch_size: global number of samples of a launch.
-      element_bytes: of an element of the activations, 4 for float32.
+      plan: plan of `network`.
+      network: layers in the order of computation.
+      mesh: sizes of the mesh axes.
+      costs: costs on this mesh, with this batch size.
+      batch_size: global number of samples per launch.
+      element_bytes: bytes of an element of the activations, 4 for float32.
 
     Raises:
-      UsageError: if the plan isn't for this network, mesh and batch size, or `costs` lack an option of the plan.
+      UsageError: if the plan doesn't fit network, mesh and batch size, or `costs` lacks an option of the plan.
     """
     plan.check(network, mesh, batch_size)
     shapes, last = tensor_shapes(network), last_readers(network)
     planned = dict(plan.layers)
-    samples = batch_size // mesh.data  # of a group
+    samples = batch_size // mesh.data  # per group
     tensors: dict[str | None, LiveLayouts] = {None: (images_layout(network[0], planned[network[0].name].partition),)}
     layer_costs, before = [], None
     for index, layer in enumerate(network):
@@ -62,14 +66,14 @@ def _option(layer: LayerSpec, plan: LayerPlan, costs: Costs) -> Option:
     ]
     if not options:
         raise UsageError(
-            f"{layer.name} needs the cost of partition {plan.partition}, lowering {plan.lowering}, "
+            f"{layer.name}: expected the cost of partition {plan.partition}, lowering {plan.lowering}, "
             f"micro_batch {plan.micro_batch}, got none"
         )
     return min(options, key=lambda option: option.milliseconds)
 
 
 def _received_by_transition(shape: tuple[int, int, int], source: Layout, target: Layout, model: int) -> float:
-    """Elements of a sample that a device gets from others."""
+    """Elements per sample that a device receives."""
     others = shape[0] * shape[1] * shape[2] * (model - 1) / model
     if source == Layout.WHOLE:
         return 0.0
@@ -77,9 +81,9 @@ def _received_by_transition(shape: tuple[int, int, int], source: Layout, target:
 
 
 def _received_within(layer: LayerSpec, partition: Partition, model: int, element_bytes: int) -> float:
-    """Bytes of a sample that a device gets from others within a layer: halo rows, and the terms of a sum.
+    """Bytes per sample that a device receives inside a layer, by halo exchange or sum.
 
-    A sum is a reduce-scatter and an all-gather, each of which moves all but the device's own part.
+    A sum is a reduce-scatter and an all-gather; each moves all but the device's own shard.
     """
     sums = 2 * layer.out_shape[0] * layer.out_shape[1] * layer.out_shape[2] * (model - 1) / model * _SUM_BYTES
     if partition == Partition.INPUT_CHANNELS:

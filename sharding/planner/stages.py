@@ -1,8 +1,8 @@
-"""Every way of cutting a network as a graph: its stages are the layers, its states lie between them.
+"""The graph of all ways to cut a network: a stage for each layer, with states between the stages.
 
-A state says in which layouts each live tensor (one that a later layer reads) exists, and whether the layer before was
-cut by samples. An arrow from state to state is a partition with its transitions. The number of states grows with the
-power of the tensors that live at one time: in a residual network a block's input and one or two more.
+A state records in which layouts each live tensor (one that a later layer reads) exists, and whether the layer before
+was cut by samples. An arrow between two states is a partition with its transitions. The number of states is exponential
+in the number of tensors that are live at once: in a residual network the input of a block and one or two more.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ State = tuple[bool, tuple[LiveLayouts, ...]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrow:
-    """A partition of a layer, from the state before it.
+    """A partition of a layer, starting from the state before it.
 
     Attributes:
-      source: number of the state.
-      partition: of the layer.
-      transition_ms: of all tensors that the layer reads in a new layout.
-      samples_change: whether a device's number of samples changes before the layer.
+      source: index of the state before the layer.
+      partition: partition of the layer.
+      transition_ms: time of the transitions of all tensors that the layer reads in a new layout.
+      samples_change: whether the number of samples per device changes before the layer.
     """
 
     source: int
@@ -43,11 +43,11 @@ class Arrow:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stage:
-    """A layer.
+    """All partitions of a layer.
 
     Attributes:
-      rewrite_ms: by the state before it, for writing the live tensors out and reading them again in other chunks.
-      arrows: by the state after it, the arrows that end there.
+      rewrite_ms: for each state before the layer, time to write the live tensors out and read them in other chunks.
+      arrows: for each state after the layer, the arrows that end there.
     """
 
     rewrite_ms: list[float]
@@ -55,7 +55,7 @@ class Stage:
 
 
 def stages_of(network: Network, allowed: Sequence[tuple[Partition, ...]], costs: Costs) -> list[Stage]:
-    """The stages of `network` with the partitions `allowed` for each layer; blocks of one geometry share them."""
+    """Builds the stages of `network` for the partitions `allowed` for each layer; equal blocks share stages."""
     shapes, last = tensor_shapes(network), last_readers(network)
     transition_ms, rechunk_ms = functools.cache(costs.transition_ms), functools.cache(costs.rechunk_ms)
     made: dict[object, tuple[Stage, tuple[State, ...]]] = {}

@@ -1,7 +1,7 @@
-"""The shortest path through the stages of a network: its fastest plan, by dynamic programming.
+"""Finds the fastest plan: the shortest path through the stages of a network, by dynamic programming.
 
-A node is a state between two layers with the micro-batch of the layer before. Nodes of one state and micro-batch have
-the same future, so only the shortest way to each is kept.
+A node is a state between two layers with the micro-batch of the layer before. The costs after a node depend on nothing
+else, so only the shortest path to each node is kept.
 """
 
 import dataclasses
@@ -24,21 +24,21 @@ Choices = list[tuple[Partition, Option]]  # of each layer
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """The last step of a path: the node it comes from (state and index of the micro-batch) and what it adds."""
+    """The last step of a path: the node before it, the choice for the layer, and its cost."""
 
     state: int
-    micro_batch: int
+    micro_batch: int  # index into `Trellis.micro_batches`
     partition: Partition
     option: Option
     milliseconds: float  # of the step
-    bound: float  # of the whole path up to its end, weights priced
+    bound: float  # of the whole path including the step, with the price of weights
 
 
 class Trellis:
-    """The plans of `network` with the partitions `allowed` for each layer.
+    """All plans of `network` with the partitions `allowed` for each layer.
 
     Raises:
-      UsageError: if `costs` have no option for a layer.
+      UsageError: if `costs` has no option for a layer.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Trellis:
             if (key := (geometry(layer), partitions)) not in options_of:
                 options_of[key] = _legal_options(layer, partitions, mesh, batch_size, costs)
         every = [option for options in options_of.values() for found in options.values() for option in found]
-        # 0 stands first, whether it is an option or not.
+        # 0 comes first, whether it is an option or not.
         self.micro_batches = [0, *sorted({option.micro_batch for option in every} - {0})]
         by_micro_batch: dict[object, Options] = {
             key: {
@@ -62,13 +62,13 @@ class Trellis:
         self.stages = stages_of(network, allowed, costs)
 
     def distances(self, byte_price: float = 0.0, working_limit: float = math.inf) -> list[list[Vector]]:
-        """Shortest way to each state before each layer and after the last, by micro-batch.
+        """Returns the shortest distance to each node before each layer and after the last, by state and micro-batch.
 
         Args:
           byte_price: milliseconds added for each byte of weights.
-          working_limit: options that work with more bytes are left out.
+          working_limit: largest working memory of an option, in bytes.
         """
-        prices_of: dict[int, Prices] = {}  # layers of one geometry share their options
+        prices_of: dict[int, Prices] = {}  # layers of equal geometry share their options
         table = [[[0.0] * len(self.micro_batches)]]
         for stage, options in zip(self.stages, self.options, strict=True):
             if id(options) not in prices_of:
@@ -79,7 +79,7 @@ class Trellis:
     def steps_to(
         self, layer: int, state: int, micro_batch: int, table: list[list[Vector]], byte_price: float, limit: float
     ) -> Iterator[Step]:
-        """All last steps of the paths that end after `layer` in a state and a micro-batch (its index)."""
+        """Yields the last steps of all paths that end after `layer` in this state and micro-batch (an index)."""
         before, stage = table[layer], self.stages[layer]
         for arrow in stage.arrows[state]:
             rewrite_ms = stage.rewrite_ms[arrow.source]
@@ -95,15 +95,16 @@ class Trellis:
                         yield Step(arrow.source, m, arrow.partition, option, ms, bound)
 
     def shortest(self, byte_price: float = 0.0, working_limit: float = math.inf) -> tuple[float, Choices]:
-        """The fastest plan, weights priced: its milliseconds without that price, and each layer's choice.
+        """Finds the fastest plan, with weights priced; ties are broken deterministically.
 
-        Of equally fast ones the same is taken every time.
+        Returns:
+          The milliseconds of the plan, without the price of weights, and the choice for each layer.
         """
         table = self.distances(byte_price, working_limit)
         _, state, m = min((d, s, m) for s, vector in enumerate(table[-1]) for m, d in enumerate(vector))
         milliseconds, choices = 0.0, []
         for layer in reversed(range(len(self.stages))):
-            # Where equal, the loop goes on.
+            # Ties go to the step that continues the loop.
             found = self.steps_to(layer, state, m, table, byte_price, working_limit)
             step = min(found, key=lambda step, m=m: (step.bound, step.micro_batch != m))
             milliseconds += step.milliseconds
@@ -123,7 +124,7 @@ def _legal_options(
             legal[partition] = found
     if not legal:
         raise UsageError(
-            f"{layer.name} needs the cost of an option whose micro_batch divides its samples for one of "
+            f"{layer.name}: expected the cost of an option whose micro_batch divides its samples for one of "
             f"{', '.join(partitions)}, got none"
         )
     return legal
