@@ -65,7 +65,7 @@ def reference() -> ModuleType:
     ],
 )
 def test_resnet101_gives_the_logits_of_pytorch(reference, case, stem, num_classes, count, size):
-    architecture, variables = import_tensors(reference.state_dict(num_classes, stem), "reference_weights.py")
+    architecture, variables, _ = import_tensors(reference.state_dict(num_classes, stem), "reference_weights.py")
     assert architecture == Architecture.resnet(101, stem, num_classes)
     images = reference.images(count, size).transpose(0, 2, 3, 1)
     logits = inference_function(architecture, variables)(images)
@@ -77,7 +77,7 @@ def test_resnet101_gives_the_logits_of_pytorch(reference, case, stem, num_classe
 @pytest.mark.parametrize("naming", ["Hugging Face", "torchvision", "timm"])
 def test_the_reference_is_the_same_in_every_naming(reference, naming, tmp_path):
     tensors = reference.state_dict(10, "imagenet")
-    architecture, expected = import_tensors(tensors, "reference_weights.py")  # whose logits the test above compares
+    architecture, expected, _ = import_tensors(tensors, "reference_weights.py")  # whose logits the test above compares
     if naming != "Hugging Face":
         to_hugging_face = {torchvision_name(name): hugging_face_name(name) for name in expected}
         tensors = {theirs: tensors[name] for theirs, name in to_hugging_face.items()}

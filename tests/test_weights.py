@@ -1,6 +1,13 @@
+"""Checkpoints in files: formats, names, dtypes and containers that are read, and what is refused by name."""
+
+import argparse
+import dataclasses
+import os
 import re
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -124,16 +131,29 @@ def test_a_missing_tensor_is_named(tmp_path, key):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("fc.weight", np.ones((5, 31), np.float32), "fc.weight of {path} needs shape (5, 32), got (5, 31)"),
-        ("fc.weight", np.ones(5, np.float32), "fc.weight of {path} needs shape (classes, channels), got (5,)"),
-        ("conv1.weight", np.ones((4, 3, 5, 5), np.float32), "conv1.weight of {path} needs a kernel of 7×7 or 3×3"),
-        ("conv1.weight", np.ones((4, 1, 3, 3), np.float32), "conv1.weight of {path} needs shape (4, 3, 3, 3)"),
+        ("fc.weight", np.ones((5, 31), np.float32), "fc.weight of {path} must have shape (5, 32), got (5, 31)"),
+        ("fc.weight", np.ones(5, np.float32), "fc.weight of {path} must have shape (classes, channels), got (5,)"),
+        ("conv1.weight", np.ones((4, 3, 5, 5), np.float32), "conv1.weight of {path} must have a kernel of 7×7 or 3×3"),
+        ("conv1.weight", np.ones((4, 1, 3, 3), np.float32), "conv1.weight of {path} must have shape (4, 3, 3, 3)"),
         (
             "layer1.0.conv2.weight",
             np.ones((8, 4, 3, 3), np.float32),
-            "layer1.0.conv2.weight of {path} needs shape (4, 4, 3, 3), got (8, 4, 3, 3)",
+            "layer1.0.conv2.weight of {path} must have shape (4, 4, 3, 3), got (8, 4, 3, 3)",
         ),
-        ("fc.bias", np.ones(5, np.int8), "fc.bias of {path} needs floating-point numbers"),
+        ("fc.bias", np.ones(5, np.int32), "fc.bias of {path} must hold floating-point numbers, got int32"),
+        ("fc.bias", np.ones(5, np.complex64), "fc.bias of {path} must hold floating-point numbers, got complex64"),
+        ("fc.bias", np.ones(5, np.int8), "weights must have the tensor fc.bias_scale, which {path} lacks"),
+        (
+            "fc.bias",
+            np.array([0, np.nan, 0, np.inf, 0], np.float16),
+            "fc.bias of {path} must be finite in float32, got nan among 2 such values",
+        ),
+        ("bn1.weight", np.full(4, -1e300), "bn1.weight of {path} must be finite in float32, got -1e+300 among 4"),
+        (
+            "layer1.0.bn2.running_var",
+            np.array([1, 0, -0.5, -2], np.float32),
+            "layer1.0.bn2.running_var of {path} must hold variances of at least 0, got -2.0",
+        ),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(tmp_path, key, value, message):
@@ -143,7 +163,7 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, key, value, message):
 
 
 @pytest.mark.parametrize(
-    "key", ["layer1.0.se.fc1.weight", "layer2.3.conv1.weight", "conv1.bias", "fc.num_batches_tracked"]
+    "key", ["layer1.0.se.fc1.weight", "layer2.3.conv1.weight", "conv1.bias", "fc.num_batches_tracked", "aux.weight"]
 )
 def test_a_tensor_left_over_is_named(tmp_path, key):
     path = saved(checkpoint(SMALL) | {key: np.ones(4, np.float32)}, tmp_path)
@@ -154,57 +174,203 @@ def test_a_tensor_left_over_is_named(tmp_path, key):
 @pytest.mark.parametrize(
     ("tensors", "got"),
     [
-        ({f"module.{key}": value for key, value in checkpoint(SMALL).items()}, "keys such as module.bn1.bias"),
         ({}, "no tensors"),
-        (checkpoint(SMALL) | checkpoint(SMALL, "Hugging Face"), "keys such as bn1.bias"),
+        (
+            {key.replace("layer", "block"): value for key, value in checkpoint(SMALL).items()},
+            "block1.0.bn1.bias, block1.0.bn1.num_batches_tracked, block1.0.bn1.running_mean and 71 more",
+        ),
     ],
-    ids=["prefixed", "empty", "both"],
+    ids=["empty", "foreign"],
 )
 def test_an_unknown_naming_is_refused(tmp_path, tensors, got):
     path = saved(tensors, tmp_path)
-    with pytest.raises(UsageError, match=re.escape(f"{path} has {got}")):
+    with pytest.raises(UsageError, match=re.escape(f"and a first block, {path} has {got}")):
         read_weights(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not tensors at all", None], ids=["empty", "text", "truncated"])
-def test_a_file_that_is_no_safetensors_file_is_refused(tmp_path, content):
-    path = saved(checkpoint(SMALL), tmp_path)
-    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
-    with pytest.raises(UsageError, match=re.escape(f"safetensors file, got {path}: ")):
-        read_weights(path)
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    path = tmp_path / "missing.safetensors"
-    with pytest.raises(UsageError, match=re.escape(f"{path}, which is no file")):
-        read_weights(path)
-
-
-def torch_file(state: object, folder: Path, name: str = "model.pth") -> Path:
-    torch = pytest.importorskip("torch", reason="the extra torch is not installed")
-    tensors = state
-    if isinstance(state, dict):
-        tensors = {key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in state.items()}
-    torch.save(tensors, folder / name)
-    return folder / name
-
-
-def test_a_state_dict_of_pytorch_gives_the_same(tmp_path):
-    weights = read_weights(torch_file(checkpoint(SMALL), tmp_path))
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "backbone.", "model.", "timm_model.", "model.module."])
+def test_prefixes_of_wrappers_are_stripped_and_noted(tmp_path, naming, prefix):
+    path = saved({prefix + key: value for key, value in checkpoint(SMALL, naming).items()}, tmp_path)
+    weights = read_weights(path)
     assert weights.architecture == SMALL
+    assert weights.notes[0] == f"prefix {prefix} stripped from tensor names in {path}"
     for name, value in random_variables(SMALL).items():
         np.testing.assert_array_equal(weights.variables[name], value, strict=True)
 
 
-def test_bfloat16_of_pytorch_becomes_float32(tmp_path):
-    torch = pytest.importorskip("torch", reason="the extra torch is not installed")
-    state = {key: torch.tensor(value) for key, value in checkpoint(SMALL).items()}
-    state["fc.bias"] = state["fc.bias"].bfloat16()
-    torch.save(state, tmp_path / "model.pt")
-    bias = read_weights(tmp_path / "model.pt").variables["fc.bias"]
-    np.testing.assert_array_equal(
-        bias, random_variables(SMALL)["fc.bias"].astype(ml_dtypes.bfloat16).astype(np.float32)
+def without_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: value for key, value in tensors.items() if not key.startswith(("fc.", "classifier."))}
+
+
+HEAD = {"head.0.weight": np.ones((5, 32), np.float32), "head.0.bias": np.ones(5, np.float32)}
+WRAPPED = {f"backbone.{key}": value for key, value in without_head(checkpoint(SMALL)).items()}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (without_head(checkpoint(SMALL)), "the last layer fc.weight, {path} has none"),
+        (without_head(checkpoint(SMALL, "Hugging Face")), "the last layer classifier.1.weight, {path} has none"),
+        (
+            without_head(checkpoint(SMALL, "Hugging Face, base model")),
+            "the last layer classifier.1.weight, {path} has none",
+        ),
+        (without_head(checkpoint(SMALL)) | HEAD, "the last layer fc.weight, {path} has head.0.bias, head.0.weight"),
+        (WRAPPED | HEAD, "the last layer backbone.fc.weight, {path} has head.0.bias, head.0.weight"),
+    ],
+    ids=["torchvision", "Hugging Face", "base model", "other head", "wrapped with another head"],
+)
+def test_a_network_without_its_last_layer_is_refused(tmp_path, tensors, message):
+    path = saved(tensors, tmp_path)
+    with pytest.raises(UsageError, match=re.escape(f"weights must have {message.format(path=path)}") + "$"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("others", "stems"),
+    [
+        (checkpoint(SMALL, "Hugging Face"), "conv1.weight, resnet.embedder.embedder.convolution.weight"),
+        (
+            {f"teacher.{key}": value for key, value in checkpoint(SMALL).items()},
+            "conv1.weight, teacher.conv1.weight",
+        ),
+    ],
+    ids=["namings", "teacher"],
+)
+def test_several_networks_in_one_file_are_refused(tmp_path, others, stems):
+    path = saved(checkpoint(SMALL) | others, tmp_path)
+    with pytest.raises(UsageError, match=re.escape(f"weights must be those of one network, {path} has {stems}")):
+        read_weights(path)
+
+
+def test_only_a_3x3_stem_is_noted(tmp_path):
+    (note,) = read_weights(saved(checkpoint(SMALL), tmp_path)).notes
+    assert note == "3×3 stem computed with stride 1 and without pooling: the weights don't state either"
+    assert read_weights(saved(checkpoint(dataclasses.replace(SMALL, stem="imagenet")), tmp_path)).notes == ()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_integers_stand_for_value_times_the_scale_of_their_channel(tmp_path, dtype):
+    tensors, rng = checkpoint(SMALL), np.random.default_rng(0)
+    key, limits = "layer2.0.conv2.weight", np.iinfo(dtype)
+    values = rng.integers(limits.min, limits.max + 1, tensors[key].shape).astype(dtype)
+    scales = rng.uniform(1e-3, 1e-2, (8, 1, 1, 1)).astype(np.float32)
+    path = saved(tensors | {key: values, f"{key}_scale": scales}, tmp_path)
+    kernel = read_weights(path).variables["layer2.0.conv2.kernel"]
+    expected = np.stack([channel.astype(np.float32) * scale for channel, scale in zip(values, scales, strict=True)])
+    np.testing.assert_array_equal(kernel, expected.transpose(2, 3, 1, 0), strict=True)
+    for shape in ((8,), (1,), (8, 8, 1, 1)):
+        path = saved(tensors | {key: values, f"{key}_scale": np.ones(shape, np.float32)}, tmp_path)
+        with pytest.raises(
+            UsageError, match=re.escape(f"{key}_scale of {path} must have shape (8, 1, 1, 1), got {shape}")
+        ):
+            read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must be a safetensors or PyTorch file, got {path}, which starts with b''"),
+        (b"not tensors at all", "must be a safetensors or PyTorch file, got {path}, which starts with b'not tens'"),
+        (b"version https://git-lfs.github.com/spec/v1", "must be a file of tensors, got {path}, a Git LFS pointer"),
+        (None, "must be a readable safetensors file, got {path}: "),
+    ],
+    ids=["empty", "text", "pointer", "truncated"],
+)
+def test_a_file_of_another_format_is_refused(tmp_path, content, message):
+    path = saved(checkpoint(SMALL), tmp_path)
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(UsageError, match=re.escape(f"weights {message.format(path=path)}")):
+        read_weights(path)
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "is neither a file nor a folder"), (tmp_path / "absent", "doesn't exist")):
+        with pytest.raises(UsageError, match=re.escape(f"got {path}, which {kind}")):
+            read_weights(path)
+    with pytest.raises(UsageError, match="weights must be a path that can be read, got x+: File name too long"):
+        read_weights("x" * 300)
+
+
+def torch_file(state: Any, folder: Path, name: str = "model.pth", **options: Any) -> Path:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def converted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: converted(inner) for key, inner in value.items()}
+        return torch.tensor(value) if isinstance(value, np.ndarray) else value
+
+    torch.save(converted(state), folder / name, **options)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    "name", ["model.pth", "model.pth.tar", "model.ckpt", "model.bin", "model.safetensors", "model"]
+)
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "pickle"])
+def test_a_state_dict_of_pytorch_gives_the_same_whatever_its_file_is_called(tmp_path, name, options):
+    weights = read_weights(torch_file(checkpoint(SMALL), tmp_path, name, **options))
+    assert weights.architecture == SMALL
+    for variable, value in random_variables(SMALL).items():
+        np.testing.assert_array_equal(weights.variables[variable], value, strict=True)
+
+
+def test_safetensors_are_read_whatever_their_file_is_called(tmp_path):
+    path = saved(checkpoint(SMALL), tmp_path).rename(tmp_path / "model.pth")
+    assert read_weights(path).architecture == SMALL
+
+
+OPTIMIZER = {"state": {0: {"momentum_buffer": np.ones(3, np.float32)}}, "param_groups": [{"lr": 0.1}]}
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "ema", "net"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_dict_is_found_inside_a_checkpoint_of_training(tmp_path, key, prefix):
+    tensors = {prefix + name: value for name, value in checkpoint(SMALL).items()}
+    state = {"epoch": 3, "args": argparse.Namespace(lr=0.1), key: tensors, "optimizer": OPTIMIZER}
+    path = torch_file(state, tmp_path)
+    weights = read_weights(path)
+    assert weights.notes[:2] == (
+        f"not read in {path}: epoch, args, optimizer",
+        f"prefix {key}.{prefix} stripped from tensor names in {path}",
     )
+    for name, value in random_variables(SMALL).items():
+        np.testing.assert_array_equal(weights.variables[name], value, strict=True)
+
+
+def test_two_state_dicts_of_networks_are_refused(tmp_path):
+    path = torch_file({"state_dict": checkpoint(SMALL), "state_dict_ema": checkpoint(SMALL)}, tmp_path)
+    stems = "state_dict.conv1.weight, state_dict_ema.conv1.weight"
+    with pytest.raises(UsageError, match=re.escape(f"weights must be those of one network, {path} has {stems}")):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "half", "double", "parameter", "sparse", "quantized"])
+def test_tensors_of_pytorch_become_float32(tmp_path, kind):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    value = torch.tensor(checkpoint(SMALL)["fc.weight"])
+    if kind == "parameter":
+        stored = torch.nn.Parameter(value)
+    elif kind == "sparse":
+        stored = value.to_sparse()
+    elif kind == "quantized":
+        with warnings.catch_warnings(action="ignore"):  # PyTorch deprecates it
+            stored = torch.quantize_per_tensor(value, 0.01, 3, torch.qint8)
+        value = stored.dequantize()
+    else:
+        stored = getattr(value, kind)()
+        value = stored.float()
+    kernel = read_weights(torch_file(checkpoint(SMALL) | {"fc.weight": stored}, tmp_path)).variables["fc.kernel"]
+    np.testing.assert_array_equal(kernel, value.numpy().T, strict=True)
+
+
+def test_a_tensor_without_values_is_refused(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    path = torch_file(checkpoint(SMALL) | {"fc.bias": torch.ones(5, device="meta")}, tmp_path)
+    with pytest.raises(UsageError, match=re.escape(f"fc.bias of {path} must be a tensor with values")):
+        read_weights(path)
 
 
 class Harmful:
@@ -215,9 +381,7 @@ class Harmful:
 def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = torch_file(checkpoint(SMALL) | {"harm": Harmful()}, tmp_path)
-    with pytest.raises(
-        UsageError, match=re.escape(f"weights need to be tensors only, in a file of PyTorch, got {path}")
-    ):
+    with pytest.raises(UsageError, match=re.escape(f"{path}, which its weights_only reader refuses: it holds ")):
         read_weights(path)
     assert not (tmp_path / "unpickled").exists()
 
@@ -230,13 +394,15 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeypat
 def test_what_is_no_state_dict_is_refused(tmp_path, state, got):
     path = torch_file(state, tmp_path)
     with pytest.raises(
-        UsageError, match=re.escape(f"weights need to be a state dict (name → tensor), {path} holds {got}")
+        UsageError, match=re.escape(f"weights must be a state dict (name → tensor), {path} holds {got}")
     ):
         read_weights(path)
 
 
 def test_without_pytorch_its_files_name_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "model.pth").touch()
-    with pytest.raises(UsageError, match=re.escape("needs the extra torch (pip install 'cambrian[torch]'), got")):
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
+    with pytest.raises(
+        UsageError, match=re.escape("PyTorch files need the extra torch (pip install 'cambrian[torch]')")
+    ):
         read_weights(tmp_path / "model.pth")

@@ -108,7 +108,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="safetensors file, kernels in float32 or bfloat16")
     parser.add_argument("folder", type=Path, help="model folder to write")
     arguments = parser.parse_args()
