@@ -90,7 +90,7 @@ def check_parity(executable: Executable) -> Executable:
     """
     program = executable.program
     assert program is not None
-    inputs = probe_inputs(executable.input_spec)
+    inputs = probe_inputs(executable.input_spec, program.probe_samples)
     parity = run_probe(executable, inputs, reference_outputs(program, inputs), program.tolerance)
     return dataclasses.replace(executable, parity=parity)
 

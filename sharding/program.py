@@ -44,6 +44,7 @@ class Program:
       mesh: mesh that `apply` and the specs refer to.
       reference: function `reference(inputs) -> outputs` on the host, unsharded, in float32.
       tolerance: largest relative error of the outputs against `reference` (norm of the difference over the norm).
+      probe_samples: inputs (M, …) that the outputs are compared with `reference` on; None for random ones.
       network: layers of a planned model; None for a user's function.
       plan: plan of a planned model; None for a user's function.
       rules: (pattern, partition spec) pairs of a user's function, as text.
@@ -61,6 +62,7 @@ class Program:
     mesh: Mesh
     reference: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
     tolerance: float
+    probe_samples: np.ndarray | None = dataclasses.field(default=None, repr=False)
     network: Network | None = dataclasses.field(default=None, repr=False)
     plan: Plan | None = dataclasses.field(default=None, repr=False)
     rules: tuple[tuple[str, str], ...] = ()

@@ -49,23 +49,28 @@ def compare(outputs: np.ndarray, reference: np.ndarray) -> Parity:
     return Parity(float(relative.max()), agreement)
 
 
-def probe_inputs(spec: TensorSpec) -> np.ndarray:
+def probe_inputs(spec: TensorSpec, samples: np.ndarray | None = None) -> np.ndarray:
     """One whole batch for `spec`, the same every time.
 
-    uint8 and bool are drawn from all their values, other integers from 0 to 15, floats from a standard normal
-    distribution. A batch of more than `_DISTINCT_SAMPLES` repeats them in an order without pattern, so that a sample in
-    the wrong place is noticed, while the reference has only so many to compute.
+    A batch of more than `_DISTINCT_SAMPLES` repeats them in an order without pattern: a sample in the wrong place is
+    noticed, and the reference has few samples to compute.
+
+    Args:
+      samples: (M, …), from which the distinct ones are taken. None, or too few of them, draws random ones: uint8 and
+        bool from all their values, other integers from 0 to 15, floats from a standard normal distribution.
     """
     random, dtype = np.random.default_rng(0), np.dtype(spec.dtype)
     order = _probe_order(spec.shape[0])
     shape = (order.max(initial=-1) + 1, *spec.shape[1:])
+    if samples is not None and len(samples) >= shape[0]:
+        return samples[order]
     if dtype == np.uint8:
-        samples = random.integers(0, 256, shape, np.uint8)
+        drawn = random.integers(0, 256, shape, np.uint8)
     elif jnp.issubdtype(dtype, jnp.floating):
-        samples = random.standard_normal(shape, np.float32).astype(dtype)
+        drawn = random.standard_normal(shape, np.float32).astype(dtype)
     else:
-        samples = random.integers(0, 2 if dtype == np.bool_ else 16, shape).astype(dtype)
-    return samples[order]
+        drawn = random.integers(0, 2 if dtype == np.bool_ else 16, shape).astype(dtype)
+    return drawn[order]
 
 
 def reference_outputs(program: Program, inputs: np.ndarray) -> np.ndarray:
