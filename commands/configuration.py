@@ -33,7 +33,7 @@ _UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "Gi
 _MAX_BYTES = 2**50
 # Fields that hold a path → the values that are words instead.
 _PATHS = {
-    "data": ("auto", "cifar10", "synthetic"),
+    "data": ("auto", "cifar10", "cifar10_sample", "synthetic"),
     "weights": ("auto", "random"),
     "artifact": (),
     "artifact_dir": (),

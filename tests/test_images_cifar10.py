@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from cambrian.commands.images import cifar10_archive, for_model, open_source
+from cambrian.commands.images import choose_data, cifar10_archive, for_model, open_source
 from cambrian.commands.images.prepared import find_prepared
 from cambrian.sharding import Preprocessing, UsageError
 
@@ -82,12 +82,12 @@ def environment(server, data_dir, monkeypatch):
 
 def open_images(data="cifar10", *, preprocessing=UNCHANGED, labels=(), **arguments):
     source, notes = open_source(str(data), **arguments)
-    images, more_notes = for_model(source, preprocessing, labels)
-    return images, notes + more_notes
+    images, more_notes = for_model(source, preprocessing, labels, 10)
+    return images, [*notes, *more_notes]
 
 
 def test_images_labels_and_names_are_those_of_the_archive():
-    source, notes = open_images()
+    source, notes = open_images(labels=CLASSES)
     assert (source.class_names, notes) == (CLASSES, [])
     images = {image.name: image for image in source}
     assert sorted(images) == [f"test_{index:05d}" for index in range(12)]
@@ -119,8 +119,7 @@ def test_images_are_resized_as_the_configuration_says():
 def test_prepared_cifar10_is_what_auto_takes(data_dir):
     open_images()
     assert find_prepared() == data_dir / "cifar10" / "3.0.2"
-    source, notes = open_images("auto")
-    assert (source.description, len(source), notes) == ("CIFAR-10, split test", 12, [])
+    assert choose_data(CLASSES, 10) == ("cifar10", [])
 
 
 def test_sixteen_threads_read_the_same_as_one():
@@ -189,7 +188,7 @@ def test_another_file_format_is_not_taken_for_readable(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text(json.dumps({"name": "cifar10", "fileFormat": "tfrecord"}))
     assert find_prepared() is None
-    assert open_images("auto", num_images=1)[0].description == "synthetic images, seed 0"
+    assert choose_data(CLASSES, 10)[0] == "cifar10_sample"
     with pytest.raises(UsageError, match=f"prepared as array_record is needed, got tfrecord in {folder}"):
         open_images()
 
@@ -216,7 +215,7 @@ from cambrian.commands.images import cifar10_archive, for_model, open_source
 from cambrian.sharding import Preprocessing
 cifar10_archive.ARCHIVE_URL = "{server.url}/cifar-10-binary.tar.gz"
 cifar10_archive.ARCHIVE_SHA256 = "{server.archive_sha256}"
-images, _ = for_model(open_source("cifar10")[0], Preprocessing((32, 32), (32, 32)))
+images, _ = for_model(open_source("cifar10")[0], Preprocessing((32, 32), (32, 32)), (), 10)
 print(len([*images]), "tensorflow_datasets" in sys.modules, "tensorflow" in sys.modules)
 import tensorflow
 """

@@ -1,6 +1,7 @@
 """Folders of images: their layouts, the matching of their classes, decoding, and bad input."""
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 from PIL import Image as PillowImage
 
 from cambrian.commands.images import UnreadableImage, for_model, open_source
+from cambrian.commands.images.labels import find_labels
 from cambrian.sharding import Preprocessing, UsageError
 
 
-def open_images(folder, *, labels=(), **arguments):
+def open_images(folder, *, labels=(), num_logits=3, **arguments):
     source, notes = open_source(str(folder), **arguments)
-    images, more_notes = for_model(source, Preprocessing((8, 8), (8, 8)), labels)
-    return images, notes + more_notes
+    images, more_notes = for_model(source, Preprocessing((8, 8), (8, 8)), labels, num_logits)
+    return images, [*notes, *more_notes]
 
 
 def write(path, color=(10, 20, 30), size=(8, 8), mode="RGB", **options):
@@ -40,7 +42,8 @@ def classes(tmp_path):
 def test_class_folders_are_numbered_in_sorted_order(classes):
     source, notes = open_images(classes)
     assert names_and_labels(source) == [("Blue_Bird/d.png", 0), ("cat/c.jpg", 1), ("dog/a.jpeg", 2), ("dog/b.PNG", 2)]
-    assert (source.class_names, notes) == (("Blue_Bird", "cat", "dog"), [])
+    assert source.class_names == ("Blue_Bird", "cat", "dog")
+    assert notes == ["the model has no labels: its 3 logits are taken to be the classes in the order of their names"]
 
 
 def test_a_split_level_is_found_by_the_split_asked_for(tmp_path):
@@ -70,16 +73,18 @@ def test_images_directly_inside_are_unlabelled(tmp_path):
         write(tmp_path / name)
     source, notes = open_images(tmp_path, labels=("cat", "dog"))
     assert names_and_labels(source) == [("a.png", None), ("b.jpg", None)]
-    assert (source.class_names, notes) == (None, [])
+    assert (source.class_names, notes) == (None, [f"no accuracy: the images in {tmp_path} have no labels"])
 
 
 def test_other_files_are_ignored_with_a_note(classes):
     (classes / "README.md").write_text("about")
     (classes / "cat" / "list.csv").write_text("a,b")
     (classes / ".DS_Store").write_text("hidden")
-    source, notes = open_images(classes)
+    os.mkfifo(classes / "cat" / "pipe.png")  # opening it would hang
+    (classes / "dog" / "link.png").symlink_to(classes / "cat" / "pipe.png")
+    source, notes = open_images(classes, labels=("Blue_Bird", "cat", "dog"))
     assert len(source) == 4
-    assert notes == [f"files in {classes} that are neither JPEG nor PNG images: 2, ignored"]
+    assert notes == [f"4 files in {classes} that aren't JPEG or PNG images ignored, such as README.md"]
 
 
 def test_images_beside_class_folders_are_refused(classes):
@@ -123,14 +128,63 @@ def test_classes_are_matched_to_labels_by_name(classes):
     assert (source.class_names, notes) == (labels, [])
 
 
-@pytest.mark.parametrize("labels", [("dog", "cat", "tree"), ("dog", "cat", "blue bird", "blue-bird")])
-def test_classes_that_are_no_labels_or_ambiguous_are_numbered_in_order_with_a_note(classes, labels):
-    source, notes = open_images(classes, labels=labels)
-    assert [image.label for image in source] == [0, 1, 2, 2]
-    assert source.class_names == ("Blue_Bird", "cat", "dog")
-    (note,) = notes
-    assert f"class 'Blue_Bird' is not exactly one of the weights' {len(labels)} labels" in note
-    assert ("accuracy means nothing" in note) == (len(labels) != 3)
+def test_labels_are_compared_by_their_closest_form():
+    labels = ("n02012849 crane", "n03126707 crane, derrick", "n01440764 tench, Tinca tinca", "maillot", "maillot, suit")
+    names = ("crane", "derrick", "tinca_TINCA", "n03126707", "n01440764 tench, Tinca tinca", "Maillot", "suit")
+    assert find_labels(names, labels) == [0, 1, 2, 1, 2, 3, 4]
+    assert find_labels(("blue bird", "Blue-Bird", "_"), ("blue_bird", "BlueBird", "-")) == [None, None, None]
+    assert find_labels(("BlueBird",), ("blue_bird", "BlueBird")) == [1]
+
+
+def test_fewer_classes_than_labels_keep_their_logits(classes):
+    labels = ("ant", "dog", "bee", "cat", "blue bird")
+    source, notes = open_images(classes, labels=labels, num_logits=5)
+    assert [image.label for image in source] == [4, 3, 1, 1]
+    assert (source.class_names, notes) == (labels, [])
+
+
+@pytest.mark.parametrize("labels", [("dog", "cat", "tree"), ("dog", "cat", "blue bird", "blue-bird"), ("a", "b", "c")])
+def test_a_class_that_is_not_exactly_one_label_is_refused_with_the_closest(classes, labels):
+    with pytest.raises(UsageError, match=f"exactly one of the model's {len(labels)} labels, got 'Blue_Bird'"):
+        open_images(classes, labels=labels)
+
+
+def test_mismatched_classes_are_listed_with_the_closest_labels(tmp_path):
+    for name in ("aeroplane", "cat", "trucks", "n01440764"):
+        write(tmp_path / name / "a.png")
+    expected = (
+        "each class must be exactly one of the model's 3 labels, got 'aeroplane' (closest: 'airplane'), "
+        "'n01440764' (closest: "
+    )
+    with pytest.raises(UsageError, match=re.escape(expected)) as raised:
+        open_images(tmp_path, labels=("airplane", "cat", "truck"))
+    message = str(raised.value)
+    assert "'trucks' (closest: 'truck')" in message and message.endswith("the labels come without WordNet ids")
+
+
+def test_folders_named_by_numbers_are_sorted_as_numbers(tmp_path):
+    for number in range(11):
+        write(tmp_path / str(number) / "a.png")
+    source, _ = open_images(tmp_path, num_logits=11)
+    assert names_and_labels(source) == [(f"{number}/a.png", number) for number in range(11)]
+
+
+def test_numbers_name_the_logits_of_a_model_without_labels(tmp_path):
+    for number in ("2", "007", "10"):
+        write(tmp_path / number / "a.png")
+    source, notes = open_images(tmp_path, num_logits=11)
+    assert names_and_labels(source) == [("2/a.png", 2), ("007/a.png", 7), ("10/a.png", 10)]
+    assert (source.class_names, notes) == (("0", "1", "2", "3", "4", "5", "6", "007", "8", "9", "10"), [])
+
+
+def test_classes_that_number_no_logits_give_no_accuracy(tmp_path):
+    for number in ("1", "10"):
+        write(tmp_path / "numbers" / number / "a.png")
+        write(tmp_path / "names" / f"class {number}" / "a.png")
+    for folder in (tmp_path / "numbers", tmp_path / "names"):
+        source, notes = open_images(folder, num_logits=10)
+        assert [image.label for image in source] == [0, 1] and len(source.class_names or ()) == 2
+        assert notes == ["no accuracy: the model has 10 logits without labels, the data 2 classes"]
 
 
 # Number of images
@@ -228,6 +282,15 @@ def test_a_damaged_png_and_a_vanished_file_are_errors(tmp_path):
     (tmp_path / "b.png").unlink()
     for index, name in enumerate(("a.png", "b.png")):
         with pytest.raises(UnreadableImage, match=name):
+            source[index]
+
+
+def test_a_broken_link_is_an_error_that_names_it(classes):
+    (classes / "cat" / "d.png").symlink_to(classes / "gone.png")
+    (classes / "cat" / "e.png").symlink_to(classes / "cat" / "e.png")
+    source, _ = open_images(classes)
+    for index, name in ((2, "d.png"), (3, "e.png")):
+        with pytest.raises(UnreadableImage, match=str(classes / "cat" / name)):
             source[index]
 
 

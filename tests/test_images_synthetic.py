@@ -6,14 +6,14 @@ import sys
 import numpy as np
 import pytest
 
-from cambrian.commands.images import for_model, open_source
+from cambrian.commands.images import choose_data, for_model, open_source
 from cambrian.sharding import Preprocessing, UsageError
 
 
 def open_images(data, *, labels=(), **arguments):
     source, notes = open_source(str(data), **arguments)
-    images, more_notes = for_model(source, Preprocessing((8, 6), (8, 6), resize="exact"), labels)
-    return images, notes + more_notes
+    images, more_notes = for_model(source, Preprocessing((8, 6), (8, 6), resize="exact"), labels, 10)
+    return images, [*notes, *more_notes]
 
 
 def test_512_images_without_labels():
@@ -40,23 +40,27 @@ def test_an_index_beyond_the_end_is_refused():
     assert len([*source]) == 3
 
 
-def test_auto_without_prepared_cifar10_is_synthetic_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    source, notes = open_images("auto")
-    assert source.description == "synthetic images, seed 0"
-    assert notes == [f"no prepared CIFAR-10 in {tmp_path}: running on synthetic images; --data cifar10 downloads it"]
+@pytest.mark.parametrize(
+    ("labels", "num_logits"),
+    [(("ant", "bee"), 2), ((), 1000), (tuple(f"airplane {number}" for number in range(10)), 10)],
+)
+def test_auto_is_synthetic_for_models_of_other_classes_and_says_so(labels, num_logits):
+    data, (note,) = choose_data(labels, num_logits)
+    assert data == "synthetic" and "running on synthetic images" in note
 
 
 @pytest.mark.parametrize("data", ["no_such_folder", ""])
 def test_unknown_data_is_refused(data):
-    with pytest.raises(UsageError, match=f"data must be auto, cifar10, synthetic or a folder of images, got '{data}'"):
+    with pytest.raises(
+        UsageError, match=f"cifar10, cifar10_sample, synthetic or a folder of images, got '{data}'"
+    ):
         open_images(data)
 
 
 def test_synthetic_images_load_no_image_library(tmp_path):
     script = (
         "import sys; from cambrian.commands.images import open_source; from cambrian.sharding import Preprocessing\n"
-        "open_source('auto')[0].read(0, Preprocessing((8, 8), None, resize='none'))\n"
+        "open_source('synthetic')[0].read(0, Preprocessing((8, 8), None, resize='none'))\n"
         "print([name for name in ('PIL', 'tensorflow_datasets', 'flax') if name in sys.modules])"
     )
     environment = {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}

@@ -27,7 +27,7 @@ CASES = {
     "--execution later": "execution must be one of offline, online, got 'later'",
     "--device_memory_limit 5": "a size is a number with a unit of B, KiB, MiB, GiB, TiB, such as 512MiB, got '5'",
     "photos": "arguments are flags that begin with --, got 'photos'",
-    "--data absent": "data must be auto, cifar10, synthetic or a folder of images, got 'absent': "
+    "--data absent": "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images, got 'absent': "
     "No such file or directory",
     "--data empty": "expected a folder with JPEG or PNG images, got empty without any",
     "--data images --num_images 4": "num_images must be at most the 3 images of folder images, got 4",
@@ -39,7 +39,7 @@ CASES = {
     "10 classes, got resnet18 with the cifar stem and 4 classes in classes.safetensors",
     "--mode compile --execution online": "mode compile saves an artifact: --execution must be offline, got online",
     "--mode train --partition rows": "mode train runs no executable: leave --partition out, got 'rows'",
-    "--mode train --mesh 2x1": "training cuts the batch only, on a mesh 1xDATA, got 2x1",
+    "--mode train --mesh 2x1": "the mesh must be 1xDATA for training, got 2x1",
     "--mode train --data synthetic": "training needs labelled images, --data cifar10 or a folder of class folders, "
     "got synthetic images, seed 0",
     "--mode compile --artifact empty": "mode compile builds an artifact: leave --artifact out, got 'empty'",

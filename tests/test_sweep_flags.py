@@ -48,7 +48,7 @@ def test_a_single_value_stays_a_single_value():
         (("--mesh", "1x2,1x4", "--mode", "fly"), "a sweep needs mode run or compile, got 'fly'"),
         (("--mesh", "1x1,1x2", "--mode", "train"), "a sweep needs mode run or compile, got 'train'"),
         (("--mesh", "1x1,1x2", "--mode", "plan"), "a sweep needs mode run or compile, got 'plan'"),
-        (("--mesh", "1x2,1x4", "--data", "absent"), "data must be auto, cifar10, synthetic or a folder of images"),
+        (("--mesh", "1x2,1x4", "--data", "absent"), "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images"),
         (("--mesh", "1x2,1x4", "--artifact", "some"), "an artifact decides its own mesh"),
     ],
 )

@@ -1,8 +1,8 @@
 """Images in a folder: FOLDER/CLASS/image, FOLDER/SPLIT/CLASS/image, or unlabelled images directly in FOLDER.
 
-A folder holds either images or folders. FOLDER has a split level if one of its folders is called as the split asked
-for, or all of them are called as splits usually are; a split may hold unlabelled images too. Class folders hold no
-folders. Hidden files are ignored without a word, other files that are not images with a note.
+A folder holds either images or folders. FOLDER has a split level if one of its folders has the name of the requested
+split, or all of them have usual names of splits; a split may hold unlabelled images too. Class folders hold no
+folders. Hidden files are ignored silently, other files that aren't images with a note.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import os
 from typing import NamedTuple
 
 from cambrian.commands.images.decode import decode_image
+from cambrian.commands.images.labels import is_number
 from cambrian.commands.images.source import Image
 from cambrian.sharding import Preprocessing, UsageError
 
@@ -19,7 +20,7 @@ _USUAL_SPLITS = {"train", "test", "val", "valid", "validation"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FolderSource:
-    """Image files of one folder, in the order of their sorted names; `files` are (path below `folder`, label)."""
+    """Image files of one folder, sorted by class and name; `files` are (path below `folder`, label)."""
 
     folder: str
     files: tuple[tuple[str, int | None], ...]
@@ -59,7 +60,7 @@ def open_folder(folder: str, split: str) -> tuple[FolderSource, list[str]]:
         folder = os.path.join(folder, split)
         listing = _list(folder)
     files: list[tuple[str, int | None]] = [(image, None) for image in listing.images]
-    num_ignored = listing.num_others
+    others = listing.others
     for label, class_folder in enumerate(listing.folders):
         of_class = _list(os.path.join(folder, class_folder))
         if of_class.folders:
@@ -69,43 +70,54 @@ def open_folder(folder: str, split: str) -> tuple[FolderSource, list[str]]:
                 f"got a folder in a class: {deeper}"
             )
         files += [(os.path.join(class_folder, image), label) for image in of_class.images]
-        num_ignored += of_class.num_others
+        others += [os.path.join(class_folder, other) for other in of_class.others]
     if not files:
         raise UsageError(f"expected a folder with JPEG or PNG images, got {folder} without any")
     notes = []
-    if num_ignored:
-        notes.append(f"files in {folder} that are neither JPEG nor PNG images: {num_ignored}, ignored")
+    if others:
+        notes.append(f"{len(others)} files in {folder} that aren't JPEG or PNG images ignored, such as {others[0]}")
+    if listing.images:
+        notes.append(f"no accuracy: the images in {folder} have no labels")
     return FolderSource(folder, tuple(files), tuple(listing.folders) or None), notes
 
 
 class _Listing(NamedTuple):
-    """Sorted names of what a folder holds, hidden files aside."""
+    """Sorted names of what a folder holds, except hidden files; folders named by numbers in the order of these."""
 
     images: list[str]
     folders: list[str]
-    num_others: int
+    others: list[str]
 
 
 def _list(folder: str) -> _Listing:
-    images, folders, num_others = [], [], 0
+    listing = _Listing([], [], [])
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif entry.is_file() and entry.name.lower().endswith(_SUFFIXES):
-                    images.append(entry.name)
-                else:
-                    num_others += 1
+                if not entry.name.startswith("."):
+                    _kind(entry, listing).append(entry.name)
     except OSError as error:
         raise UsageError(
-            f"data must be auto, cifar10, synthetic or a folder of images, got {folder!r}: {error.strerror}"
+            "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images, "
+            f"got {folder!r}: {error.strerror}"
         ) from None
+    images, folders, others = map(sorted, listing)
     if images and folders:
         raise UsageError(
             f"expected a folder of either images or class folders, got both in {folder}: "
-            f"{min(images)} and the folder {min(folders)}"
+            f"{images[0]} and the folder {folders[0]}"
         )
-    return _Listing(sorted(images), sorted(folders), num_others)
+    if all(map(is_number, folders)):
+        folders.sort(key=int)
+    return _Listing(images, folders, others)
+
+
+def _kind(entry: os.DirEntry[str], listing: _Listing) -> list[str]:
+    """The list that an entry belongs to. A FIFO or device is never an image; a broken link is, so that it is named."""
+    try:
+        if entry.is_dir():
+            return listing.folders
+        is_file = entry.is_file() or not os.path.exists(entry.path)
+    except OSError:  # a loop of links
+        is_file = True
+    return listing.images if is_file and entry.name.lower().endswith(_SUFFIXES) else listing.others

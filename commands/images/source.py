@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cambrian.commands.images.labels import match_labels
+from cambrian.commands.images.labels import number_classes
 from cambrian.sharding import Preprocessing, UsageError
 
 
@@ -125,14 +125,17 @@ class ModelImages:
 
 
 def for_model(
-    source: ImageSource, preprocessing: Preprocessing, labels: tuple[str, ...] = ()
-) -> tuple[ModelImages, list[str]]:
-    """The images of a source as a model reads them, and notes on how its classes match the model's labels.
+    source: ImageSource, preprocessing: Preprocessing, labels: tuple[str, ...], num_logits: int
+) -> tuple[ModelImages, tuple[str, ...]]:
+    """The images of a source as a model reads and numbers them, and human-readable notes.
 
     Args:
-      labels: the model's labels in the order of the logits, which classes are matched to by name; empty if unknown.
+      labels: the model's, in the order of the logits; empty if unknown.
+
+    Raises:
+      UsageError: if the model has labels and a class of the source isn't exactly one of them.
     """
     if source.class_names is None:
-        return ModelImages(source, preprocessing, None, ()), []
-    label_of_class, class_names, notes = match_labels(source.class_names, labels)
-    return ModelImages(source, preprocessing, class_names, label_of_class), notes
+        return ModelImages(source, preprocessing, None, ()), ()
+    numbers, names, notes = number_classes(source.class_names, labels, num_logits)
+    return ModelImages(source, preprocessing, names, numbers), notes

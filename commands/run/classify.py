@@ -51,11 +51,11 @@ class ClassifiedBatch:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
 
-def images_of(executable: Executable, source: ImageSource) -> tuple[ModelImages, list[str]]:
-    """The source's images as the executable's model reads them, and notes on how classes match its labels.
+def images_of(executable: Executable, source: ImageSource) -> tuple[ModelImages, tuple[str, ...]]:
+    """The source's images as the executable's model reads and numbers them, and human-readable notes.
 
     Raises:
-      UsageError: if the executable isn't an image classifier.
+      UsageError: if the executable isn't an image classifier, or a class isn't one of its labels.
     """
     metadata = executable.metadata
     if missing := [name for name in ("labels", "preprocessing", "trained") if name not in metadata]:
@@ -69,7 +69,10 @@ def images_of(executable: Executable, source: ImageSource) -> tuple[ModelImages,
             f"{executable.name}: the size of its preprocessing must be that of its input, "
             f"{executable.input_spec.shape[1:3]}, got {preprocessing.size}"
         )
-    return for_model(source, preprocessing, tuple(metadata["labels"]))
+    images, notes = for_model(source, preprocessing, tuple(metadata["labels"]), executable.output_spec.shape[1])
+    if numbered_alike(executable, images) and not metadata["trained"]:
+        notes = (*notes, "no accuracy: the weights are random")
+    return images, notes
 
 
 def classify(

@@ -12,7 +12,7 @@ from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import print_note, progress_bar
 from cambrian.commands.executables import check_parity, make_executable
 from cambrian.commands.flags import Flags
-from cambrian.commands.images import ImageSource, ModelImages, open_source
+from cambrian.commands.images import ImageSource, ModelImages, choose_data, open_source
 from cambrian.commands.output import failure, make_output_dir
 from cambrian.commands.report import Report
 from cambrian.commands.run.classify import Tally, classify, images_of
@@ -59,9 +59,7 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
       Whatever ended the run, after the report was written with what had been finished.
     """
     # What is wrong with the images is said before minutes of building.
-    source, notes = open_source(
-        configuration.data, split=configuration.split, num_images=configuration.num_images, seed=configuration.seed
-    )
+    source, notes = (None, []) if configuration.data == "auto" else _open(configuration.data, configuration)
     output_dir = make_output_dir(configuration, (PREDICTIONS, CLASSES, CONFUSION))
     report = Report(
         flags=flags | {"output_dir": str(output_dir)},
@@ -89,7 +87,11 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
     return report, output_dir
 
 
-def _run(configuration: Configuration, source: ImageSource, output_dir: Path, report: Report) -> None:
+def _open(data: str, configuration: Configuration) -> tuple[ImageSource, list[str]]:
+    return open_source(data, split=configuration.split, num_images=configuration.num_images, seed=configuration.seed)
+
+
+def _run(configuration: Configuration, source: ImageSource | None, output_dir: Path, report: Report) -> None:
     return_freed_memory(_num_devices(configuration))
     made = make_executable(configuration)
     executable, threads = made.executable, configuration.threads
@@ -101,9 +103,13 @@ def _run(configuration: Configuration, source: ImageSource, output_dir: Path, re
     report.predicted_memory_bytes_per_device = check_device_memory(
         executable, threads, configuration.device_memory_limit_bytes
     )
+    data_notes = []
+    if source is None:  # auto, which depends on the model
+        data, data_notes = choose_data(tuple(executable.metadata.get("labels", ())), executable.output_spec.shape[-1])
+        source, _ = _open(data, configuration)
     images, notes = images_of(executable, source)
     report.data = images.description
-    for note in (*executable.notes, *notes):
+    for note in (*data_notes, *executable.notes, *notes):
         if note not in report.notes:
             _say(note, report)
     _classify(executable, images, configuration, output_dir, report)

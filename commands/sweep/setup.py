@@ -10,7 +10,7 @@ from typing import Any
 from cambrian.commands.command_line import command_line
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.flags import DECIDED_BY_ARTIFACT, SWEEP_FLAGS, Flags, read_configuration
-from cambrian.commands.images import open_source
+from cambrian.commands.images import choose_data, open_source
 from cambrian.commands.predict import predict
 from cambrian.commands.program import build_digest
 from cambrian.commands.sweep.environment import environment
@@ -125,8 +125,11 @@ def _count_images(configurations: dict[Cell, Configuration], refused: dict[Cell,
 
 def _count(configuration: Configuration) -> int | UsageError:
     try:
+        data = configuration.data
+        if data == "auto":
+            data, _ = choose_data(configuration.model.labels, configuration.model.num_classes)
         source, _ = open_source(
-            configuration.data,
+            data,
             split=configuration.split,
             num_images=configuration.num_images,
             seed=configuration.seed,

@@ -7,8 +7,8 @@ import numpy as np
 from cambrian import models
 from cambrian.commands.config_file import ConfigFile
 from cambrian.commands.configuration import Configuration, ModelConfig
-from cambrian.commands.images import ImageSource, ModelImages, for_model, open_source
-from cambrian.commands.images.labels import match_labels
+from cambrian.commands.images import ImageSource, ModelImages, choose_data, for_model, open_source
+from cambrian.commands.images.labels import find_labels
 from cambrian.commands.model import model_of_weights, with_image_size
 from cambrian.models.resnet.variables import initial_variables
 from cambrian.models.training.recipe import Recipe
@@ -74,8 +74,12 @@ def open_images(configuration: Configuration, setup: Setup) -> tuple[ModelImages
     """
     model = setup.model
 
+    data, data_notes = configuration.data, []
+    if data == "auto":
+        data, data_notes = choose_data(model.labels, model.num_classes)
+
     def opened(split: str, num_images: int) -> tuple[ImageSource, list[str]]:
-        return open_source(configuration.data, split=split, num_images=num_images, seed=configuration.seed)
+        return open_source(data, split=split, num_images=num_images, seed=configuration.seed)
 
     source, notes = opened(TRAIN_SPLIT, configuration.num_images)
     names = source.class_names
@@ -83,24 +87,22 @@ def open_images(configuration: Configuration, setup: Setup) -> tuple[ModelImages
         raise UsageError(
             f"training needs labelled images, --data cifar10 or a folder of class folders, got {source.description}"
         )
-    same = len(names) == len(model.labels) and not match_labels(names, model.labels)[2]
+    found = find_labels(names, model.labels)
+    same = len(names) == len(model.labels) == len(set(found)) and None not in found
     if same:
         names = model.labels  # in the order of the logits that there are
     elif configuration.explicit_config and model.labels:
         raise UsageError(
             f"--config needs the classes {_listed(model.labels)}, got {_listed(names)} in {configuration.data}"
         )
-    images, label_notes = for_model(source, model.preprocessing, names)
+    images, _ = for_model(source, model.preprocessing, names, len(names))
     test_source, _ = opened(configuration.split, 0)
     if 0 < configuration.num_images < len(test_source):
         test_source, _ = opened(configuration.split, configuration.num_images)
-    test_images, _ = for_model(test_source, model.preprocessing, names)
-    notes = [*notes, *label_notes]
-    if test_images.class_names != names:
-        raise UsageError(
-            f"the split {configuration.split} needs the classes of the split {TRAIN_SPLIT}, {_listed(names)}, "
-            f"got {_listed(test_images.class_names or ())}"
-        )
+    test_images, _ = for_model(test_source, model.preprocessing, names, len(names))
+    notes = [*data_notes, *notes]
+    if test_images.class_names is None:
+        raise UsageError(f"the split {configuration.split} must have labelled images, got {test_source.description}")
     if test_source.description == source.description:
         notes.append("evaluated on the training images: there is no other split, or --split names it")
     if configuration.weights not in ("auto", "random") and not same:
