@@ -1,6 +1,6 @@
-"""What is computed: ResNets, their checkpoints, lowerings with their costs, and the programs made of them.
+"""What is computed: ResNets, their checkpoints, lowerings with their costs, and programs built from them.
 
-Names are imported when first used, so that a plan or a program's shapes can be had without Flax.
+Names are imported on first use, so that planning works without Flax.
 """
 
 import importlib

@@ -240,7 +240,7 @@ def test_a_plan_the_mesh_cannot_do_is_refused_naming_layer_dimension_and_axis():
     with pytest.raises(UsageError, match="lowering of conv1 must be one of native, matmul, im2col, .*, got 'fft'"):
         build(architecture, MeshShape(4, 1), winograd, 8, 4)
     matmul = Plan(tuple((name, LayerPlan(p.partition, "matmul")) for name, p in plan.layers))
-    with pytest.raises(UsageError, match="lowering matmul of conv1 doesn't compute a 3×3 convolution"):
+    with pytest.raises(UsageError, match="lowering of conv1 must compute a 3×3 convolution with stride 1, got matmul"):
         build(architecture, MeshShape(4, 1), matmul, 8, 4)
 
 

@@ -138,7 +138,7 @@ def test_onednn_computes_the_same_of_a_packed_kernel(name, in_channels, out_chan
 
 
 def test_onednn_says_why_it_cannot_be_used_elsewhere():
-    assert LOWERINGS["onednn"].obstacle("gpu") == "oneDNN computes on cpu, not on gpu"
+    assert LOWERINGS["onednn"].obstacle("gpu") == "oneDNN runs on cpu, not on gpu"
 
 
 def test_onednn_keeps_a_float32_result_of_bfloat16_operands():

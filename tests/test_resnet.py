@@ -169,11 +169,11 @@ def test_variables_that_do_not_fit_are_named():
     model = load_resnet(architecture, variables)
     without = {name: value for name, value in variables.items() if name != "layer1.1.bn2.var"}
     for check in (lambda wrong: load_variables(model, wrong), lambda wrong: fold(architecture, wrong)):
-        with pytest.raises(UsageError, match=r"needs the variable layer1\.1\.bn2\.var"):
+        with pytest.raises(UsageError, match=r"expected the variable layer1\.1\.bn2\.var"):
             check(without)
         with pytest.raises(UsageError, match=r"no variable fc\.scale"):
             check(variables | {"fc.scale": np.ones(5, np.float32)})
-        with pytest.raises(UsageError, match=r"fc\.kernel .*needs shape \(16, 5\), got \(5, 16\)"):
+        with pytest.raises(UsageError, match=r"fc\.kernel .*must have shape \(16, 5\), got \(5, 16\)"):
             check(variables | {"fc.kernel": variables["fc.kernel"].T})
 
 

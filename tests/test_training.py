@@ -166,7 +166,7 @@ def test_a_killed_process_leaves_what_another_goes_on_from(tmp_path, undisturbed
 
 
 def test_a_checkpoint_of_another_training_is_refused(undisturbed):
-    with pytest.raises(UsageError, match="a training goes on from checkpoints of its own, with seed 1, got 0 in"):
+    with pytest.raises(UsageError, match="a training must resume from its own checkpoint, with seed 1, got 0 in"):
         run(undisturbed[2], seed=1)
 
 
@@ -241,7 +241,7 @@ def test_a_loss_that_is_no_number_stops_it(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "shape", "message"),
     [
-        ({}, MeshShape(2, 1), "training cuts the batch only, on a mesh 1xDATA, got 2x1"),
+        ({}, MeshShape(2, 1), "the mesh must be 1xDATA for training, got 2x1"),
         ({}, MeshShape(1, 3), "batch_size must be a multiple of 1 accumulation steps × 3 devices, got 16"),
         (
             {"accumulation_steps": 3},

@@ -1,1 +1,1 @@
-"""What layers cost: measured times by case, their files, and the options that the planner chooses from."""
+"""The costs of layers: measured times, cost tables and their files, and the planner's options."""

@@ -1,8 +1,7 @@
-"""The files of cost tables, and those by which plans are made on this machine.
+"""The files of cost tables, and the tables in force on this machine.
 
-A table's file holds one JSON value a line, so that a measurement cut short loses nothing: first what it was measured
-on, then `{"case": [the fields of LayerCase], "ms": …}` and
-`{"transition": [operation, mesh, values, dtype], "ms": …}`.
+A file holds one JSON value per line, so that an interrupted measurement loses nothing: first the machine, then
+`{"case": [the fields of LayerCase], "ms": …}` and `{"transition": [operation, mesh, values, dtype], "ms": …}`.
 """
 
 import dataclasses
@@ -22,30 +21,31 @@ _MOST_COMPLETE = _SHIPPED / "amd_epyc.jsonl"
 
 
 def files_in_force(platform: str) -> list[Path]:
-    """The tables by which plans are made here, each for what those before it lack.
+    """Returns the tables in force here, by precedence; each supplies what the ones before it lack.
 
-    The one measured on this machine; the shipped one of this CPU model; and the shipped one that has most.
+    These are the table measured on this machine, the shipped table of this CPU model, and the most complete shipped
+    table.
     """
-    of_this_model = [path for path in sorted(_SHIPPED.glob("*.jsonl")) if _machine(path)["device"] == cpu_model()]
-    files = [own_table_path(platform), *of_this_model, _MOST_COMPLETE]
+    same_model = [path for path in sorted(_SHIPPED.glob("*.jsonl")) if _machine(path)["device"] == cpu_model()]
+    files = [own_table_path(platform), *same_model, _MOST_COMPLETE]
     return [path for path in dict.fromkeys(files) if path.exists()]
 
 
 def current_cost_table(platform: str) -> CostTable:
-    """The cost table by which plans are made here, of the files in force.
+    """Returns the cost table in force here, merged from `files_in_force`.
 
     Raises:
-      UsageError: if one can't be read.
+      UsageError: if a file can't be read.
     """
     first, *others = (read_table(path, platform) for path in files_in_force(platform))
     return functools.reduce(CostTable.filled_up, others, first)
 
 
 def read_table(path: Path, platform: str) -> CostTable:
-    """Reads a table's file; one that doesn't exist, or was measured on another platform, gives an empty table.
+    """Reads the file of a table; returns an empty table if it doesn't exist or is of another platform.
 
     Raises:
-      UsageError: naming file and line, if it can't be read.
+      UsageError: if the file can't be read (names file and line).
     """
     table = CostTable(platform, {})
     try:
@@ -56,7 +56,7 @@ def read_table(path: Path, platform: str) -> CostTable:
         try:
             _take(table, json.loads(line))
         except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):  # a measurement was cut short while this line was written
+            if number == len(lines):  # the measurement was interrupted while it wrote this line
                 break
             raise UsageError(f"line {number} of the cost table {path} must hold a measurement: {error}") from None
         if table.machine.get("platform", platform) != platform:
@@ -85,6 +85,6 @@ def _machine(path: Path) -> dict[str, str]:
 
 
 def line_of(measured: LayerCase | Transition, milliseconds: float) -> str:
-    """The line of a table's file that holds a measurement."""
+    """Formats a measurement as a line of a table's file."""
     kind = "transition" if isinstance(measured, Transition) else "case"
     return json.dumps({kind: list(dataclasses.astuple(measured)), "ms": round(milliseconds, 4)})

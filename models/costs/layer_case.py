@@ -1,4 +1,4 @@
-"""A case: what the time of one layer on one device depends on. A cost table is a mapping of cases to times."""
+"""Cases: everything that the time of a layer on one device depends on. A cost table maps cases to times."""
 
 import dataclasses
 
@@ -9,17 +9,22 @@ from cambrian.sharding.plan_semantics import halo_rows
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerCase:
-    """One layer as a device computes it, and how many do so at once.
+    """A layer as one device computes it, and the number of devices that compute concurrently.
 
     Attributes:
-      kind: the layer's.
-      rows, columns: of its input, with the halo where rows are cut.
-      padding: (rows, columns) on each side.
-      in_channels, out_channels: that the device reads and makes.
-      residual: whether it adds one.
-      samples: computed at a time.
-      dtype: of activations and kernels.
-      devices: of the mesh, or launches at once on a single device. They share the host's cores.
+      kind: kind of the layer.
+      lowering: name of the lowering.
+      kernel: height and width of the window.
+      stride: stride of the window along both axes.
+      rows: number of input rows, including the halo if rows are cut.
+      columns: number of input columns.
+      padding: (rows, columns) of padding on each side.
+      in_channels: number of channels that the device reads.
+      out_channels: number of channels that the device computes.
+      residual: whether the layer adds a residual.
+      samples: number of samples computed at a time.
+      dtype: dtype of activations and kernels.
+      devices: number of devices of the mesh, or of concurrent launches on a single device; they share the host's cores.
     """
 
     kind: str
@@ -51,14 +56,14 @@ class LayerCase:
         return self.samples, rows, columns, self.out_channels
 
     def call(self, *, relu: bool = True, summed: bool = False) -> Call:
-        """How a device applies the lowering; `relu` and `summed` as in `Finish`."""
+        """Returns the call of the lowering; `relu` and `summed` as in `Finish`."""
         return Call(
             self.in_shape, self.out_channels, self.window, self.dtype, self.out_dtype, self.residual, relu, summed
         )
 
     @property
     def out_dtype(self) -> str:
-        """Of what it makes."""
+        """The dtype of the output."""
         return out_dtype(self.kind, self.dtype)
 
     @property
@@ -67,7 +72,7 @@ class LayerCase:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the convolution's definition, on one device, counted as two."""
+        """Floating-point operations on one device by direct convolution; a multiply-add counts as two."""
         if not self.has_weights:
             return 0
         samples, rows, columns, channels = self.out_shape
@@ -75,14 +80,14 @@ class LayerCase:
 
 
 def out_dtype(kind: str, dtype: str) -> str:
-    """The type of what a layer makes of activations of `dtype`: the same, but the logits stay float32."""
+    """Returns the output dtype of a layer on activations of `dtype`: the same, except that logits are float32."""
     return "float32" if kind == Kind.DENSE else dtype
 
 
 def case_of(
     layer: LayerSpec, partition: Partition, lowering: str, samples: int, dtype: str, mesh: MeshShape
 ) -> LayerCase:
-    """The case of a layer under a partition and lowering, `samples` at a time."""
+    """Returns the case of a layer under a partition and lowering, with `samples` at a time."""
     rows, columns, in_channels = layer.in_shape
     out_channels, pad_rows = layer.out_shape[2], layer.padding
     match partition:
@@ -112,7 +117,7 @@ def case_of(
 
 
 def lowerings_of(layer: LayerSpec, platform: str, dtype: str) -> list[str]:
-    """The names of the lowerings that compute `layer` on this platform with the precision that `dtype` asks for."""
+    """Returns the names of the lowerings that compute `layer` on this platform accurately enough for `dtype`."""
     if not layer.has_weights:
         return ["native"]
     return [
@@ -121,5 +126,5 @@ def lowerings_of(layer: LayerSpec, platform: str, dtype: str) -> list[str]:
         if lowering.supports(layer.kernel, layer.stride)
         and lowering.obstacle(platform) is None
         and dtype in lowering.dtypes
-        and not (layer.kind == Kind.DENSE and name == "native")  # a convolution where there is no image
+        and not (layer.kind == Kind.DENSE and name == "native")  # a convolution on a single pixel
     ]

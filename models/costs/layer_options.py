@@ -1,4 +1,4 @@
-"""What the planner is told of a network's layers: options and their times, by a cost table."""
+"""The planner's costs from a cost table: the options of each layer with their times."""
 
 import dataclasses
 import functools
@@ -13,19 +13,21 @@ from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import Kind, LayerSpec, Layout, MeshShape, Option, Partition, local_samples
 from cambrian.sharding.plan_semantics import halo_rows
 
-# Micro-batches between these numbers of pixels are considered, beside all samples at once: with fewer a matrix product
-# is too small, with more the activations leave the caches.
+# The range of pixels in a micro-batch, besides all samples at once: with fewer pixels, matrix products are too small;
+# with more, activations don't fit the caches.
 _LEAST_PIXELS, _MOST_PIXELS = 256, 2**16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TableCosts:
-    """Costs on one mesh with one batch size (see `sharding.Costs`), as `table` has or estimates them.
+    """Costs on one mesh with one batch size (see `sharding.Costs`), measured or estimated by a cost table.
 
     Attributes:
-      batch_size: global number of samples of a launch.
-      dtype: of activations and kernels.
-      without: names of lowerings left out.
+      table: cost table.
+      mesh: sizes of the mesh axes.
+      batch_size: global number of samples per launch.
+      dtype: dtype of activations and kernels.
+      without: names of lowerings that aren't considered.
     """
 
     table: CostTable
@@ -35,32 +37,32 @@ class TableCosts:
     without: frozenset[str] = frozenset()
 
     def layer(self, layer: LayerSpec, partition: Partition) -> list[Option]:
-        """The options of a layer: each lowering with each micro-batch."""
+        """Returns the options of a layer: each lowering with each micro-batch."""
         samples = local_samples(partition, self.mesh, self.batch_size)
         return [
             self._option(layer, partition, lowering, micro_batch, samples)
             for lowering in lowerings_of(layer, self.table.platform, self.dtype)
             if lowering not in self.without
             for micro_batch in micro_batches(layer, partition, samples, self.mesh)
-            # XLA:CPU computes its own convolutions many times slower inside a loop.
+            # XLA:CPU computes its own convolutions many times more slowly inside a loop.
             if not (micro_batch and lowering == "native" and layer.kind == Kind.CONV and self.table.platform == "cpu")
         ]
 
     def transition_ms(self, shape: tuple[int, int, int], source: Layout, target: Layout) -> float:
-        """Time of a transition of all samples of each group; a slice of a whole tensor is a copy."""
+        """Returns the milliseconds of a transition of all samples of each group; slicing a whole tensor copies."""
         if source == target or self.mesh.model == 1:
             return 0.0
         values = math.prod(shape) * self.batch_size // self.mesh.data
         return self._transition(f"{source}>{target}", values)
 
     def rechunk_ms(self, shape: tuple[int, int, int], layout: Layout) -> float:
-        """Time of a loop that does nothing else, over all samples."""
+        """Returns the milliseconds of a loop over all samples that only copies."""
         samples = self.batch_size // self.mesh.data
         values = math.prod(shape) * samples // (1 if layout == Layout.WHOLE else self.mesh.model)
         return self._transition("loop", values)
 
     def case(self, layer: LayerSpec, partition: Partition, lowering: str, samples: int) -> LayerCase:
-        """The case of a layer on this mesh, `samples` at a time."""
+        """Returns the case of a layer on this mesh, with `samples` at a time."""
         return case_of(layer, partition, lowering, samples, self.dtype, self.mesh)
 
     def _option(self, layer: LayerSpec, partition: Partition, lowering: str, micro_batch: int, samples: int) -> Option:
@@ -79,7 +81,7 @@ class TableCosts:
         )
 
     def _within_ms(self, layer: LayerSpec, partition: Partition, samples: int) -> float:
-        """Time of the collectives that a partition holds itself."""
+        """Milliseconds of the collectives inside a layer."""
         _, columns, channels = layer.in_shape
         if partition == Partition.INPUT_CHANNELS:
             return self._transition("sum", samples * math.prod(layer.out_shape))
@@ -100,7 +102,7 @@ class TableCosts:
         return round(kernel * _growth(case.lowering, case.kernel)) * size + 4 * case.out_channels
 
     def _working_bytes(self, case: LayerCase, samples: int) -> int:
-        """Input, output and residual of all local samples, and the float32 products of those computed at a time."""
+        """Bytes of input, output and residual of all local samples, and of float32 products of one micro-batch."""
         size = jnp.dtype(self.dtype).itemsize
         chunks = samples // case.samples
         made = math.prod(case.out_shape)
@@ -110,10 +112,10 @@ class TableCosts:
 
 
 def micro_batches(layer: LayerSpec, partition: Partition, samples: int, mesh: MeshShape) -> list[int]:
-    """The micro-batches considered for a layer: powers of four that divide `samples`, and 0 for all at once.
+    """Returns the micro-batches considered for a layer: powers of four that divide `samples`, and 0 for all at once.
 
-    A device's part of the channels is computed at once: it communicates for each chunk, and its matrix products are
-    small enough.
+    Layers cut by channels run at once: they would communicate for each chunk, and their matrix products are small
+    enough.
     """
     if mesh.model > 1 and partition not in (Partition.SAMPLES, Partition.ROWS):
         return [0]
@@ -129,6 +131,6 @@ def micro_batches(layer: LayerSpec, partition: Partition, samples: int, mesh: Me
 
 @functools.cache
 def _growth(lowering: str, kernel: int) -> float:
-    """How much larger a kernel is after its transform."""
+    """Ratio of the sizes of a kernel after and before its transform."""
     arrays = LOWERINGS[lowering].transform(np.zeros((kernel, kernel, 1, 1), np.float32))
     return sum(array.size for array in arrays) / kernel**2

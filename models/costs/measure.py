@@ -1,4 +1,4 @@
-"""Measures how long cases take on the present devices."""
+"""Measures the times of cases and transitions on the available devices."""
 
 import itertools
 import math
@@ -28,23 +28,29 @@ from cambrian.sharding import (
     transition,
 )
 
-# Layers of one measurement, each with weights of its own, as in a network, so that not all of them lie in the cache:
-# more where they are so small that the launch itself would count, few where many devices share cores and caches.
+# Number of layers in a measurement, each with its own weights as in a network, so that the caches don't hold them all:
+# more for layers so small that the launch itself would count, fewer if many devices share cores and caches.
 _LEAST_LAYERS, _MOST_LAYERS, _LAYERS_SHARED = 4, 16, 2
 _FLOPS = 2**30
-# In a network a layer's weights have left the caches since its last run. So the runs take turns with copies of them
-# that fill this many bytes, a few times a last-level cache; beyond so many copies they are too small to matter.
+# In a network, the weights of a layer have left the caches since its last run. So launches cycle through copies of the
+# weights that fill this many bytes, several times a last-level cache. Weights that need more copies are too small to
+# matter.
 _WEIGHTS_BYTES, _MOST_COPIES = 2**27, 16
-# The machine may be slower for seconds on end. So cases that are compared take turns, in so many rounds.
+# The machine may be slower for seconds. So cases that are compared take turns, in this many rounds.
 _ROUNDS, _SECONDS = 3, 0.04
 _CHUNKS = 4
 
 
 def measure_cases(cases: Sequence[LayerCase], mesh: Mesh, launches_at_once: int = 1) -> list[float]:
-    """Milliseconds in which all devices of `mesh` compute one layer of each case, each device on samples of its own.
+    """Measures the milliseconds in which all devices of `mesh` compute one layer of each case.
 
-    So many host threads let them do so at once. The medians over several runs of a few such layers, which depend on
-    each other; the cases take turns.
+    Each launch computes a few layers that depend on each other, on separate samples for each device. The cases take
+    turns; the results are medians over several rounds.
+
+    Args:
+      cases: cases to measure.
+      mesh: devices to measure on.
+      launches_at_once: number of host threads that launch concurrently.
     """
     launches = [_layers_of(case, mesh) for case in cases]
     times = _in_turns([launch for launch, _ in launches], launches_at_once)
@@ -52,9 +58,9 @@ def measure_cases(cases: Sequence[LayerCase], mesh: Mesh, launches_at_once: int 
 
 
 def _in_turns(launches: Sequence[Callable[[], jax.Array]], threads: int) -> list[float]:
-    """The median milliseconds of each launch, by so many threads at once."""
+    """Returns the median milliseconds of each launch, launched by `threads` threads at once."""
     for launch in launches:
-        jax.block_until_ready(launch())  # compiles it
+        jax.block_until_ready(launch())  # compiles
     times = [[] for _ in launches]
     for _, (launch, taken) in itertools.product(range(_ROUNDS), zip(launches, times, strict=True)):
         taken += time_launches(launch, threads, least=1, seconds=_SECONDS)
@@ -62,7 +68,7 @@ def _in_turns(launches: Sequence[Callable[[], jax.Array]], threads: int) -> list
 
 
 def _layers_of(case: LayerCase, mesh: Mesh) -> tuple[Callable[[], jax.Array], int]:
-    """A launch of a few layers of a case, and how many."""
+    """Returns a launch of a few layers of a case, and their number."""
     random = np.random.default_rng(0)
 
     def values(shape: Sequence[int], dtype: str = case.dtype, scale: float = 1.0) -> np.ndarray:
@@ -81,7 +87,7 @@ def _layers_of(case: LayerCase, mesh: Mesh) -> tuple[Callable[[], jax.Array], in
         y = None
         for kernel in kernels:
             y = layer(kernel, bias, x, residual)
-            bias = bias + 0 * y[0, 0, 0, : case.out_channels].astype(bias.dtype)  # the next one waits for this one
+            bias = bias + 0 * y[0, 0, 0, : case.out_channels].astype(bias.dtype)  # makes the next layer depend on it
         assert y is not None
         return y[None]
 
@@ -93,7 +99,7 @@ def _layers_of(case: LayerCase, mesh: Mesh) -> tuple[Callable[[], jax.Array], in
     num_copies = min(_MOST_COPIES, math.ceil(_WEIGHTS_BYTES / held)) if held else 1
     copies = itertools.cycle(
         [
-            # The devices share each array, as they do in a network.
+            # Aligned, so that devices share each array as in a network.
             jax.device_put([[aligned(array) for array in kernel] for kernel in kernels], NamedSharding(mesh, whole))
             for _ in range(num_copies)
         ]
@@ -106,12 +112,12 @@ def _layers_of(case: LayerCase, mesh: Mesh) -> tuple[Callable[[], jax.Array], in
 
 
 def measure_transition(wanted: Transition, mesh: Mesh, launches_at_once: int = 1) -> float:
-    """Milliseconds in which all groups of `mesh` do a transition once, on a tensor of about the values wanted."""
+    """Measures the milliseconds in which all groups of `mesh` do a transition, on a tensor of about `wanted.values`."""
     model = mesh.shape[MODEL_AXIS]
     operation, held = _operation(wanted.operation), wanted.values
     if ">" in wanted.operation and not wanted.operation.startswith(Layout.WHOLE):
         held //= model
-    # Every dimension can be cut; a halo is one row from above and one from below.
+    # Shapes are divisible along every axis; a halo is one row above and one below.
     shape = {"halo": (1, 2, 1), "loop": (_CHUNKS, 1, 1)}.get(wanted.operation, (model, model, 1))
     channels = max(1, round(held / math.prod(shape) / model)) * model
     x = np.zeros((mesh.size, *shape, channels), wanted.dtype)
@@ -125,7 +131,7 @@ def measure_transition(wanted: Transition, mesh: Mesh, launches_at_once: int = 1
 
 def _operation(name: str) -> Callable[[jax.Array], jax.Array]:
     match name:
-        case "loop":  # something is computed, or XLA would leave the loop out
+        case "loop":  # computes something, as XLA would remove an empty loop
             return lambda x: lax.map(lambda chunk: jnp.flip(chunk, axis=0), x.reshape(_CHUNKS, -1, x.shape[-1]))
         case "halo":
             return lambda x: halo_exchange(x, 1, 1)

@@ -1,4 +1,4 @@
-"""A cost table: measured times of cases and of transitions, and what it estimates of those that weren't measured."""
+"""Cost tables: measured times of cases and transitions, and estimates of those that weren't measured."""
 
 import bisect
 import collections
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from cambrian.models.costs.layer_case import LayerCase
 
-# Where nothing comparable was measured: operations and bytes a second of one device with the machine to itself, and
-# milliseconds to start a layer or a collective. Nominal figures of a CPU core pair and of a data-centre GPU or TPU.
+# Used where nothing comparable was measured: operations and bytes per second of one device alone on the machine, and
+# milliseconds to start a layer or a collective. Nominal figures of two CPU cores and of a data-centre GPU or TPU.
 _NOMINAL = {"cpu": (1e11, 1e10, 0.02), "gpu": (1e14, 1e12, 0.005), "tpu": (1e14, 1e12, 0.005)}
 
 
@@ -21,9 +21,10 @@ class Transition:
     """A change of layout, or a collective inside a layer, over the model axis of a mesh.
 
     Attributes:
-      operation: `SOURCE>TARGET` layouts, `halo`, `sum`, or `loop`: written out and read again in other chunks.
-      mesh: as MODELxDATA.
-      values: of the whole tensor of one group, or that are exchanged or summed by each device.
+      operation: layouts `SOURCE>TARGET`, `halo`, `sum`, or `loop` for writing out and reading again in other chunks.
+      mesh: mesh, as MODELxDATA.
+      values: number of values of the whole tensor of a group, or that each device exchanges or sums.
+      dtype: dtype of the values.
     """
 
     operation: str
@@ -34,10 +35,13 @@ class Transition:
 
 @dataclasses.dataclass(slots=True)
 class CostTable:
-    """Times in milliseconds.
+    """Measured times in milliseconds.
 
     Attributes:
-      machine: what they were measured on, in words: device, versions.
+      platform: cpu, gpu or tpu.
+      machine: human-readable description of the machine: device, versions.
+      cases: measured times of cases.
+      transitions: measured times of transitions.
     """
 
     platform: str
@@ -48,7 +52,7 @@ class CostTable:
     _estimates: dict[LayerCase | Transition, float] = dataclasses.field(default_factory=dict)
 
     def add(self, measured: LayerCase | Transition, milliseconds: float) -> None:
-        """Takes a measurement in."""
+        """Adds a measurement."""
         self._estimates.clear()
         if isinstance(measured, Transition):
             self.transitions[measured] = milliseconds
@@ -57,25 +61,29 @@ class CostTable:
             self._alike.setdefault(_family(measured), []).append(measured)
 
     def filled_up(self, base: "CostTable") -> "CostTable":
-        """This table and what only `base` has, by the ratio of both in what both have: the median of those alike."""
+        """Returns this table, extended by what only `base` has.
+
+        Times from `base` are scaled by the median ratio of the two tables over what both have measured of the same
+        family, or of all families where the tables share none.
+        """
         own: dict[LayerCase | Transition, float] = {**self.cases, **self.transitions}
         others: dict[LayerCase | Transition, float] = {**base.cases, **base.transitions}
         ratios = collections.defaultdict(list)
         for measured, milliseconds in others.items():
             if measured in own:
                 ratios[_family(measured)].append(own[measured] / milliseconds)
-        of_family = {family: statistics.median(found) for family, found in ratios.items()}
-        of_all = statistics.median(itertools.chain.from_iterable(ratios.values())) if ratios else 1.0
+        family_ratios = {family: statistics.median(found) for family, found in ratios.items()}
+        overall_ratio = statistics.median(itertools.chain.from_iterable(ratios.values())) if ratios else 1.0
         full = CostTable(self.platform, self.machine)
         for measured, milliseconds in own.items():
             full.add(measured, milliseconds)
         for measured, milliseconds in others.items():
             if measured not in own:
-                full.add(measured, milliseconds * of_family.get(_family(measured), of_all))
+                full.add(measured, milliseconds * family_ratios.get(_family(measured), overall_ratio))
         return full
 
     def case_ms(self, case: LayerCase) -> float:
-        """Time of a case: measured; else scaled from the most similar one that was; else nominal."""
+        """Returns the milliseconds of a case: measured, else scaled from the most similar one, else nominal."""
         if case in self.cases:
             return self.cases[case]
         if case not in self._estimates:
@@ -88,7 +96,7 @@ class CostTable:
         return self._estimates[case]
 
     def transition_ms(self, wanted: Transition) -> float:
-        """Time of a transition: between those measured on the same mesh by interpolation, else nominal."""
+        """Returns the milliseconds of a transition: measured or interpolated on the same mesh, else nominal."""
         if wanted in self.transitions:
             return self.transitions[wanted]
         if wanted not in self._estimates:
@@ -133,7 +141,7 @@ def _pixels(case: LayerCase) -> int:
 
 
 def _work(case: LayerCase) -> float:
-    """In proportion to the time of similar cases: virtual devices share the cores."""
+    """A measure proportional to the time of similar cases; virtual devices share the cores."""
     return case.devices * max(1, case.flops or math.prod(case.in_shape))
 
 

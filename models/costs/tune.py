@@ -1,4 +1,4 @@
-"""Fills a cost table with what the planner asks for: the tuning of one network on one mesh."""
+"""Tuning: measures the costs that the planner needs for one network on one mesh."""
 
 import dataclasses
 import json
@@ -16,11 +16,11 @@ from cambrian.models.costs.table import CostTable, Transition
 from cambrian.sharding import Layout, MeshShape, Network, Partition, local_samples, mesh_shape, refusal
 from cambrian.sharding.host import planned_as
 
-# A lowering that takes more than this multiple of the fastest one's time, on few and on a middling number of samples,
-# isn't tried on others.
+# Lowerings slower than this multiple of the fastest one, on both the smallest and the middle number of samples, aren't
+# measured on other numbers.
 _HOPELESS = 1.6
 _TRANSITION_VALUES = (2**15, 2**18, 2**21)
-_LOOP_VALUES = (2**15, 2**24)  # beyond the caches, where the layers around a loop leave its tensors
+_LOOP_VALUES = (2**15, 2**24)  # up to beyond the caches: the layers around a loop leave its tensors in memory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,13 +43,17 @@ def tune(
     launches_at_once: int = 1,
     progress: Callable[[list], Iterable] = iter,
 ) -> None:
-    """Measures what `table` lacks for planning `network` on `mesh`, and writes each measurement to `path` at once.
+    """Measures what `table` lacks to plan `network` on `mesh`, and appends each measurement to `path` immediately.
 
     Args:
-      table: what `path` holds already; gets the measurements, too.
-      batch_size: global number of samples of a launch.
-      launches_at_once: that compute side by side, by as many host threads.
-      progress: wraps the list of parts, such as a progress bar.
+      table: contents of `path`; the measurements are added to it.
+      path: file of the table.
+      network: layers to measure.
+      mesh: devices to measure on.
+      batch_size: global number of samples per launch.
+      dtype: dtype of activations and kernels.
+      launches_at_once: number of host threads that launch concurrently.
+      progress: wrapper of the list of parts, such as a progress bar.
 
     Raises:
       OSError: if the file can't be written.
@@ -89,7 +93,7 @@ def tune(
 
 
 def _end_of_last_line(path: Path) -> int:
-    """The size of a file without a last line that was cut short."""
+    """Returns the size of a file without an incomplete last line."""
     return path.read_bytes().rfind(b"\n") + 1
 
 

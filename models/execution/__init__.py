@@ -1,1 +1,1 @@
-"""From a network, its weights and a plan to a program."""
+"""Turns a network, its weights and a plan into a program."""

@@ -1,4 +1,4 @@
-"""A Program from an architecture, its weights and a plan."""
+"""Builds a Program from an architecture, its weights and a plan."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +26,7 @@ from cambrian.sharding import (
     layouts,
     mesh_shape,
 )
+from cambrian.sharding.plan_semantics import images_layout
 
 # Largest relative error of the logits against unsharded float32.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -53,17 +54,24 @@ def build_program(
 ) -> Program:
     """Specialises a network to a mesh, a plan and a precision.
 
-    The program takes uint8 images (batch_size, height, width, 3), scales them to 0…1 and normalises them by
-    `mean` and `std` on the device, and gives float32 logits (batch_size, num_classes).
+    The program takes uint8 images (batch_size, height, width, 3), scales them to 0…1, normalises them by `mean` and
+    `std` on the device, and returns float32 logits (batch_size, num_classes).
 
     Args:
-      variables: weights as `models.random_variables` or `models.read_weights` give them.
-      precision: float32 (full), or bfloat16 operands with float32 accumulation.
-      metadata: travels with the program, beside mean and std.
+      architecture: architecture of the network.
+      variables: weights, as returned by `models.random_variables` or `models.read_weights`.
+      plan: plan of the network.
+      mesh: mesh from `make_mesh`.
+      image_size: height and width of the images in pixels; one number for squares.
+      batch_size: global number of images per launch.
+      precision: float32 in full precision, or bfloat16 operands with float32 accumulation.
+      mean: mean of each channel, of pixels scaled to 0…1.
+      std: standard deviation of each channel, of pixels scaled to 0…1.
+      metadata: JSON-compatible facts stored with the program, besides mean and std.
 
     Raises:
-      UsageError: if the mesh can't cut a layer as the plan says, naming layer, dimension and axis, or a lowering
-        doesn't fit its layer.
+      UsageError: if the mesh can't cut a layer as planned (names layer, dimension and axis), or a lowering doesn't
+        compute its layer.
     """
     if precision not in TOLERANCE:
         raise UsageError(f"precision must be one of {', '.join(TOLERANCE)}, got {precision!r}")
@@ -72,9 +80,8 @@ def build_program(
     check_lowerings(network, plan)
     params, param_specs = place_params(network, plan, fold(architecture, variables), shape, batch_size, precision)
 
-    reads = layouts(network[0], plan[network[0].name].partition)[0]
-    images_layout = reads if reads in _BATCH_SPEC else Layout.WHOLE
-    input_spec = TensorSpec("images", (batch_size, *network[0].in_shape), "uint8", _BATCH_SPEC[images_layout])
+    layout = images_layout(network[0], plan[network[0].name].partition)
+    input_spec = TensorSpec("images", (batch_size, *network[0].in_shape), "uint8", _BATCH_SPEC[layout])
     makes = layouts(network[-1], plan[network[-1].name].partition)[1]
     logits_spec = P(DATA_AXIS, MODEL_AXIS) if makes == Layout.CHANNELS else _BATCH_SPEC[makes]
     output_spec = TensorSpec("logits", (batch_size, architecture.num_classes), "float32", logits_spec)
@@ -86,7 +93,7 @@ def build_program(
     def local_apply(params: Sequence[jax.Array], images: jax.Array) -> jax.Array:
         local = [param[0] if is_cut else param for param, is_cut in zip(params, cut, strict=True)]
         images = preprocess(images).astype(precision)
-        logits = apply_planned(network, plan, params_by_layer(names, local), images, images_layout, isolate)
+        logits = apply_planned(network, plan, params_by_layer(names, local), images, layout, isolate)
         return logits.reshape(logits.shape[0], logits.shape[-1])
 
     apply = jax.shard_map(
@@ -94,7 +101,7 @@ def build_program(
         mesh=mesh,
         in_specs=([spec.partition_spec for spec in param_specs], input_spec.partition_spec),
         out_specs=output_spec.partition_spec,
-        check_vma=False,  # a gathered or whole activation is the same on a group's devices; JAX can't infer it
+        check_vma=False,  # whole activations are equal on the devices of a group, which JAX can't infer
     )
     return Program(
         name=architecture.name,
@@ -115,7 +122,7 @@ def build_program(
 
 
 def normaliser(mean: Sequence[float], std: Sequence[float]) -> Callable[[jax.Array], jax.Array]:
-    """The function from uint8 images (N, H, W, C) to float32: scaled to 0…1, minus `mean`, over `std`, per channel."""
+    """Returns a function that maps uint8 images (N, H, W, C) to float32: (images / 255 - mean) / std, per channel."""
     scale = np.asarray(1.0 / (255.0 * np.asarray(std)), np.float32)
     shift = np.asarray(-np.asarray(mean) / np.asarray(std), np.float32)
     return lambda images: images.astype(jnp.float32) * scale + shift
@@ -129,7 +136,7 @@ def _reference(
     architecture: Architecture, variables: Mapping[str, np.ndarray], preprocess: Callable[[jax.Array], jax.Array]
 ) -> Callable[[np.ndarray], np.ndarray]:
     def reference(images: np.ndarray) -> np.ndarray:
-        # Flax is needed only here: building from folded weights does without it.
+        # Imported here because building a program works without Flax.
         from cambrian.models.resnet.flax_resnet import inference_function
 
         infer, normalise = inference_function(architecture, variables), jax.jit(preprocess)
@@ -142,7 +149,7 @@ def _reference(
 
         first, *others = range(0, len(images), _REFERENCE_BATCH)
         outputs = [compute(first)]  # compiles
-        with ThreadPoolExecutor(2) as pool:  # a launch of few images leaves cores idle
+        with ThreadPoolExecutor(2) as pool:  # launches of few images leave cores idle
             outputs += pool.map(compute, others)
         return np.concatenate(outputs)
 

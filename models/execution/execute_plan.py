@@ -1,4 +1,4 @@
-"""A network computed as its plan says, by explicit SPMD: the function that runs on every device under `shard_map`."""
+"""Executes a plan by explicit SPMD: the function that runs on every device under `shard_map`."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,24 +25,27 @@ from cambrian.sharding import (
 )
 from cambrian.sharding.plan_semantics import halo_rows, loops, reads, transition_source
 
-LayerParams = Mapping[str, Sequence[jax.Array]]  # layer name → its kernel's arrays, then its bias
-_Values = dict[tuple[str | None, Layout], jax.Array]  # the images' name is None; a tensor's first layout: made in
+LayerParams = Mapping[str, Sequence[jax.Array]]  # layer name → arrays of its kernel, then its bias
+# (tensor, layout) → value. The images are tensor None; the first layout of a tensor is the one it was computed in.
+_Values = dict[tuple[str | None, Layout], jax.Array]
 
 
 def apply_planned(
     network: Network, plan: Plan, params: LayerParams, images: jax.Array, images_layout: Layout, isolate: bool
 ) -> jax.Array:
-    """The outputs of `network` on one device, with the collectives of `plan` over the model axis.
+    """Computes the output of `network` on one device, with the collectives of `plan` over the model axis.
 
     Args:
-      params: local, as `place_params` cuts them.
-      images: local (N, H, W, C), normalised; their dtype is the one activations have.
-      images_layout: how the images lie on the model axis.
-      isolate: whether each layer is compiled on its own, unless it is so anyway. XLA:CPU otherwise computes a residual
-        stream anew in each of its readers, all the way back to the stage's start.
+      network: layers in the order of computation.
+      plan: plan of the network.
+      params: local parameters, as placed by `place_params`.
+      images: local normalised images (N, H, W, C), of the dtype of the activations.
+      images_layout: layout of the images over the model axis.
+      isolate: whether XLA compiles each layer separately. Otherwise XLA:CPU recomputes a residual stream in each of its
+        readers, back to the start of the stage.
 
     Returns:
-      The last layer's output (N, H', W', C') in float32, in the layout its partition leaves.
+      Output (N, H', W', C') float32 of the last layer, in the output layout of its partition.
     """
     tensors = _Tensors({(None, images_layout): images})
     for number, part in enumerate(parts := loops(network, plan)):
@@ -53,7 +56,7 @@ def apply_planned(
 
 
 class _Tensors:
-    """The activations made so far, each in every layout that it was read in."""
+    """The activations computed so far, in every layout in which they were read."""
 
     def __init__(self, values: _Values):
         self.values = dict(values)
@@ -74,7 +77,7 @@ def _run_part(
     dtype: jnp.dtype,
     isolate: bool,
 ) -> None:
-    """Computes the layers of one loop and adds to `tensors` those of their outputs that are read `later`."""
+    """Computes the layers of one loop and adds the outputs that are read `later` to `tensors`."""
     inside = {layer.name for layer in part}
     outside: _Values = {}
     for layer in part:
@@ -126,7 +129,7 @@ def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def layer_function(layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype) -> Callable[..., jax.Array]:
-    """(params, input, residual if there is one) → output, of one layer on one device."""
+    """Returns the function (params, input, optional residual) → output of a layer on one device."""
 
     def compute(params: Sequence[jax.Array], x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         if layer.kind == Kind.MEAN_POOL:

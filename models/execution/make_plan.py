@@ -1,4 +1,4 @@
-"""The plan of a network on this platform: the planner's choice by the cost table in force."""
+"""Plans a network for a platform, by the cost table in force."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from cambrian.models.costs.table import CostTable
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import MeshShape, Network, Plan, UsageError, choose_plan, total_ms
 
-# An executable with custom calls can't be serialized and is compiled at each start: its plan must be faster by this
-# factor to be chosen, and does without lowerings that would make a start slow.
+# An executable with custom calls can't be serialized, so it is compiled at each start. Its plan must be faster by this
+# factor to be chosen, and excludes lowerings that are slow to compile.
 _WORTH_COMPILING = 1.1
 _CUSTOM_CALLS = frozenset(name for name, lowering in LOWERINGS.items() if lowering.custom_call)
 _SLOW_TO_COMPILE = frozenset(name for name, lowering in LOWERINGS.items() if lowering.slow_to_compile)
@@ -31,15 +31,18 @@ def make_plan(
     """Chooses partition, lowering and micro-batch of every layer.
 
     Args:
-      batch_size: global number of samples of a launch.
+      network: layers to plan.
+      mesh: sizes of the mesh axes.
+      batch_size: global number of samples per launch.
       platform: cpu, gpu or tpu.
       precision: float32 or bfloat16.
-      partition: as `sharding.choose_plan` takes it.
-      memory_limit_bytes: of a device.
-      table: of costs; None for the one in force on this machine.
+      partition: restriction of the partitions, see `sharding.choose_plan`.
+      memory_limit_bytes: memory limit of a device.
+      table: cost table; None for the one in force on this machine.
 
     Raises:
       UsageError: as `sharding.choose_plan`, or if the cost table can't be read.
+      OutOfMemory: if no plan fits the limit.
     """
     table = table or current_cost_table(platform)
 
@@ -66,13 +69,13 @@ def make_plan(
 
 
 def check_lowerings(network: Network, plan: Plan) -> None:
-    """Raises UsageError naming the layer if a lowering of `plan` is unknown or doesn't compute its layer."""
+    """Raises UsageError, naming the layer, if a lowering of `plan` is unknown or doesn't compute its layer."""
     for layer in network:
         lowering = plan[layer.name].lowering
         if lowering not in LOWERINGS:
             raise UsageError(f"lowering of {layer.name} must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
         if layer.has_weights and not LOWERINGS[lowering].supports(layer.kernel, layer.stride):
             raise UsageError(
-                f"lowering {lowering} of {layer.name} doesn't compute a {layer.kernel}×{layer.kernel} convolution "
-                f"with stride {layer.stride}"
+                f"lowering of {layer.name} must compute a {layer.kernel}×{layer.kernel} convolution with stride "
+                f"{layer.stride}, got {lowering}"
             )

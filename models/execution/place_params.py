@@ -1,4 +1,4 @@
-"""Parameters as a plan wants them: each kernel cut for its partition, then transformed for its lowering."""
+"""Places parameters for a plan: cuts each kernel for its partition, then transforms it for its lowering."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from cambrian.sharding import MODEL_AXIS, Kind, MeshShape, Network, Partition, P
 
 _T = TypeVar("_T")
 
-# The dimension of a kernel and of a bias that each partition cuts; the rest are held whole by every device.
+# The dimension of a kernel or bias that a partition cuts; under other partitions it is replicated.
 _KERNEL_CUT = {Partition.CHANNELS: -1, Partition.INPUT_CHANNELS: -2}
 _BIAS_CUT = {Partition.CHANNELS: -1}
 
@@ -23,17 +23,20 @@ def place_params(
 ) -> tuple[list[np.ndarray], tuple[TensorSpec, ...]]:
     """Cuts and transforms the weights of `network`.
 
-    A cut tensor gets a leading dimension of the model axis' size, sharded over it: the shards lie one after the other
-    in memory, so that the devices of a group can share them without a copy.
+    A cut tensor gets a leading dimension of the size of the model axis, sharded over it. Its shards are contiguous in
+    memory, so that devices of the host share them without a copy.
 
     Args:
+      network: layers in the order of computation.
+      plan: plan of the network.
       folded: `LAYER.kernel` (kh, kw, C_in, C_out) or (C_in, C_out) and `LAYER.bias` (C_out,), float32.
-      batch_size: global number of samples of a launch.
-      dtype: of the kernels. Biases stay float32, the type they are added in, unless a library adds them itself.
+      mesh: sizes of the mesh axes.
+      batch_size: global number of samples per launch.
+      dtype: dtype of the kernels. Biases stay float32, the dtype in which they are added, except for opaque lowerings.
 
     Returns:
-      The arrays and their specs, in the network's order: of each layer `LAYER.kernel`, or `LAYER.kernel.0`, `.1`, …
-      where its lowering keeps several, then `LAYER.bias`.
+      The arrays and their specs, in the network's order: for each layer `LAYER.kernel`, or `LAYER.kernel.0`, `.1`, …
+      if its lowering has several arrays, then `LAYER.bias`.
     """
     arrays, specs = [], []
 
@@ -65,10 +68,10 @@ def place_params(
 
 
 def local_kernels(kernel: np.ndarray, lowering: str, dtype: str, call: Call) -> list[np.ndarray]:
-    """The arrays that a device keeps of its part (kh, kw, C_in, C_out) of a convolution's kernel."""
-    how = LOWERINGS[lowering]
-    arrays = [array.astype(dtype) for array in how.transform(kernel)]
-    return arrays if how.pack is None else [how.pack(array, call) for array in arrays]
+    """Transforms and packs a device's shard (kh, kw, C_in, C_out) of a kernel for its lowering."""
+    transform, pack = LOWERINGS[lowering].transform, LOWERINGS[lowering].pack
+    arrays = [array.astype(dtype) for array in transform(kernel)]
+    return arrays if pack is None else [pack(array, call) for array in arrays]
 
 
 def _cut(array: np.ndarray, axis: int | None, parts: int) -> list[np.ndarray]:
@@ -76,7 +79,7 @@ def _cut(array: np.ndarray, axis: int | None, parts: int) -> list[np.ndarray]:
 
 
 def params_by_layer(names: Sequence[str], params: Sequence[_T]) -> dict[str, list[_T]]:
-    """Groups parameters in the order of `place_params` by layer: kernels, then bias."""
+    """Groups parameters from `place_params` by layer: arrays of the kernel, then the bias."""
     grouped: dict[str, list[_T]] = {}
     for name, param in zip(names, params, strict=True):
         layer = re.sub(r"\.(kernel(\.\d+)?|bias)$", "", name)

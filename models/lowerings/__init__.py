@@ -1,4 +1,4 @@
-"""How one convolution is computed: each lowering is a weight transform, done once at build, and a local apply."""
+"""Lowerings: the ways to compute a convolution, each a weight transform, done once at build, and a local apply."""
 
 from cambrian.models.lowerings.direct import IM2COL, MATMUL, NATIVE
 from cambrian.models.lowerings.lowering import Call as Call, Finish as Finish, Lowering as Lowering, Window as Window

@@ -1,4 +1,4 @@
-"""The lowerings that multiply each weight with each pixel it meets."""
+"""Direct lowerings, which multiply each weight by each pixel under it: XLA's convolution, matmul and im2col."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ def _im2col(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: F
     size, stride = window.size, window.stride
     (above, _), (left, _) = window.padding
     out_rows, out_columns = window.out_size(x.shape)
-    # A tap that reads nothing but padding is left out: at 1×1 the centre alone remains of a 3×3 kernel.
+    # Taps that read only padding are left out: on a 1×1 image, only the centre of a 3×3 kernel remains.
     taps = [
         (i, j)
         for i in range(size)
@@ -57,8 +57,8 @@ def _reads_input(tap: int, before: int, length: int, out_length: int, stride: in
 
 
 def _contract_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Images (N, H, W, C_in) times a matrix (C_in, C_out): (N, H, W, C_out) in float32."""
-    # A two-dimensional product: XLA:CPU hands it to its matmul library whole.
+    """Multiplies images (N, H, W, C_in) by a matrix (C_in, C_out): (N, H, W, C_out) float32."""
+    # Two-dimensional, so that XLA:CPU passes the whole product to its matmul library.
     flat = lax.dot_general(
         x.reshape(-1, x.shape[-1]),
         kernel,

@@ -1,7 +1,7 @@
-"""What a lowering is, and the pass that ends every layer.
+"""The interface of lowerings, and the elementwise pass at the end of every layer.
 
-Images are (N, H, W, C). Products are accumulated in float32 whatever the operands' type; in float32 itself they are
-computed in full (no TF32).
+Images are (N, H, W, C). Products accumulate in float32 for operands of any dtype; float32 products have full precision
+(no TF32).
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, righ
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Window:
-    """A square kernel's size, its stride, and the padding of the images it slides over."""
+    """The size and stride of a square kernel, and the padding of its images."""
 
     size: int
     stride: int
     padding: Padding
 
     def out_size(self, shape: Sequence[int]) -> tuple[int, int]:
-        """(H', W') of the convolution of images (N, H, W, C) of this shape."""
+        """Returns (H', W') of the convolution of images of this shape (N, H, W, C)."""
         sizes = (
             (length + sum(pad) - self.size) // self.stride + 1
             for length, pad in zip(shape[1:3], self.padding, strict=True)
@@ -36,13 +36,17 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """What is known of an application before its operands are.
+    """The static description of an application of a lowering.
 
     Attributes:
-      in_shape: (N, H, W, C_in) of the images.
-      dtype: of images and kernel.
-      out_dtype: of the result.
-      residual, relu, summed: as in `Finish`.
+      in_shape: shape (N, H, W, C_in) of the images.
+      out_channels: number of output channels.
+      window: window of the convolution.
+      dtype: dtype of images and kernel.
+      out_dtype: dtype of the result.
+      residual: whether a residual is added.
+      relu: whether a ReLU follows.
+      summed: whether the products are summed over the model axis.
     """
 
     in_shape: tuple[int, ...]
@@ -57,13 +61,14 @@ class Call:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finish:
-    """What follows a convolution's products, in one pass: sum over the model axis, bias, residual, ReLU, cast.
+    """What follows the products of a convolution, in one pass: sum over the model axis, bias, residual, ReLU, cast.
 
     Attributes:
       bias: (C_out,) float32.
       residual: (N, H', W', C_out), or None.
-      dtype: of the result.
-      summed: whether the products are a part of the sum over the model axis.
+      relu: whether a ReLU is applied.
+      dtype: dtype of the result.
+      summed: whether the products are partial and summed over the model axis.
     """
 
     bias: jax.Array
@@ -73,7 +78,7 @@ class Finish:
     summed: bool = False
 
     def __call__(self, products: jax.Array) -> jax.Array:
-        """(N, H', W', C_out) float32 → the layer's output, of the same shape."""
+        """Turns products (N, H', W', C_out) float32 into the layer's output of the same shape."""
         if self.summed:
             products = sum_over_model_axis(products)
         y = products + self.bias
@@ -87,19 +92,21 @@ class Lowering:
     """One way to compute a convolution.
 
     Attributes:
-      transform: kernel (kh, kw, C_in, C_out) float32 → the arrays that `apply` takes.
-      pack: puts those, already of the operands' type, in the order in which this machine's library wants them for a
-        call; None where any order is as good.
-      apply: (images (N, H, W, C_in), transformed kernel, window, finish) → (N, H', W', C_out) of `finish.dtype`.
-      supports: whether it computes a convolution of this kernel size and stride.
-      obstacle: why it can't be used on this platform (cpu, gpu, tpu) and this version of jaxlib; None where it can.
-      dtypes: of the operands with which it is exact enough: a network's logits stay within 1e-5 of unsharded float32 in
-        float32, 1e-2 in bfloat16.
-      slow_to_compile: whether XLA takes a good part of a second for a few layers of it.
-      custom_call: target of the custom call that it makes, which is internal to one version of jaxlib and which XLA
-        can't serialize; None for operations of StableHLO.
-      opaque: whether it is that call and nothing else: XLA compiles it on its own in any case, and its bias, unless a
-        sum stands before it, has the result's type.
+      transform: function from a kernel (kh, kw, C_in, C_out) float32 to the arrays that `apply` takes.
+      apply: function (images (N, H, W, C_in), transformed kernel, window, finish) → (N, H', W', C_out) of
+        `finish.dtype`.
+      supports: function (kernel size, stride) → whether the lowering computes such convolutions.
+      pack: function that reorders a transformed array, cast to the operands' dtype, for the library of this machine;
+        None if the order doesn't matter.
+      obstacle: function from a platform (cpu, gpu, tpu) to why the lowering can't be used there with this version of
+        jaxlib; None if it can.
+      dtypes: operand dtypes for which the lowering is accurate enough: the logits of a network stay within a relative
+        error of 1e-5 of unsharded float32 in float32, 1e-2 in bfloat16.
+      slow_to_compile: whether XLA takes a large part of a second to compile a few layers.
+      custom_call: target of the custom call that `apply` makes, which is internal to one version of jaxlib and can't be
+        serialized; None if `apply` consists of StableHLO operations.
+      opaque: whether `apply` is just the custom call, which XLA never fuses and which adds a bias of `finish.dtype`
+        itself unless the products are summed.
     """
 
     transform: Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -114,7 +121,7 @@ class Lowering:
 
 
 def pad(images: jax.Array, padding: Padding) -> jax.Array:
-    """Images (N, H, W, C) with rows and columns of zeros around them."""
+    """Pads images (N, H, W, C) with rows and columns of zeros."""
     rows, columns = padding
     if rows == columns == (0, 0):
         return images

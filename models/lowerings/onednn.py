@@ -1,12 +1,12 @@
-"""The convolution of oneDNN, which jaxlib for x86 carries and XLA offers as a custom call.
+"""The convolution of oneDNN, which jaxlib for x86 contains and XLA exposes as a custom call.
 
-The target is internal to XLA: no version promises it, and an executable that holds it can't be serialized. So it is
-used only where a probe has found that it computes small convolutions right.
+The target is internal to XLA: no version guarantees it, and an executable that contains it can't be serialized. So it
+is used only after a probe has computed small convolutions correctly.
 
-oneDNN keeps kernels in blocks of output channels. Given one in another order, it reorders it at every launch, which
-takes most of the time where images are few. So kernels are packed once, at build: (groups, C_out / block, kh, kw,
-C_in / pair, block, pair), where two bfloat16 values make a pair. oneDNN doesn't say which block it wants for a call; a
-probe finds out, and where none of those known is right, the kernel stays as it is.
+oneDNN stores kernels in blocks of output channels and reorders a kernel in any other order at every launch, which takes
+most of the time for small batches. So kernels are packed once, at build: (groups, C_out / block, kh, kw, C_in / pair,
+block, pair), where two bfloat16 values form a pair. oneDNN doesn't expose the block size that it uses for a call. A
+probe finds it; if no known block size gives the correct result, the kernel isn't packed.
 """
 
 import dataclasses
@@ -21,22 +21,23 @@ from cambrian.models.lowerings.lowering import Window
 
 TARGET = "__onednn$convolution"
 _BLOCKS = (64, 48, 32, 16)
-# A packed kernel has a multiple of this many input channels; of others oneDNN pads them.
+# Kernels are packed only if their input channels are a multiple of this: oneDNN pads others.
 _IN_CHANNELS = {"float32": 1, "bfloat16": 32}
-_CHANNELS_OF_GROUP = 16  # the same where there are groups, of input and of output channels of each
+_CHANNELS_OF_GROUP = 16  # likewise for the input and the output channels of each group
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Convolution:
-    """One call: everything about it but its operands.
+    """The static description of one call.
 
     Attributes:
-      in_shape: (N, H, W, C_in) of the images.
-      out_channels: of all groups.
-      dtype: of images and kernel.
-      out_dtype: of the result and the operands that follow; products are accumulated in float32.
-      groups: of channels, each of which is convolved with kernels of its own.
-      following: computed in the same pass, in this order: BIAS and BINARY_ADD, which have an operand each, and RELU.
+      in_shape: shape (N, H, W, C_in) of the images.
+      out_channels: number of output channels of all groups.
+      window: window of the convolution.
+      dtype: dtype of images and kernel.
+      out_dtype: dtype of the result and of the operands of `following`; products accumulate in float32.
+      groups: number of channel groups, each with its own kernel.
+      following: operations fused after the convolution, in order: BIAS and BINARY_ADD, with an operand each, and RELU.
     """
 
     in_shape: tuple[int, ...]
@@ -49,7 +50,7 @@ class Convolution:
 
     @property
     def kernel_shape(self) -> tuple[int, int, int, int]:
-        """(kh, kw, C_in of a group, C_out of all groups)."""
+        """Shape (kh, kw, C_in per group, C_out of all groups)."""
         return self.window.size, self.window.size, self.in_shape[3] // self.groups, self.out_channels
 
     @property
@@ -57,7 +58,7 @@ class Convolution:
         return self.in_shape[0], *self.window.out_size(self.in_shape), self.out_channels
 
     def __call__(self, images: jax.Array, kernel: jax.Array, operands: Sequence[jax.Array] = ()) -> jax.Array:
-        """(N, H', W', C_out); `kernel` is of `kernel_shape`, or what `pack` made of one."""
+        """Computes (N, H', W', C_out) from a kernel of `kernel_shape` or from the result of `pack`."""
         configuration = self._configuration(packed=kernel.ndim == 1)
         return jax.ffi.ffi_call(
             TARGET,
@@ -67,7 +68,7 @@ class Convolution:
         )(images, kernel, *operands)
 
     def pack(self, kernel: np.ndarray) -> np.ndarray:
-        """A kernel of `kernel_shape` in one dimension, as oneDNN wants it; itself where its order isn't known."""
+        """Packs a kernel of `kernel_shape` into oneDNN's order, in one dimension; returns it unchanged if unknown."""
         block = _block(self)
         return kernel if block is None else _packed(kernel, self.groups, block)
 
@@ -103,14 +104,14 @@ def _packed(kernel: np.ndarray, groups: int, block: int) -> np.ndarray:
     padded = np.pad(by_group, ((0, 0), (0, 0), (0, 0), (0, 0), (0, blocks * block - out_channels)))
     parts = padded.reshape(height, width, in_channels // pair, pair, groups, blocks, block)
     flat = parts.transpose(4, 5, 0, 1, 2, 6, 3).reshape(-1)
-    # As large as for any block: oneDNN would read beyond the end of a kernel packed for another.
+    # Padded to the size for the largest padding of any block: with another block oneDNN would read beyond the end.
     most = max(-(-out_channels // other) * other for other in _BLOCKS) * groups * height * width * in_channels
     return np.pad(flat, (0, most - flat.size))
 
 
 @functools.cache
 def _block(convolution: Convolution) -> int | None:
-    """The block of output channels that oneDNN wants for a call, by which one output pixel comes out right."""
+    """Returns the block size that oneDNN uses for a call: the one that gives one output pixel correctly."""
     _, _, in_channels, out_channels = convolution.kernel_shape
     groups = convolution.groups
     if in_channels % _IN_CHANNELS[convolution.dtype]:
@@ -119,7 +120,7 @@ def _block(convolution: Convolution) -> int | None:
         return None
     random = np.random.default_rng(0)
     kernel = random.integers(-2, 3, convolution.kernel_shape).astype(np.float32)
-    # Arrays of NumPy: JAX would compile a program to make each of another shape.
+    # NumPy arrays, as JAX would compile a program for each shape.
     images = np.zeros(convolution.in_shape, convolution.dtype)
     images[0] = random.integers(-2, 3, convolution.in_shape[1:])
     row, column = (size // 2 for size in convolution.out_shape[1:3])
@@ -128,7 +129,7 @@ def _block(convolution: Convolution) -> int | None:
     zeros = [np.zeros(shapes[name], convolution.out_dtype) for name in convolution.following if name in shapes]
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        apply = jax.jit(convolution.__call__)  # the call alone: XLA would compile code to take the pixel
+        apply = jax.jit(convolution.__call__)  # without indexing, which XLA would have to compile
         for block in _BLOCKS:
             got = np.asarray(apply(images, _packed(kernel.astype(convolution.dtype), groups, block), zeros))
             if np.allclose(got[0, row, column].astype(np.float32), expected, 1e-2):
@@ -137,7 +138,7 @@ def _block(convolution: Convolution) -> int | None:
 
 
 def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolution, row: int, column: int) -> np.ndarray:
-    """(C_out,) of an image (H, W, C_in): what `convolution` computes where its operands are zero."""
+    """Computes one output pixel (C_out,) of an image (H, W, C_in), with zero operands of `following`."""
     window, groups = convolution.window, convolution.groups
     padded = np.pad(image, (*window.padding, (0, 0)))
     seen = padded[row * window.stride :, column * window.stride :][: window.size, : window.size]
@@ -148,9 +149,9 @@ def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolutio
 
 @functools.cache
 def obstacle(platform: str) -> str | None:
-    """Why oneDNN can't be called on this platform and this version of jaxlib; None where it can."""
+    """Returns why oneDNN can't be called on this platform with this version of jaxlib; None if it can."""
     if platform != "cpu":
-        return f"oneDNN computes on cpu, not on {platform}"
+        return f"oneDNN runs on cpu, not on {platform}"
     random = np.random.default_rng(0)
     for groups in (1, 2):
         window = Window(3, 2, ((1, 1), (0, 1)))
@@ -160,10 +161,10 @@ def obstacle(platform: str) -> str | None:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             try:
                 got = np.asarray(jax.jit(lambda x, k, call=convolution: call(x, k))(images, kernel))
-            except Exception as error:  # an unknown target, another form of its configuration
-                return f"XLA doesn't take the call: {str(error).splitlines()[0]}"
+            except Exception as error:  # an unknown target, or another form of its configuration
+                return f"XLA rejects the call: {str(error).splitlines()[0]}"
         for image, row, column in np.ndindex(got.shape[:3]):
             expected = _output_pixel(images[image], kernel, convolution, row, column)
             if not np.allclose(got[image, row, column], expected, rtol=1e-4, atol=1e-4):
-                return "its result on the probe is wrong"
+                return "the probe gave a wrong result"
     return None

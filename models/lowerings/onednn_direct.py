@@ -1,4 +1,4 @@
-"""A layer as one call of oneDNN: convolution, bias, residual and ReLU."""
+"""The lowering of a layer to one oneDNN call: convolution, bias, residual and ReLU."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def _apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Fi
     call = Call(
         x.shape, finish.bias.shape[0], window, str(x.dtype), out_dtype, has_residual, finish.relu, finish.summed
     )
-    # A sum over devices stands between products and bias.
+    # The sum over devices comes between products and bias.
     if finish.summed:
         return finish(_convolution(call)(x, kernel[0]).astype(jnp.float32))
     operands = [finish.bias.astype(finish.dtype)] + ([] if finish.residual is None else [finish.residual])

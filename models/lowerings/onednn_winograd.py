@@ -1,9 +1,9 @@
-"""Winograd's minimal filtering (see `winograd`) in two dimensions with the products of all positions by oneDNN.
+"""Winograd's minimal filtering (see `winograd`) in two dimensions, with the products of all positions in oneDNN.
 
-The product of each position is a 1×1 convolution, and all of them are one convolution with as many groups. It reads a
-tile's positions beside each other, each with its channels. Input and output transforms work on one axis after the
-other: XLA:CPU writes the parts of a concatenation where they belong, but takes two to three times as long for all
-positions in one axis.
+The product of each position is a 1×1 convolution; all positions together are one convolution with a group for each. Its
+input holds the positions of a tile side by side, each with its channels. The input and output transforms treat one axis
+after the other: XLA:CPU writes the parts of such a concatenation in place, but takes two to three times as long for all
+positions along one axis.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from cambrian.models.lowerings.winograd import TAPS, combine, every, filtering_m
 
 
 def onednn_winograd(outputs: int) -> Lowering:
-    """F(m × m, 3 × 3), where m is `outputs`: 2.25 times less arithmetic for 2, 4 times for 4."""
+    """Returns F(m × m, 3 × 3) for m = `outputs`: 2.25 times less arithmetic for 2, 4 times for 4."""
     a, g, b = filtering_matrices(outputs)
     positions = outputs + TAPS - 1
 
@@ -56,7 +56,7 @@ def onednn_winograd(outputs: int) -> Lowering:
         y = y.reshape(samples, tile_rows * outputs, tile_columns * outputs, -1)
         return finish(y[:, :rows, :columns])
 
-    # Of operands rounded to bfloat16 the transform of F(4 × 4) loses a digit more than the logits can bear.
+    # On operands rounded to bfloat16, the transform of F(4 × 4) costs the logits one digit too many.
     dtypes = ("float32", "bfloat16") if outputs == 2 else ("float32",)
     return Lowering(transform, apply, supports, pack, obstacle, dtypes, custom_call=TARGET)
 

@@ -1,4 +1,4 @@
-"""The layers between convolutions that have no weights."""
+"""Pooling layers."""
 
 import functools
 
@@ -12,8 +12,8 @@ from cambrian.sharding import sum_over_model_axis
 
 
 def max_pool(x: jax.Array, window: Window) -> jax.Array:
-    """The largest value in each window of images (N, H, W, C), which are padded with the lowest."""
-    # Of rows, then of columns: XLA:CPU computes the same `reduce_window` five times as long in bfloat16.
+    """Computes the maximum of each window of images (N, H, W, C), padded with the lowest value."""
+    # Along rows, then along columns: XLA:CPU takes five times as long for `reduce_window` in bfloat16.
     largest = jnp.pad(x, ((0, 0), *window.padding, (0, 0)), constant_values=-np.inf)
     for axis, size in zip((1, 2), window.out_size(x.shape), strict=True):
         last = window.stride * (size - 1)
@@ -23,10 +23,12 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
 
 
 def mean_pool(x: jax.Array, size: tuple[int, int], summed: bool) -> jax.Array:
-    """The mean over images (N, H, W, C) whose whole size is (H, W): (N, 1, 1, C) float32.
+    """Computes the mean over the pixels of images (N, H, W, C): (N, 1, 1, C) float32.
 
     Args:
-      summed: whether the rows are cut by the model axis, over which they are then summed.
+      x: local images.
+      size: height and width of the whole images.
+      summed: whether the rows are cut over the model axis, so that partial sums are summed over it.
     """
     total = x.astype(jnp.float32).sum(axis=(1, 2), keepdims=True)
     return (sum_over_model_axis(total) if summed else total) / (size[0] * size[1])

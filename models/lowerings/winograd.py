@@ -1,12 +1,12 @@
-"""Winograd's minimal filtering: m outputs of a 3-tap filter by m + 2 products instead of 3 m.
+"""Winograd's minimal filtering: computes m outputs of a 3-tap filter with m + 2 products instead of 3 m.
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308; the matrices follow Toom-Cook.
 F(m, 3) along one axis computes Aᵀ[(G g) ⊙ (Bᵀ d)] from m + 2 inputs d and the taps g; in two dimensions it nests.
 
-The products over channels are matrix products, one for each of the m + 2 (or its square) transformed positions. Input
-and output transforms are sums in float32. XLA:CPU is fastest where no array is sliced or concatenated between the parts
-without need: so kernels are kept as separate arrays, one for each row of positions, or with `split` one for each
-position, which makes products independent of each other at the cost of more parameters.
+The products over channels are matrix products, one for each of the m + 2 transformed positions, or (m + 2)² in two
+dimensions. Input and output transforms are sums in float32. XLA:CPU is fastest without unnecessary slices and
+concatenations between these steps. So kernels are separate arrays, one for each row of positions; with `split` one for
+each position, which makes the products independent of each other at the cost of more parameters.
 """
 
 import functools
@@ -21,13 +21,13 @@ from jax import lax
 from cambrian.models.lowerings.lowering import Finish, Lowering, Window, pad
 
 TAPS = 3
-# Interpolation points beside infinity; small ones of both signs keep the rounding error low.
+# Interpolation points besides infinity; small points of both signs keep the rounding error low.
 _POINTS = {2: (0, 1, -1), 4: (0, 1, -1, Fraction(1, 2), Fraction(-1, 2))}
 
 
 @functools.cache
 def filtering_matrices(outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Aᵀ (m, n), G (n, 3) and Bᵀ (n, n) of F(m, 3) in float64, where m is `outputs`, 2 or 4, and n = m + 2."""
+    """Returns Aᵀ (m, n), G (n, 3) and Bᵀ (n, n) of F(m, 3) in float64, for m = `outputs`, 2 or 4, and n = m + 2."""
     points = [Fraction(point) for point in _POINTS[outputs]]
     last = Fraction(1)
     a = [[point**row for point in points] + [last if row == outputs - 1 else Fraction(0)] for row in range(outputs)]
@@ -53,7 +53,7 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
 
 
 def winograd_2d(outputs: int, split: bool = False) -> Lowering:
-    """F(m × m, 3 × 3), where m is `outputs`: 2.25 times less arithmetic for 2, 4 times for 4."""
+    """Returns F(m × m, 3 × 3) for m = `outputs`: 2.25 times less arithmetic for 2, 4 times for 4."""
     a, g, b = filtering_matrices(outputs)
     positions = outputs + TAPS - 1
 
@@ -78,15 +78,15 @@ def winograd_2d(outputs: int, split: bool = False) -> Lowering:
         y = y.reshape(x.shape[0], tile_rows * outputs, tile_columns * outputs, -1)
         return finish(y[:, :rows, :columns])
 
-    # Of operands rounded to bfloat16 the transform of F(4 × 4) loses a digit more than the logits can bear.
+    # On operands rounded to bfloat16, the transform of F(4 × 4) costs the logits one digit too many.
     dtypes = ("float32", "bfloat16") if outputs == 2 else ("float32",)
     return Lowering(transform, apply, supports, dtypes=dtypes, slow_to_compile=split)
 
 
 def winograd_1d(outputs: int) -> Lowering:
-    """F(1 × m, 3 × 3), where m is `outputs`: along each row, the three rows of taps joined in one product.
+    """Returns F(1 × m, 3 × 3) for m = `outputs`, along each row, with the three rows of taps in one product.
 
-    1.5 times less arithmetic for 2, 2 times for 4, in fewer and larger products than in two dimensions.
+    It takes 1.5 times less arithmetic for 2, 2 times for 4, in fewer and larger products than in two dimensions.
     """
     a, g, b = filtering_matrices(outputs)
     positions = outputs + TAPS - 1
@@ -118,21 +118,21 @@ def supports(size: int, stride: int) -> bool:
 
 
 def tiled_padding(x: jax.Array, window: Window, rows: int, columns: int):
-    """The window's padding, below and on the right as much more as tiles of `rows` × `columns` outputs need."""
+    """Returns the window's padding, extended below and on the right for `rows` × `columns` outputs of whole tiles."""
     (above, _), (left, _) = window.padding
     below, right = rows + TAPS - 1 - above - x.shape[1], columns + TAPS - 1 - left - x.shape[2]
     return (above, below), (left, right)
 
 
 def every(x: jax.Array, axis: int, positions: int, tiles: int, step: int) -> list[jax.Array]:
-    """For each position in a tile the slice of `x` that holds it for all tiles."""
+    """Returns, for each position in a tile, the slice of `x` with this position of all tiles."""
     return [
         lax.slice_in_dim(x, position, position + (tiles - 1) * step + 1, step, axis) for position in range(positions)
     ]
 
 
 def combine(coefficients: np.ndarray, terms: Sequence[jax.Array]) -> jax.Array:
-    """The sum of `terms`, each times its coefficient."""
+    """Returns the linear combination of `terms`."""
     total = None
     for coefficient, term in zip(coefficients, terms, strict=True):
         if coefficient == 0:
@@ -144,7 +144,7 @@ def combine(coefficients: np.ndarray, terms: Sequence[jax.Array]) -> jax.Array:
 
 
 def _products(tiles: Sequence[jax.Array], weights: jax.Array | Sequence[jax.Array]) -> list[jax.Array]:
-    """(N, H, W, C_in) of each position times its matrix (C_in, C_out): (N, H, W, C_out) float32 of each."""
+    """Multiplies each position's tiles (N, H, W, C_in) by its matrix (C_in, C_out): (N, H, W, C_out) float32."""
     shape = tiles[0].shape
     if isinstance(weights, Sequence):
         products = [_dot(tile.reshape(-1, shape[-1]), matrix) for tile, matrix in zip(tiles, weights, strict=True)]

@@ -1,11 +1,11 @@
-"""What a ResNet is made of, without any framework: its blocks, and the layers that the plan cuts."""
+"""The architecture of ResNets, without any framework: residual blocks, and the layers that a plan cuts."""
 
 import dataclasses
 from collections.abc import Iterator
 
 from cambrian.sharding import Kind, LayerSpec, Network, UsageError
 
-# Blocks of each stage and whether they are bottlenecks, by depth (He et al., arXiv:1512.03385, table 1).
+# Depth → number of blocks of each stage, and whether they are bottlenecks (He et al., arXiv:1512.03385, table 1).
 DEPTHS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -20,14 +20,15 @@ BATCH_NORM_EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Architecture:
-    """A ResNet v1.5: the stride of a bottleneck sits on its 3×3 convolution.
+    """A ResNet v1.5, with the stride of a bottleneck on its 3×3 convolution.
 
     Attributes:
       stem: `imagenet` (7×7, stride 2, then 3×3 max pooling, stride 2) or `cifar` (3×3, stride 1).
-      blocks: number of residual blocks of each stage; every stage but the first halves the image.
-      bottleneck: whether blocks are 1×1, 3×3, 1×1 convolutions that widen fourfold, or two 3×3.
+      blocks: number of residual blocks in each stage; every stage but the first halves the image.
+      bottleneck: whether blocks are bottlenecks, 1×1, 3×3 and 1×1 convolutions that widen fourfold, or two 3×3
+        convolutions.
       num_classes: number of logits.
-      width: channels of the stem; the inner width of a block doubles with each stage.
+      width: number of channels of the stem; the inner width of blocks doubles with each stage.
 
     Raises:
       UsageError: if the stem is unknown or a number is smaller than 1.
@@ -43,15 +44,16 @@ class Architecture:
         if self.stem not in STEM_KERNELS:
             raise UsageError(f"the stem must be one of {', '.join(STEM_KERNELS)}, got {self.stem!r}")
         if not self.blocks or min(self.blocks) < 1:
-            raise UsageError(f"a ResNet needs at least one stage and one block in each, got blocks {self.blocks}")
+            raise UsageError(f"a ResNet must have at least 1 stage and 1 block in each, got blocks {self.blocks}")
         if self.num_classes < 1 or self.width < 1:
             raise UsageError(
-                f"a ResNet needs at least 1 class and 1 channel, got {self.num_classes} classes and width {self.width}"
+                f"a ResNet must have at least 1 class and 1 channel, got {self.num_classes} classes and width "
+                f"{self.width}"
             )
 
     @classmethod
     def resnet(cls, depth: int, stem: str, num_classes: int) -> "Architecture":
-        """The ResNet of the paper with `depth` layers.
+        """Returns the ResNet of the paper with `depth` layers.
 
         Raises:
           UsageError: if the depth is not 18, 34, 50, 101 or 152.
@@ -63,18 +65,18 @@ class Architecture:
 
     @property
     def depth(self) -> int:
-        """Number of layers with weights, shortcuts not counted."""
+        """Number of layers with weights, without shortcuts."""
         return 2 + sum(self.blocks) * (3 if self.bottleneck else 2)
 
     @property
     def name(self) -> str:
-        """The field's name, such as `resnet101`."""
+        """The usual name, such as `resnet101`."""
         return f"resnet{self.depth}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ResidualBlock:
-    """One residual block, named as torchvision does: block `index` of `stage`, which counts from 1."""
+    """A residual block: block `index`, counted from 0, of `stage`, counted from 1, as in torchvision's names."""
 
     stage: int
     index: int
@@ -90,12 +92,12 @@ class ResidualBlock:
 
     @property
     def has_downsample(self) -> bool:
-        """Whether the skip connection needs a convolution to fit the block's output."""
+        """Whether the skip connection has a convolution to match the shape of the output."""
         return self.stride != 1 or self.in_channels != self.out_channels
 
     @property
     def convolutions(self) -> tuple[tuple[int, int, int], ...]:
-        """(output channels, kernel, stride) of each convolution but the downsampling one."""
+        """(output channels, kernel, stride) of each convolution except the downsampling one."""
         inner = self.inner_channels
         if self.bottleneck:
             return (inner, 1, 1), (inner, 3, self.stride), (self.out_channels, 1, 1)
@@ -103,7 +105,7 @@ class ResidualBlock:
 
 
 def residual_blocks(architecture: Architecture) -> Iterator[ResidualBlock]:
-    """The residual blocks in the order of computation."""
+    """Yields the residual blocks in the order of computation."""
     channels = architecture.width
     for stage, count in enumerate(architecture.blocks, start=1):
         inner = architecture.width * 2 ** (stage - 1)
@@ -115,13 +117,14 @@ def residual_blocks(architecture: Architecture) -> Iterator[ResidualBlock]:
 
 
 def network(architecture: Architecture, image_size: int | tuple[int, int]) -> Network:
-    """The layers of an inference, batch norms folded into the convolutions, in the order of computation.
+    """Returns the layers for inference, with batch norms folded into the convolutions, in the order of computation.
 
-    They are named as torchvision does: `conv1`, `maxpool`, `layer1.0.conv1`, `layer1.0.downsample`, …, `avgpool`, `fc`.
-    A block's last convolution adds the skip connection, so a downsampling convolution stands right before it. Shapes
-    follow PyTorch: padding (kernel - 1) / 2 on every side, sizes rounded down.
+    Names follow torchvision: `conv1`, `maxpool`, `layer1.0.conv1`, `layer1.0.downsample`, …, `avgpool`, `fc`. The last
+    convolution of a block adds the skip connection, so a downsampling convolution comes right before it. Shapes follow
+    PyTorch: padding (kernel - 1) / 2 on every side, sizes rounded down.
 
     Args:
+      architecture: architecture of the network.
       image_size: height and width of the images in pixels; one number for squares.
 
     Raises:

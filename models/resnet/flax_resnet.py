@@ -1,4 +1,4 @@
-"""ResNet in Flax NNX, its attributes named as torchvision does: for training, and as the reference of inference."""
+"""ResNet in Flax NNX with torchvision's attribute names, used for training and as the reference of inference."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from cambrian.models.resnet.architecture import (
 )
 from cambrian.models.resnet.variables import Variables, check_variables
 
-# The last scale of a block: training starts from identities (Goyal et al., arXiv:1706.02677, section 5.1).
+# Initial value of the last scale of a block: blocks start as identities (Goyal et al., arXiv:1706.02677, section 5.1).
 _LAST_SCALE = nnx.initializers.zeros
 
 
@@ -27,7 +27,7 @@ class ResNet(nnx.Module):
     """A ResNet v1.5 (He et al., arXiv:1512.03385, with the stride on the 3×3 convolution).
 
     Batch norms use and track the statistics of the batch until `model.eval()` is called. Variables, batch norms and the
-    head are float32; convolutions are computed, and activations kept, in `dtype`.
+    head are float32; convolutions and activations are of `dtype`.
     """
 
     def __init__(self, architecture: Architecture, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -46,10 +46,10 @@ class ResNet(nnx.Module):
         )
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Normalised images (N, H, W, 3) → logits (N, num_classes) float32."""
+        """Maps normalised images (N, H, W, 3) to logits (N, num_classes) float32."""
         x = nnx.relu(self.bn1(self.conv1(images.astype(self.dtype))))
         if self.architecture.stem == "imagenet":
-            # Pads with -inf. Flax annotates the padding as a string only.
+            # Flax pads with -inf, and annotates the padding as a string only.
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for stage in range(1, len(self.architecture.blocks) + 1):
             for block in getattr(self, f"layer{stage}"):
@@ -58,7 +58,7 @@ class ResNet(nnx.Module):
 
 
 class BasicBlock(nnx.Module):
-    """Two 3×3 convolutions and the skip connection."""
+    """Two 3×3 convolutions with a skip connection."""
 
     def __init__(self, block: ResidualBlock, dtype: DTypeLike, rngs: nnx.Rngs):
         inner = block.inner_channels
@@ -75,7 +75,7 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """A 1×1 convolution that narrows, a 3×3, a 1×1 that widens fourfold, and the skip connection."""
+    """A 1×1 convolution that narrows, a 3×3 and a 1×1 that widens fourfold, with a skip connection."""
 
     def __init__(self, block: ResidualBlock, dtype: DTypeLike, rngs: nnx.Rngs):
         inner = block.inner_channels
@@ -95,7 +95,7 @@ class Bottleneck(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """The 1×1 convolution that fits a skip connection to its block's output."""
+    """The 1×1 convolution of a skip connection whose shape changes."""
 
     def __init__(self, block: ResidualBlock, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = _conv(block.in_channels, block.out_channels, 1, block.stride, dtype, rngs)
@@ -106,7 +106,7 @@ class Downsample(nnx.Module):
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Normalises in float32 and keeps the dtype of its input; flax's own would round the statistics to that dtype."""
+    """A batch norm in float32 that returns its input's dtype; Flax's own rounds the statistics to that dtype."""
 
     def __init__(self, channels: int, rngs: nnx.Rngs, scale_init: nnx.Initializer = nnx.initializers.ones):
         super().__init__(
@@ -120,7 +120,7 @@ class BatchNorm(nnx.BatchNorm):
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
-    padding = (kernel - 1) // 2  # on every side, as PyTorch; SAME would shift strided windows
+    padding = (kernel - 1) // 2  # on every side, as in PyTorch; SAME would shift strided windows
     return nnx.Conv(
         in_channels,
         out_channels,
@@ -129,17 +129,17 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, dtype: 
         padding=((padding, padding), (padding, padding)),
         use_bias=False,
         dtype=dtype,
-        precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,  # float32 proper, no TF32
+        precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,  # full float32, no TF32
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
         rngs=rngs,
     )
 
 
 def load_resnet(architecture: Architecture, variables: Variables, dtype: DTypeLike = jnp.float32) -> ResNet:
-    """A ResNet with these variables, built without drawing random ones.
+    """Returns a ResNet with these variables, without drawing random ones.
 
     Raises:
-      UsageError: naming the variable, if one is missing, left over, or of the wrong shape.
+      UsageError: if a variable is missing, left over or of the wrong shape (names the variable).
     """
     model = abstract_resnet(architecture, dtype)
     load_variables(model, variables)
@@ -147,12 +147,12 @@ def load_resnet(architecture: Architecture, variables: Variables, dtype: DTypeLi
 
 
 def abstract_resnet(architecture: Architecture, dtype: DTypeLike = jnp.float32) -> ResNet:
-    """A ResNet whose variables have shapes and no values."""
+    """Returns a ResNet with abstract variables: shapes without values."""
     return nnx.eval_shape(lambda: ResNet(architecture, rngs=_OneKey(), dtype=dtype))
 
 
 class _OneKey(nnx.Rngs):
-    """The same key for every variable of an abstract model; counting keys under a trace takes seconds."""
+    """Returns the same key for every variable of an abstract model; counting keys under a trace takes seconds."""
 
     def params(self) -> jax.Array:
         return jax.random.key(0)
@@ -162,7 +162,7 @@ def load_variables(model: ResNet, variables: Variables) -> None:
     """Replaces all variables of `model` (see `models.resnet.variables`) by copies of `variables`.
 
     Raises:
-      UsageError: naming the variable, if one is missing, left over, or of the wrong shape.
+      UsageError: if a variable is missing, left over or of the wrong shape (names the variable).
     """
     check_variables(model.architecture, variables)
     for name, variable in _variables_by_name(model).items():
@@ -170,7 +170,7 @@ def load_variables(model: ResNet, variables: Variables) -> None:
 
 
 def variables_of(model: ResNet) -> dict[str, np.ndarray]:
-    """All variables of `model` (see `models.resnet.variables`), copied to the host as float32."""
+    """Copies all variables of `model` (see `models.resnet.variables`) to the host as float32."""
     return {name: np.array(variable.get_value(), np.float32) for name, variable in _variables_by_name(model).items()}
 
 
@@ -179,14 +179,14 @@ def _variables_by_name(model: ResNet) -> dict[str, nnx.Variable]:
 
 
 def inference_function(architecture: Architecture, variables: Variables) -> Callable[[ArrayLike], jax.Array]:
-    """The unsharded float32 network with these variables, compiled on its first call.
+    """Returns the unsharded float32 network with these variables, compiled on its first call.
 
     Returns:
       A function from normalised images (N, H, W, 3) float32 to logits (N, num_classes) float32. Call it outside
-      `jax.jit`, which would make constants of the variables.
+      `jax.jit`, which would turn the variables into constants.
 
     Raises:
-      UsageError: naming the variable, if one is missing, left over, or of the wrong shape.
+      UsageError: if a variable is missing, left over or of the wrong shape (names the variable).
     """
     model = load_resnet(architecture, variables)
     model.eval()

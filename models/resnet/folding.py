@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for inference."""
+"""Folds batch norms into the convolutions before them, for inference."""
 
 import numpy as np
 
@@ -10,37 +10,42 @@ from cambrian.sharding import Kind
 def fold_batch_norm(
     kernel: np.ndarray, scale: np.ndarray, bias: np.ndarray, mean: np.ndarray, var: np.ndarray, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The kernel and bias of one convolution that equals a convolution followed by a batch norm with fixed statistics.
+    """Folds a batch norm with fixed statistics into the kernel and bias of the convolution before it.
 
     (x ∗ kernel - mean) · scale / √(var + epsilon) + bias = x ∗ (kernel · factor) + (bias - mean · factor), computed in
     float64.
 
     Args:
-      kernel: (height, width, in, out).
-      scale, bias, mean, var: (out,).
+      kernel: kernel (height, width, in, out).
+      scale: scale (out,) of the batch norm.
+      bias: bias (out,) of the batch norm.
+      mean: running mean (out,).
+      var: running variance (out,).
+      epsilon: constant added to the variance.
 
     Returns:
-      kernel (height, width, in, out) float32 and bias (out,) float32.
+      Kernel (height, width, in, out) float32 and bias (out,) float32.
     """
     factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + epsilon)
     return (kernel * factor).astype(np.float32), (bias - mean * factor).astype(np.float32)
 
 
 def fold(architecture: Architecture, variables: Variables) -> dict[str, np.ndarray]:
-    """The parameters of an inference: `LAYER.kernel` and `LAYER.bias` of every layer with weights, in its order.
+    """Returns the parameters for inference: `LAYER.kernel` and `LAYER.bias` of every layer with weights, in order.
 
     Args:
+      architecture: architecture of the network.
       variables: all variables of the architecture (see `models.resnet.variables`).
 
     Returns:
       float32 kernels (height, width, in, out), `fc.kernel` (in, out), and biases (out,).
 
     Raises:
-      UsageError: naming the variable, if one is missing, left over, or of the wrong shape.
+      UsageError: if a variable is missing, left over or of the wrong shape (names the variable).
     """
     check_variables(architecture, variables)
     params = {}
-    for layer in network(architecture, image_size=1):  # the layers with weights don't depend on the image
+    for layer in network(architecture, image_size=1):  # weights don't depend on the image size
         if layer.kind == Kind.CONV:
             conv, norm = conv_and_norm(layer.name)
             statistics = {name: variables[f"{norm}.{name}"] for name in NORM_VARIABLES}

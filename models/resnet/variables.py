@@ -1,6 +1,6 @@
-"""A ResNet's variables: one flat dict, name → float32 array, the form in which weights move between the parts.
+"""The variables of a ResNet: a flat dict of name → float32 array, the common form of weights in this package.
 
-Names are those of the Flax model: `conv1.kernel` (height, width, in, out), `bn1.{scale,bias,mean,var}`,
+Names follow the Flax model: `conv1.kernel` (height, width, in, out), `bn1.{scale,bias,mean,var}`,
 `layer1.0.conv1.kernel`, …, `layer1.0.downsample.conv.kernel`, `layer1.0.downsample.bn.*`, `fc.kernel` (in, out),
 `fc.bias`.
 """
@@ -19,16 +19,16 @@ NORM_VARIABLES = ("scale", "bias", "mean", "var")
 
 
 def conv_and_norm(layer: str) -> tuple[str, str]:
-    """The names of the convolution and of the batch norm that together are the network's layer `layer`."""
+    """Returns the names of the convolution and the batch norm that form the layer `layer` of the network."""
     if layer.endswith("downsample"):
         return f"{layer}.conv", f"{layer}.bn"
     return layer, "bn".join(layer.rsplit("conv", 1))
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every variable, in the order of computation."""
+    """Returns name → shape of every variable, in the order of computation."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer in network(architecture, image_size=1):  # no shape of a variable depends on the image
+    for layer in network(architecture, image_size=1):  # variables don't depend on the image size
         in_channels, out_channels = layer.in_shape[2], layer.out_shape[2]
         if layer.kind == Kind.CONV:
             conv, norm = conv_and_norm(layer.name)
@@ -41,23 +41,25 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def check_variables(architecture: Architecture, variables: Variables) -> None:
-    """Raises UsageError, naming the variable, if one is missing, left over, or of the wrong shape."""
+    """Raises UsageError, naming the variable, if one is missing, left over or of the wrong shape."""
     expected = expected_shapes(architecture)
     for name, shape in expected.items():
         if name not in variables:
-            raise UsageError(f"{architecture.name} needs the variable {name}, which is missing")
+            raise UsageError(f"expected the variable {name} of {architecture.name}, got none")
         if variables[name].shape != shape:
-            raise UsageError(f"variable {name} of {architecture.name} needs shape {shape}, got {variables[name].shape}")
+            raise UsageError(
+                f"variable {name} of {architecture.name} must have shape {shape}, got {variables[name].shape}"
+            )
     for name in variables:
         if name not in expected:
             raise UsageError(f"{architecture.name} has no variable {name}")
 
 
 def initial_variables(architecture: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
-    """Variables from which training starts; each depends on seed, name and shape alone.
+    """Returns initial variables for training; each depends only on seed, name and shape.
 
-    Kernels are He-normal by their outputs (arXiv:1502.01852), batch norms do nothing, and every block is the identity,
-    because its last scale is 0 (Goyal et al., arXiv:1706.02677, section 5.1). The head is uniform as PyTorch's.
+    Kernels are He-normal in fan-out mode (arXiv:1502.01852), batch norms are identities, and so is every block, as its
+    last scale is 0 (Goyal et al., arXiv:1706.02677, section 5.1). The head is uniform as in PyTorch.
     """
     last_norm = ".bn3.scale" if architecture.bottleneck else ".bn2.scale"
     variables = {}
@@ -78,10 +80,10 @@ def initial_variables(architecture: Architecture, seed: int = 0) -> dict[str, np
 
 
 def random_variables(architecture: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random variables under which every layer shapes the logits; each depends on seed, name and shape alone.
+    """Returns random variables with which every layer affects the logits; each depends only on seed, name and shape.
 
-    Kernels are He-normal (arXiv:1502.01852). The last scale of a block is small, which keeps the sum over many blocks
-    bounded; the statistics are not those of any data.
+    Kernels are He-normal (arXiv:1502.01852). The last scale of a block is small, which bounds the sum over many blocks.
+    The statistics are random.
     """
     last_norm = ".bn3" if architecture.bottleneck else ".bn2"
     variables = {}

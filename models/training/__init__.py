@@ -1,1 +1,1 @@
-"""Training of a ResNet from arrays of images: recipe, augmentation, steps on the device, checkpoints that resume."""
+"""Trains a ResNet on arrays of images: recipe, augmentation, steps on the device, checkpoints to resume from."""

@@ -1,4 +1,4 @@
-"""Augmentation in JAX, on the device, of whole batches. Axes: N batch, H rows, W columns, C channels, K classes."""
+"""Augmentation of whole batches in JAX, on the device. Axes: N batch, H rows, W columns, C channels, K classes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jax import lax
 
 
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """Images (N, H, W, C) moved by up to `padding` pixels each way, mirrored at their edges."""
+    """Shifts images (N, H, W, C) randomly by up to `padding` pixels in each direction, with reflected edges."""
     _, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect")
     offsets = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
@@ -16,15 +16,15 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images (N, H, W, C), each mirrored left to right with probability 1/2."""
+    """Flips each of the images (N, H, W, C) left to right with probability 1/2."""
     flipped = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
 def cutout(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """Normalised images (N, H, W, C) with a square of `size` pixels, centred anywhere, set to 0, the mean.
+    """Sets a randomly centred square of `size` pixels of normalised images (N, H, W, C) to 0, the mean.
 
-    DeVries and Taylor, arXiv:1708.04552: the square may reach over the edge.
+    The square may extend beyond the image (DeVries and Taylor, arXiv:1708.04552).
     """
     number, height, width, _ = images.shape
     rows, columns = jax.random.split(key)
@@ -39,10 +39,10 @@ def cutout(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
 
 
 def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Mixes images (N, H, W, C) and targets (N, K) with those of the reversed batch.
+    """Mixes images (N, H, W, C) and targets (N, K) with the reversed batch.
 
-    One weight for the batch, from Beta(alpha, alpha) (Zhang et al., arXiv:1710.09412); the image's own share is the
-    larger one, so that its label stays the one to count accuracy by.
+    The weight is shared by the batch and drawn from Beta(alpha, alpha) (Zhang et al., arXiv:1710.09412). Each image
+    keeps the larger weight, so that accuracy can be measured by its own label.
     """
     weight = jax.random.beta(key, alpha, alpha)
     weight = jnp.maximum(weight, 1 - weight)

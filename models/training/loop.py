@@ -1,7 +1,7 @@
-"""A training from its first step, or from where it stopped, to its last: steps on the device, the rest here.
+"""The training loop on the host: runs steps on the device, from the start or from a checkpoint.
 
-Between calls of the compiled steps, each of about a second, the host tells of progress, classifies the evaluation
-images after an epoch and writes checkpoints. The number of steps in a call changes no number (see
+Each call of the compiled steps takes about a second. Between calls, the host reports progress, classifies the
+evaluation images after an epoch and writes checkpoints. Results don't depend on the number of steps per call (see
 `models.training.steps`).
 """
 
@@ -33,17 +33,17 @@ from cambrian.models.training.steps import (
 )
 from cambrian.sharding import DATA_AXIS, UsageError, mesh_shape
 
-_SECONDS_PER_CALL = 1.0  # so that progress is seen, while the host costs nothing
+_SECONDS_PER_CALL = 1.0  # short enough to show progress, long enough that the host's time doesn't matter
 _EVALUATION_BATCH = 256
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became infinite or no number, from which no training recovers."""
+    """The loss became infinite or NaN."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """Labelled images: (N, H, W, 3) uint8 with (N,) int32; those to evaluate on in `test_*`."""
+    """Labelled images (N, H, W, 3) uint8 with labels (N,) int32, for training and, in `test_*`, for evaluation."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -53,7 +53,7 @@ class TrainingData:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a training stands: means over the epoch's augmented images so far, and the speed of the last call."""
+    """Progress of a training: means over the augmented images of the epoch so far, and the speed of the last call."""
 
     step: int
     num_steps: int
@@ -64,10 +64,10 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EpochMetrics:
-    """A finished epoch, counted from 1.
+    """Metrics of a finished epoch, counted from 1.
 
-    `train_*` are means over its augmented images, while the weights changed; `test_*` are those of the weights that are
-    kept, after it, None where the epoch wasn't evaluated. `images_per_second` excludes evaluation and checkpoints.
+    `train_*` are means over its augmented images, while the weights change. `test_*` are of the trained weights after
+    the epoch, None if it wasn't evaluated. `images_per_second` excludes evaluation and checkpoints.
     """
 
     epoch: int
@@ -96,28 +96,34 @@ def train(
     on_progress: Callable[[Progress], None],
     on_epoch: Callable[[EpochMetrics], None],
 ) -> dict[str, np.ndarray]:
-    """Trains a network, from its newest checkpoint if there is one.
+    """Trains a network, resuming from the newest checkpoint if there is one.
 
     Args:
-      variables: what to start from (see `models.resnet.variables`).
-      mesh: its data axis cuts the batch; its model axis must be 1.
-      precision: of convolutions and activations, float32 or bfloat16; weights and optimizer are float32.
-      mean, std: per channel, of pixels scaled to 0…1.
-      facts: kept with each checkpoint, JSON-compatible; a checkpoint with others isn't gone on from.
+      architecture: architecture of the network.
+      variables: initial variables (see `models.resnet.variables`).
+      recipe: how to train.
+      data: images to train and to evaluate on.
+      mesh: mesh whose data axis cuts the batch; its model axis must be 1.
+      precision: dtype of convolutions and activations, float32 or bfloat16; weights and optimizer are float32.
+      mean: mean of each channel, of pixels scaled to 0…1.
+      std: standard deviation of each channel, of pixels scaled to 0…1.
+      seed: seed of shuffling and augmentation.
+      checkpoints: checkpoints to resume from and to write.
+      facts: JSON-compatible facts stored with each checkpoint; a checkpoint with other facts isn't resumed.
       on_progress: called after each call of the steps.
-      on_epoch: called for each epoch, also for those that were finished before a stop.
+      on_epoch: called after each epoch, and on resuming for each epoch finished before.
 
     Returns:
-      The variables that are kept, on the host: the averages where the recipe asks for them.
+      The trained variables on the host: the averages if the recipe keeps them.
 
     Raises:
       UsageError: if mesh, batch and accumulation don't fit, or the newest checkpoint is of another training.
-      TrainingDiverged: if the loss stops being finite.
+      TrainingDiverged: if the loss isn't finite.
     """
     check_batch(recipe, mesh)
     steps_per_epoch = recipe.steps_per_epoch(len(data.images))
     num_steps = recipe.epochs * steps_per_epoch
-    facts = json.loads(json.dumps(facts))  # as they are read back
+    facts = json.loads(json.dumps(facts))  # in the form in which they are read back
     replicated = NamedSharding(mesh, P())
     start = jax.jit(lambda values: initial_state(values, recipe, steps_per_epoch), out_shardings=replicated)
     state: TrainState = start(dict(variables))
@@ -136,7 +142,7 @@ def train(
     run = None
     call_steps, last_saved, epoch_seconds, epoch_images = 1, time.monotonic(), 0.0, 0
     while step < num_steps:
-        if run is None:  # not where nothing is left to do
+        if run is None:  # compiled only if steps are left
             steps = steps_function(
                 architecture, recipe, mesh,
                 num_images=len(images), dtype=jnp.dtype(precision), mean=mean, std=std, seed=seed,
@@ -187,7 +193,7 @@ def evaluator(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Callable[[Mapping[str, Any]], np.ndarray]:
-    """The function from variables to the logits (N, classes) float32 of these images, which stay on the devices."""
+    """Returns a function from variables to the logits (N, classes) float32 of `images`, which stay on the devices."""
     data = mesh_shape(mesh).data
     batch_size = -(-min(_EVALUATION_BATCH, len(images)) // data) * data
     by_data = NamedSharding(mesh, P(DATA_AXIS))
@@ -197,17 +203,17 @@ def evaluator(
 
     def evaluate(variables: Mapping[str, Any]) -> np.ndarray:
         variables = on_every_device(dict(variables), mesh)
-        logits = [logits_of(variables, batch) for batch in batches]  # all are launched before the first is fetched
+        logits = [logits_of(variables, batch) for batch in batches]  # launches all before fetching the first
         return np.concatenate(jax.device_get(logits))[: len(images)]
 
     return evaluate
 
 
 def check_batch(recipe: Recipe, mesh: Mesh) -> None:
-    """Raises UsageError unless the mesh's data axis cuts each part of a batch evenly, and its model axis nothing."""
+    """Raises UsageError unless the model axis is 1 and the data axis divides each accumulated part of a batch."""
     shape = mesh_shape(mesh)
     if shape.model != 1:
-        raise UsageError(f"training cuts the batch only, on a mesh 1xDATA, got {shape}")
+        raise UsageError(f"the mesh must be 1xDATA for training, got {shape}")
     if recipe.batch_size % (recipe.accumulation_steps * shape.data):
         raise UsageError(
             f"batch_size must be a multiple of {recipe.accumulation_steps} accumulation steps × {shape.data} devices, "
@@ -216,7 +222,7 @@ def check_batch(recipe: Recipe, mesh: Mesh) -> None:
 
 
 def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of -log p(label), for logits (N, classes) and labels (N,)."""
+    """Returns the mean of -log p(label), for logits (N, classes) and labels (N,)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_sums = np.log(np.exp(shifted).sum(axis=1))
     return float((log_sums - shifted[np.arange(len(labels)), labels]).mean())
@@ -226,6 +232,6 @@ def _check_same(wanted: dict[str, Any], found: dict[str, Any], checkpoints: Chec
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise UsageError(
-                f"a training goes on from checkpoints of its own, with {name} {wanted.get(name)!r:.200}, got "
+                f"a training must resume from its own checkpoint, with {name} {wanted.get(name)!r:.200}, got "
                 f"{found.get(name)!r:.200} in {checkpoints.folder}: choose another output_dir"
             )

@@ -1,4 +1,4 @@
-"""The ResNet as a function of its variables, which training keeps in two flat dicts: parameters and statistics."""
+"""The ResNet as a function of its variables, in two flat dicts: parameters and statistics."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,22 +14,22 @@ Apply = Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, Arrays]]
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a variable (see `variables`) is a running statistic of a batch norm, which has no gradient."""
+    """Whether a variable (see `models.resnet.variables`) is a running statistic of a batch norm, without gradient."""
     return name.endswith((".mean", ".var"))
 
 
 def split_variables(variables: Mapping[str, jax.Array]) -> tuple[Arrays, Arrays]:
-    """Parameters and statistics, both by name."""
+    """Splits variables into parameters and statistics, both by name."""
     statistics = {name: value for name, value in variables.items() if is_statistic(name)}
     return {name: value for name, value in variables.items() if name not in statistics}, statistics
 
 
 def network_function(architecture: Architecture, dtype: DTypeLike, training: bool) -> Apply:
-    """`apply(params, statistics, images) -> (logits, new statistics)`, traceable.
+    """Returns a traceable function `apply(params, statistics, images) -> (logits, new statistics)`.
 
-    Takes normalised images (N, H, W, 3) and gives float32 logits (N, classes). Convolutions and activations are in
-    `dtype`, variables float32. In training, batch norms use the statistics of the batch, over all devices that share
-    it, and move the running ones; else they use those and return them as they are.
+    It maps normalised images (N, H, W, 3) to float32 logits (N, classes). Convolutions and activations are of `dtype`,
+    variables are float32. In training, batch norms use the statistics of the batch over all its devices, and update the
+    running statistics. Otherwise they use the running statistics and return them unchanged.
     """
     model = abstract_resnet(architecture, dtype)
     model.train() if training else model.eval()

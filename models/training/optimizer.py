@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, made of optax's parts."""
+"""The optimizer of a recipe, built from optax."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +11,18 @@ from cambrian.models.training.recipe import Recipe
 
 
 def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[Any], jax.Array]:
-    """Step → learning rate: a linear rise, then half a cosine down to 0 (Loshchilov and Hutter, arXiv:1608.03983)."""
+    """Returns step → learning rate: linear warm-up, then cosine decay to 0 (Loshchilov, Hutter, arXiv:1608.03983)."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if recipe.warmup_epochs else recipe.learning_rate,
         peak_value=recipe.learning_rate,
         warmup_steps=round(recipe.warmup_epochs * steps_per_epoch),
         decay_steps=recipe.epochs * steps_per_epoch,
     )
-    return lambda step: jnp.asarray(schedule(jnp.asarray(step, jnp.float32)))  # optax would mix it with floats
+    return lambda step: jnp.asarray(schedule(jnp.asarray(step, jnp.float32)))  # avoids int-float promotion in optax
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The optimizer over a flat dict of parameters by name; only kernels decay, never norms and biases."""
+    """Returns the optimizer of a flat dict of parameters; weight decay applies to kernels, not to norms and biases."""
     schedule = learning_rate_schedule(recipe, steps_per_epoch)
     if recipe.optimizer == "adamw":
         return _with_mixed_types(optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=_decays))
@@ -33,7 +33,7 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransf
 
 
 def _with_mixed_types(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Lets optax multiply its integer counts with floats where the user has forbidden such promotion."""
+    """Permits optax to multiply its integer counts with floats under strict dtype promotion."""
 
     def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
         with jax.numpy_dtype_promotion("standard"):

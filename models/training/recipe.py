@@ -1,4 +1,4 @@
-"""A Recipe: everything a training depends on besides model, data, mesh and seed. Loads no framework."""
+"""Recipe: all settings of a training besides model, data, mesh and seed. Imports no framework."""
 
 import dataclasses
 
@@ -12,26 +12,26 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-      epochs: passes over the training images; images that fill no batch are left out, others in each epoch.
-      batch_size: images of a step over all devices.
-      optimizer: `sgd`, with Nesterov momentum and the decay added to the gradient, or `adamw`, with the decay apart.
-      learning_rate: its peak; it rises to it linearly and falls to 0 by half a cosine.
-      warmup_epochs: of the rise.
-      momentum: of `sgd`.
-      weight_decay: of convolution kernels and of the head's; never of norms and biases.
-      label_smoothing: share of the target that is spread over all classes.
-      crop_padding: pixels by which an image is mirrored outwards before a random crop to its size; 0: no crop.
-      flip: whether images are mirrored left to right at random.
-      cutout_size: edge in pixels of a square of each image that is set to the mean; 0: none (arXiv:1708.04552).
-      mixup_alpha: of the beta distribution by which pairs of images are mixed; 0: none (arXiv:1710.09412).
-      ema_decay: of the moving average of the weights, which is then what is evaluated and kept; 0: no average. It
-        starts lower, so that it forgets the random start.
-      accumulation_steps: parts of a batch whose gradients are added up before the weights change.
-      evaluate_every_epochs: how often the evaluation images are classified; after the last epoch always.
-      checkpoint_every_s: seconds between checkpoints; one more is written at the end.
+      epochs: number of passes over the training images; each pass drops different images that don't fill a batch.
+      batch_size: number of images per step, over all devices.
+      optimizer: `sgd`, with Nesterov momentum and weight decay in the gradient, or `adamw`, with decoupled decay.
+      learning_rate: peak learning rate, after a linear warm-up and before a cosine decay to 0.
+      warmup_epochs: number of epochs of the warm-up.
+      momentum: momentum of `sgd`.
+      weight_decay: weight decay of kernels; norms and biases don't decay.
+      label_smoothing: fraction of the target that is spread over all classes.
+      crop_padding: pixels of reflected padding before a random crop to the original size; 0 for no crop.
+      flip: whether images are flipped left to right at random.
+      cutout_size: edge in pixels of a square that is set to the mean; 0 for none (arXiv:1708.04552).
+      mixup_alpha: parameter of the beta distribution of mixup; 0 for no mixup (arXiv:1710.09412).
+      ema_decay: decay of the moving average of the weights, which is then evaluated and saved; 0 for no average. It
+        starts lower, so that the average forgets the random start.
+      accumulation_steps: number of parts of a batch whose gradients are accumulated.
+      evaluate_every_epochs: number of epochs between evaluations; the last epoch is always evaluated.
+      checkpoint_every_s: seconds between checkpoints; the last step always writes one.
 
     Raises:
-      UsageError: if a value is out of its range, stating the range.
+      UsageError: if a value is out of range (states the range).
     """
 
     epochs: int = 30
@@ -70,10 +70,10 @@ class Recipe:
             raise UsageError(f"warmup_epochs must be below the {self.epochs} epochs, got {self.warmup_epochs}")
 
     def steps_per_epoch(self, num_images: int) -> int:
-        """Steps of an epoch over so many images.
+        """Returns the number of steps per epoch.
 
         Raises:
-          UsageError: if they fill no batch.
+          UsageError: if the images don't fill a batch.
         """
         if num_images < self.batch_size:
             raise UsageError(f"batch_size must be at most the {num_images} training images, got {self.batch_size}")

@@ -1,8 +1,8 @@
-"""The steps of a training, run on the device: whole data set and augmentation there, no host between the steps.
+"""Training steps on the device, which holds the whole data set and augments it without the host.
 
-Where the device loops by itself, one launch runs any number of steps of an epoch. All that is random in a step follows
-from the seed and the step's number, and all that an epoch adds up is in the state; so a training may stop after any
-step and go on from there to the same numbers.
+If the device loops by itself, one launch runs any number of steps of an epoch. The randomness of a step depends only on
+the seed and the index of the step, and the state holds the sums over the epoch. So a training can stop after any step
+and resume to the same results.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +26,18 @@ from cambrian.sharding import DATA_AXIS
 
 
 class TrainState(NamedTuple):
-    """What a training is made of between two steps; every array is whole on each device.
+    """The state of a training between two steps, replicated over the devices.
 
     Attributes:
-      step: steps done, int32.
-      params, statistics: the network's variables by name, float32.
-      average_params, average_statistics: their moving averages; without an average, empty.
-      optimizer: optax's state.
-      loss_sum, num_hits, num_images: of the present epoch so far, over augmented images.
+      step: number of steps done, int32.
+      params: parameters of the network by name, float32.
+      statistics: running statistics of the batch norms by name, float32.
+      average_params: moving average of the parameters; empty if the recipe keeps none.
+      average_statistics: moving average of the statistics; empty if the recipe keeps none.
+      optimizer: state of the optax optimizer.
+      loss_sum: sum of the loss over the augmented images of the epoch so far.
+      num_hits: number of those images classified correctly.
+      num_images: number of those images.
     """
 
     step: jax.Array
@@ -47,12 +51,12 @@ class TrainState(NamedTuple):
     num_images: jax.Array
 
 
-# (state, images, labels, number of steps) → (state, loss of the last step). Stops early at a loss that isn't finite.
+# (state, images, labels, number of steps) → (state, loss of the last step). Stops early if the loss isn't finite.
 RunSteps = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 
 
 def initial_state(variables: Variables, recipe: Recipe, steps_per_epoch: int) -> TrainState:
-    """The state before the first step, on the host or wherever JAX puts it."""
+    """Returns the state before the first step."""
     params, statistics = split_variables({name: jnp.asarray(value) for name, value in variables.items()})
     averages = recipe.ema_decay > 0
     return TrainState(
@@ -69,7 +73,7 @@ def initial_state(variables: Variables, recipe: Recipe, steps_per_epoch: int) ->
 
 
 def trained_variables(state: TrainState) -> Arrays:
-    """The variables that are evaluated and kept: the averages where there are any."""
+    """Returns the variables to evaluate and save: the averages, if kept."""
     if state.average_params:
         return state.average_params | state.average_statistics
     return state.params | state.statistics
@@ -87,17 +91,22 @@ def steps_function(
     seed: int,
     in_one_launch: bool,
 ) -> RunSteps:
-    """The function that runs steps, to be compiled with its state donated.
+    """Returns the function that runs steps, to be compiled with its state donated.
 
-    The batch is cut over the mesh's data axis; gradients and batch statistics are those of the whole batch, whatever
-    the number of devices, up to rounding.
+    The data axis cuts the batch. Gradients and batch statistics are over the whole batch and don't depend on the number
+    of devices, up to rounding.
 
     Args:
-      num_images: of the training set, images (num_images, H, W, 3) uint8 with labels (num_images,) int32.
-      dtype: of convolutions and activations.
-      mean, std: per channel, of pixels scaled to 0…1.
-      in_one_launch: whether the device goes from step to step by itself; else a launch is one step, whatever the number
-        asked for. XLA:CPU computes the convolutions in a loop twenty times slower than those outside of one.
+      architecture: architecture of the network.
+      recipe: how to train.
+      mesh: mesh whose data axis cuts the batch.
+      num_images: number of training images; images are (num_images, H, W, 3) uint8, labels (num_images,) int32.
+      dtype: dtype of convolutions and activations.
+      mean: mean of each channel, of pixels scaled to 0…1.
+      std: standard deviation of each channel, of pixels scaled to 0…1.
+      seed: seed of shuffling and augmentation.
+      in_one_launch: whether a launch loops over steps on the device; else it runs one step, whatever the number of
+        steps. XLA:CPU computes convolutions inside a loop twenty times more slowly than outside.
     """
     steps_per_epoch = recipe.steps_per_epoch(num_images)
     optimizer = make_optimizer(recipe, steps_per_epoch)
@@ -127,7 +136,7 @@ def steps_function(
     def gradients(
         params: Arrays, statistics: Arrays, images: jax.Array, labels: jax.Array, key: jax.Array
     ) -> tuple[Arrays, Arrays, jax.Array, jax.Array]:
-        """Of a batch in parts (parts, part_size, …): gradients, statistics, mean loss, hits."""
+        """Accumulates gradients, statistics, mean loss and hits over a batch in parts (parts, part_size, …)."""
 
         def add_part(carry, part):
             total, statistics, loss_sum, hits_sum = carry
@@ -158,7 +167,7 @@ def steps_function(
         params = cast(Arrays, optax.apply_updates(state.params, updates))
         averages = state.average_params, state.average_statistics
         if recipe.ema_decay:
-            # As TensorFlow's ExponentialMovingAverage: the start weighs less than it would.
+            # As in TensorFlow's ExponentialMovingAverage, so that the start has less weight.
             count = state.step.astype(jnp.float32)
             decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
             averages = cast(tuple[Arrays, Arrays], optax.incremental_update((params, statistics), averages, 1 - decay))
@@ -202,18 +211,18 @@ def steps_function(
 def logits_function(
     architecture: Architecture, *, dtype: Any, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Arrays, jax.Array], jax.Array]:
-    """`(variables, images (N, H, W, 3) uint8) -> logits (N, classes) float32` of a network that isn't trained on."""
+    """Returns the inference function `(variables, images (N, H, W, 3) uint8) -> logits (N, classes) float32`."""
     apply = network_function(architecture, dtype, training=False)
     normalise = normaliser(mean, std)
     return lambda variables, images: apply(*split_variables(variables), normalise(images))[0]
 
 
 def on_every_device(value: Any, mesh: Mesh) -> Any:
-    """The same arrays, whole on each device of the mesh."""
+    """Replicates arrays over the devices of the mesh."""
     return jax.device_put(value, NamedSharding(mesh, P()))
 
 
 def padded(images: np.ndarray, multiple: int) -> np.ndarray:
-    """Images, and black ones after them up to a multiple of `multiple`."""
+    """Appends black images up to a multiple of `multiple`."""
     missing = -len(images) % multiple
     return np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)]) if missing else images
