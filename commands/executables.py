@@ -116,7 +116,7 @@ def _facts(configuration: Configuration, source: str) -> dict[str, object]:
     return {
         "own_model": own_model,
         "model": dataclasses.asdict(configuration.model),
-        "weights": _weights_identity(configuration),
+        "weights": weights_identity(configuration),
         "mesh": str(configuration.mesh),
         "partition": configuration.partition,
         "precision": configuration.precision,
@@ -130,7 +130,12 @@ def _facts(configuration: Configuration, source: str) -> dict[str, object]:
     }
 
 
-def _weights_identity(configuration: Configuration) -> str:
+def weights_identity(configuration: Configuration) -> str:
+    """What identifies the weights in the artefact key: the seed of random ones, else a digest of what is read.
+
+    Raises:
+      UsageError: if they can't be read.
+    """
     path = weights_path(configuration)
     if path is None:
         return f"{configuration.weights}, seed {configuration.seed}"

@@ -75,8 +75,9 @@ def test_the_wheel_holds_cambrian_alone_with_its_data(wheel):
     top = {name.partition("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"cambrian"}
     packages = {name.split("/")[1] for name in names if name.startswith("cambrian/") and name.count("/") > 1}
-    assert packages == set(OURS)
-    for name in ("py.typed", "commands/sweep/page.html.jinja", "models/costs/shipped/amd_epyc.jsonl"):
+    assert packages == {*OURS, "weights"}
+    weights = (f"weights/resnet101_cifar10/{name}" for name in ("model.safetensors", "config.json", "README.md"))
+    for name in ("py.typed", "commands/sweep/page.html.jinja", "models/costs/shipped/amd_epyc.jsonl", *weights):
         assert f"cambrian/{name}" in names
     in_checkout = {path.relative_to(ROOT).as_posix() for part in OURS for path in (ROOT / part).rglob("*.py")}
     in_wheel = {name.removeprefix("cambrian/") for name in names if name.endswith(".py")}
@@ -93,10 +94,10 @@ executable = cambrian.compile(
     lambda kernel, x: x @ kernel, np.eye(4, dtype=np.float32), jax.ShapeDtypeStruct((4,), "float32"),
     mesh="2x1", batch_size=2, rules=[(".*", P(None, "model"))],
 )
-print(executable(np.ones((3, 4), np.float32)).sum(), cambrian.__file__)
+print(executable(np.ones((3, 4), np.float32)).sum(), cambrian.resnet().trained, cambrian.__file__)
 """
-    total, file = run_in(project, installed / "python", "-W", "error", "-c", script).split()
-    assert total == "12.0" and Path(file).is_relative_to(installed.parent)
+    total, trained, file = run_in(project, installed / "python", "-W", "error", "-c", script).split()
+    assert (total, trained) == ("12.0", "True") and Path(file).is_relative_to(installed.parent)
 
 
 def test_the_command_works_beside_a_main_of_the_same_name(installed, project):
