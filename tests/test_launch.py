@@ -1,7 +1,6 @@
 """Launches in flight are bounded over the process."""
 
 import threading
-import time
 from typing import Any, cast
 
 import jax
@@ -12,7 +11,8 @@ from cambrian.engine.runtime import executable as executable_module
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.launch import MAX_LAUNCHES_IN_FLIGHT, launch
 from cambrian.sharding import MeshShape
-from tiny_executable import GatedOutputs, inputs_of, make_executable, outputs_of, settle
+from tiny_executable import GatedOutputs, inputs_of, make_executable, outputs_of
+from waiting import settle
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,11 @@ def executable() -> Executable:
 
 def test_a_launch_waits_for_the_oldest_when_all_slots_are_taken():
     launched: list[GatedOutputs] = []
+    in_flight: list[int] = []
 
     def compiled(params, inputs):
         launched.append(GatedOutputs())
+        in_flight.append(sum(not outputs.gate.is_set() for outputs in launched))
         return launched[-1]
 
     def launch_some():
@@ -36,12 +38,10 @@ def test_a_launch_waits_for_the_oldest_when_all_slots_are_taken():
         caller.start()
     for finished in range(15 - MAX_LAUNCHES_IN_FLIGHT):
         settle(lambda finished=finished: len(launched) == MAX_LAUNCHES_IN_FLIGHT + finished)
-        time.sleep(0.01)
-        assert len(launched) == MAX_LAUNCHES_IN_FLIGHT + finished
         launched[finished].gate.set()
     for caller in callers:
         caller.join(timeout=10)
-    assert len(launched) == 15
+    assert len(launched) == 15 and max(in_flight) == MAX_LAUNCHES_IN_FLIGHT
     for outputs in launched:  # they still hold slots of the process
         outputs.gate.set()
 

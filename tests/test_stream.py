@@ -14,7 +14,8 @@ from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.engine.runtime.stream import stream
 from cambrian.sharding import MeshShape, UsageError
-from tiny_executable import NUM_FEATURES, GatedOutputs, host_threads, inputs_of, make_executable, outputs_of, settle
+from tiny_executable import NUM_FEATURES, GatedOutputs, host_threads, inputs_of, make_executable, outputs_of
+from waiting import settle
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +32,16 @@ def no_thread_is_left():
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_results_come_in_input_order_whatever_the_order_of_completion(executable, threads):
     num_batches = 20
-    delays = np.random.default_rng(0).uniform(0, 0.01, num_batches).tolist()
+    finished = [threading.Event() for _ in range(num_batches)]
 
-    def decode(index):
-        time.sleep(delays[index])
-        return inputs_of(index)
+    def postprocess(index, outputs):
+        # As many as there are threads finish in reverse.
+        if index + 1 < num_batches and (index + 1) % threads:
+            assert finished[index + 1].wait(timeout=10)
+        finished[index].set()
+        return outputs
 
-    results = stream(executable, range(num_batches), threads=threads, decode=decode)
+    results = stream(executable, range(num_batches), threads=threads, decode=inputs_of, postprocess=postprocess)
     for index, outputs in zip(range(num_batches), results, strict=True):
         np.testing.assert_array_equal(outputs, outputs_of(index))
 
@@ -99,8 +103,7 @@ def test_an_endless_iterator_is_read_only_a_window_ahead(executable, threads):
             np.testing.assert_array_equal(next(results), outputs_of(consumed - 1))
             assert num_read <= consumed + 2 * threads
         settle(lambda: num_read == 29 + 2 * threads)
-        time.sleep(0.05)
-        assert num_read == 29 + 2 * threads
+    assert num_read == 29 + 2 * threads
 
 
 def test_a_result_does_not_wait_for_the_next_item(executable):

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.stream import stream
 from cambrian.sharding import MeshShape, UsageError
 from tiny_executable import host_threads, inputs_of, make_executable
+from waiting import settle
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,11 @@ class Failure(Exception):
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("where", ["batches", "decode", "postprocess"])
 def test_a_failure_reaches_the_consumer_after_the_results_before_it(executable, where, threads):
-    failure = Failure("of item 5")
+    failure, failed = Failure("of item 5"), threading.Event()
 
     def fail_at_5(stage, index):
         if stage == where and index == 5:
+            failed.set()
             raise failure
 
     def batches():
@@ -46,7 +48,8 @@ def test_a_failure_reaches_the_consumer_after_the_results_before_it(executable, 
             yield index
 
     def decode(index):
-        time.sleep(0.02 if index < 5 else 0)  # the failure comes before the results of earlier items
+        if index == 4 and threads > 1:
+            assert failed.wait(timeout=10)  # the failure comes before the result of an earlier item
         fail_at_5("decode", index)
         return inputs_of(index)
 
@@ -86,16 +89,13 @@ def test_closing_stops_within_a_batch(executable):
 
     def decode(index):
         decoded.append(index)
-        time.sleep(0.05)
         return inputs_of(index)
 
     results = stream(executable, itertools.count(), threads=2, decode=decode)
     next(results)
     results.close()
     assert host_threads() == []
-    num_decoded = len(decoded)
-    time.sleep(0.1)
-    assert len(decoded) == num_decoded <= 1 + 2 * 2
+    assert len(decoded) <= 1 + 2 * 2
 
 
 def test_leaving_the_loop_stops_the_threads(executable):
@@ -111,25 +111,32 @@ def test_a_stream_that_was_never_started_has_no_threads(executable):
 
 
 def test_keyboard_interrupt_ends_the_consumers_wait(executable):
-    main_thread = threading.get_ident()
-    decoding, interrupted = threading.Event(), threading.Event()
+    main_thread, interrupted = threading.get_ident(), threading.Event()
 
     def decode(index):
-        decoding.set()
         assert interrupted.wait(timeout=10)
         return inputs_of(index)
 
+    def waits_for_a_result() -> bool:
+        waiting = sys._current_frames()[main_thread].f_back
+        return waiting is not None and waiting.f_code is Future.result.__code__
+
     def interrupt():
-        assert decoding.wait(timeout=10)
-        time.sleep(0.1)  # the consumer waits for the first result now
+        settle(waits_for_a_result)
         signal.pthread_kill(main_thread, signal.SIGINT)
-        time.sleep(0.1)
+
+    def on_interrupt(*_):
         interrupted.set()
+        raise KeyboardInterrupt
 
     interrupter = threading.Thread(target=interrupt)
-    interrupter.start()
-    with pytest.raises(KeyboardInterrupt):
-        list(stream(executable, itertools.count(), threads=2, decode=decode))
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        interrupter.start()
+        with pytest.raises(KeyboardInterrupt):
+            list(stream(executable, itertools.count(), threads=2, decode=decode))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert host_threads() == []
     interrupter.join()
 

@@ -4,9 +4,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import sweep_stand_in
@@ -16,6 +16,7 @@ from cambrian.commands.sweep.process import kill_leftovers
 from cambrian.commands.sweep.result import Trial
 from cambrian.sharding import UsageError
 from sweep_stand_in import KILLED_GRID, KILLED_REPEATS, SCRIPT, counted, make_grid, make_sweep, ran, run
+from waiting import settle
 
 GRID = make_grid(mesh=("1x2", "2x1"), threads=(1, 2))
 
@@ -132,7 +133,7 @@ def test_what_a_killed_sweep_left_running_is_ended(folder):
     left = subprocess.Popen(["sleep", "100"], env=os.environ | {"CAMBRIAN_SWEEP": str(folder.resolve())})
     other = subprocess.Popen(["sleep", "100"], env=os.environ | {"CAMBRIAN_SWEEP": str(folder)[:-1]})
     try:
-        time.sleep(0.05)  # until their environment is their own
+        settle(lambda: all("CAMBRIAN_SWEEP" in psutil.Process(process.pid).environ() for process in (left, other)))
         run(make_sweep(folder, GRID, repeats=1))
         assert left.poll() is not None and other.poll() is None
     finally:

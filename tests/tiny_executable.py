@@ -1,8 +1,6 @@
 """A tiny executable with a collective in it, and outputs that the tests make ready."""
 
 import threading
-import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -52,14 +50,6 @@ def outputs_of(index: int, num_samples: int = 8, model: int = 2) -> np.ndarray:
 
 def host_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("cambrian-host")]
-
-
-def settle(condition: Callable[[], bool]) -> None:
-    """Waits until `condition` holds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 class GatedOutputs:
