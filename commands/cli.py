@@ -1,39 +1,68 @@
-"""The command line: flags read once, the mode that they name, errors in one line with the exit code that they mean."""
+"""The command line: parses the flags, calls the mode, and reports an error in one line with its exit code."""
 
+import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 
 from cambrian.commands.configuration import Configuration
-from cambrian.commands.flags import Flags, define_flags, read_configuration, read_flags
+from cambrian.commands.flags import Flags, define_flags, help_text, read_configuration, read_flags
 from cambrian.sharding import UsageError
 from cambrian.sharding.host import host
 
 FLAGS = flags.FLAGS
+_HELP = ("-h", "-help", "--help")
+_NOT_OURS = ("flagfile", "undefok")  # absl's: --config is for files, and an unknown flag is never dropped
+
+
+class _StandardOutput(io.FileIO):
+    """Standard output, which its errors name as those of a file do."""
+
+    def write(self, data: Any, /) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def cli() -> None:
     """Runs `cambrian`, the same as `python main.py`, and exits."""
+    if sys.stdout is None or sys.stderr is None:  # else the next file opened takes the descriptor, and the output
+        print("error: standard output and standard error must be open, got a closed one", file=sys.stderr or sys.stdout)
+        sys.exit(2)
+    binary = io.BufferedWriter(_StandardOutput(sys.stdout.fileno(), "w", closefd=False))
+    sys.stdout = io.TextIOWrapper(  # file names needn't be Unicode
+        binary, sys.stdout.encoding, errors="backslashreplace", line_buffering=sys.stdout.isatty()
+    )
     logging.set_verbosity(logging.WARNING)  # JAX logs each platform that it doesn't find
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished results are kept
-    host.permit("cpu_latency", "malloc")  # the process is Cambrian's own
+    host.permit("cpu_latency", "malloc")  # this process belongs to Cambrian
     define_flags(FLAGS)
-    for flag in FLAGS.flags_by_module_dict()[define_flags.__module__]:
-        FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # --help shows these
-    app.run(_main, flags_parser=_parse_flags)
+    try:
+        app.run(_main, flags_parser=_parse_flags)
+    except SystemExit as end:
+        exit_code = end.code
+    except OSError as error:  # from printing the help
+        exit_code = _fail(f"{type(error).__name__}: {error}", 1)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        exit_code = _fail(f"{type(error).__name__}: {error}", 1)
+    sys.exit(exit_code)
 
 
 def _main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
-            raise UsageError(f"arguments are flags that begin with --, got {argv[1]!r}")
+            raise UsageError(f"arguments must be flags that begin with --, got {argv[1]!r}")
         found = read_flags(FLAGS)
         if found.is_sweep:
-            from cambrian.commands.sweep.command import sweep_command  # matplotlib takes a while to import
+            from cambrian.commands.sweep.command import sweep_command  # Matplotlib takes a while to import
 
             return sweep_command(found, [sys.executable, *_program(argv[0])])
         configuration = read_configuration(found)
@@ -43,18 +72,20 @@ def _main(argv: list[str]) -> int:
         return _fail(error, 2)
     except KeyboardInterrupt:
         exit_code = _fail("interrupted", 130)
-        sys.stdout.flush()
         os._exit(exit_code)  # XLA crashes the interpreter's own exit after an interrupted compilation
+    except MemoryError as error:
+        return _fail(f"MemoryError: {str(error) or 'the system gives this process no more memory'}", 1)
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error}", 1)
 
 
 def _program(started: str) -> list[str]:
-    """What the interpreter is given to start this program again."""
-    return [started] if started.endswith(".py") else ["-m", __spec__.name]
+    """Returns the interpreter's arguments that start this program again."""
+    is_script = started.endswith(".py") and not os.path.samefile(started, __file__)
+    return [started] if is_script else ["-m", __spec__.name]
 
 
-# Each mode imports its own packages: a run needs neither Flax nor matplotlib.
+# Each mode imports its own packages: a run needs neither Flax nor Matplotlib.
 def _run(found: Flags, configuration: Configuration) -> None:
     from cambrian.commands.run.run import run_command
 
@@ -88,21 +119,29 @@ _MODES: dict[str, Callable[[Flags, Configuration], None]] = {
 
 
 def _fail(message: object, exit_code: int) -> int:
-    if FLAGS.debug:
+    if FLAGS.is_parsed() and FLAGS.debug:
         traceback.print_exc()
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # one error is enough: the rest of the output goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_code
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    if any(argument in _HELP for argument in argv[1:]):
+        print(help_text(FLAGS))
+        sys.exit(0)
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("-")]
     try:
+        if refused := [name for name in names if name in _NOT_OURS]:
+            raise flags.UnrecognizedFlagError(refused[0])
         return FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        print(f"error: flags must be among those that --help lists, got --{error.flagname}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_fail(f"flags must be among those that --help lists, got --{error.flagname}", 2))
     except (flags.Error, ValueError) as error:  # ValueError: a value for --noFLAG
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_fail(error, 2))
 
 
 if __name__ == "__main__":

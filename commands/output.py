@@ -1,22 +1,47 @@
-"""The folder that a command writes its results to, and how a command ended."""
+"""The output folder of a command: its files appear whole, and never mix two runs."""
 
+import contextlib
+import io
+import signal
+import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 
 from cambrian.commands.configuration import Configuration
+from cambrian.commands.console import print_note
+from cambrian.engine.files import replace_file
+from cambrian.engine.runtime.memory import peak_host_memory_bytes
 from cambrian.sharding import OutOfMemory, UsageError
 
+REPORT = "report.json"
+PREDICTIONS, CLASSES, CONFUSION = "predictions.csv", "classes.csv", "confusion.png"
+METRICS, CURVES, MODEL = "metrics.csv", "curves.png", "model"
+TRAINED_PRECISIONS = ("float32", "bfloat16")  # in which a training evaluates its weights
+# Every file that a run or a training writes, but for its checkpoints.
+RESULTS = (
+    *(PREDICTIONS, CLASSES, CONFUSION, METRICS, CURVES),
+    *(f"{MODEL}/{name}" for name in ("config.json", "preprocessor_config.json", "model.safetensors")),
+    *(name.replace(".", f"_{end}.") for name in (CLASSES, CONFUSION) for end in TRAINED_PRECISIONS),
+)
 
-def make_output_dir(configuration: Configuration, results: Iterable[str] = ()) -> Path:
-    """The folder for the results of a command: the one asked for, or a new one under runs/.
 
-    Args:
-      results: names of files that an earlier run may have left there, which are removed: they must not stand beside the
-        report of a run that fails before its own.
+class WrittenReport(Protocol):
+    """A report with these fields, and `write`, which replaces report.json in one step."""
+
+    status: str
+    failure_reason: str | None
+    peak_host_memory_bytes: int | None
+
+    def write(self, output_dir: Path) -> Path: ...
+
+
+def make_output_dir(configuration: Configuration) -> Path:
+    """Makes the output folder of a command: the requested one, or a new one under runs/.
 
     Raises:
       UsageError: if it can't be written to.
@@ -25,8 +50,6 @@ def make_output_dir(configuration: Configuration, results: Iterable[str] = ()) -
     try:
         if configuration.output_dir:
             path.mkdir(parents=True, exist_ok=True)
-            for result in results:
-                (path / result).unlink(missing_ok=True)
             with tempfile.TemporaryFile(dir=path):  # fails now rather than after minutes of building
                 return path
         number = 1
@@ -38,11 +61,40 @@ def make_output_dir(configuration: Configuration, results: Iterable[str] = ()) -
             except FileExistsError:
                 number += 1
     except OSError as error:
-        raise UsageError(f"output_dir must be a folder that can be written to, got {path}: {error.strerror}") from None
+        raise UsageError(f"output_dir must be a writable folder, got {path}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterator[None]:
+    """Keeps `output_dir`/report.json true to the run inside this context, however that ends.
+
+    On entry the report replaces that of an earlier run, with status `running`, and then the earlier run's results are
+    removed. On exit it has the final status. A process that is killed leaves `running`.
+
+    Args:
+      hint: printed beside the folder after a failure.
+    """
+    report.status = "running"
+    report.write(output_dir)
+    for name in RESULTS:
+        (output_dir / name).unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        report.status, report.failure_reason = failure(error)
+        print(f"finished results are in {output_dir}{hint}", file=sys.stderr)
+        report.peak_host_memory_bytes = peak_host_memory_bytes()
+        try:
+            report.write(output_dir)
+        except OSError as unwritten:  # what ended the run is what the user must know
+            print_note(f"{output_dir / REPORT} still says running: {unwritten.strerror}")
+        raise
+    report.status, report.peak_host_memory_bytes = "ok", peak_host_memory_bytes()
+    report.write(output_dir)
 
 
 def failure(error: BaseException) -> tuple[str, str]:
-    """The report's `status` and `failure_reason` of a command that an exception ended."""
+    """Returns the `status` and `failure_reason` for the report of a command that an exception ended."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted by the user"
@@ -50,3 +102,27 @@ def failure(error: BaseException) -> tuple[str, str]:
     if exhausted or isinstance(error, (OutOfMemory, MemoryError)):
         return "out_of_memory", reason
     return "failed", reason
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Delays Ctrl-C and SIGTERM until the end of this context, whose effects must be complete. Main thread only."""
+    received = []
+    handlers = {
+        number: signal.signal(number, lambda *signalled: received.append(signalled))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
+
+
+def write_figure(figure: Any, path: Path, **options: Any) -> None:
+    """Writes a Matplotlib figure, in the format of the path's suffix, in one step."""
+    data = io.BytesIO()
+    figure.savefig(data, format=path.suffix.removeprefix("."), **options)
+    replace_file(path, data.getvalue())

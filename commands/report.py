@@ -1,4 +1,4 @@
-"""report.json: what a run was asked, what it did otherwise, and what it measured."""
+"""report.json: what a run was asked for, how it deviated, and what it measured."""
 
 import dataclasses
 import json
@@ -7,27 +7,27 @@ from typing import Any
 
 from cambrian.commands.accuracy.accuracy import Accuracy
 from cambrian.commands.configuration import Configuration
+from cambrian.commands.output import REPORT
 from cambrian.engine.files import replace_file
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Summary
 from cambrian.engine.runtime.parity import Parity
 
-REPORT = "report.json"
-
 
 @dataclasses.dataclass(slots=True)
 class Report:
-    """The keys of report.json; what a run didn't come to stays None.
+    """The keys of report.json; None for what the run didn't reach.
 
-    `status` is ok, out_of_memory, interrupted or failed. Times are in milliseconds, fractions from 0 to 1. `executable`
-    is native, portable or online; `build_ms` is None when the artefact was there. `wall_ms` and what derives from it
-    exclude loading. `classes` holds a `ClassAccuracy` for each class. `parity_*` compare the executable's
-    probe with the unsharded float32 reference.
+    `status` is running, ok, out_of_memory, interrupted or failed. It is `running` from before the first result until
+    the end: in the report of a process that was killed, nothing was measured, and predictions.csv holds whole batches.
+    Times are in milliseconds, fractions from 0 to 1. `executable` is native, portable or online; `build_ms` is None if
+    the artefact was cached. `wall_ms` and values derived from it exclude loading. `classes` holds a `ClassAccuracy` per
+    class. `parity_*` compare the executable's probe with the unsharded float32 reference.
     """
 
     flags: dict[str, Any]
     notes: list[str] = dataclasses.field(default_factory=list)
-    status: str = "failed"
+    status: str = "running"
     failure_reason: str | None = None
     model: str | None = None
     mesh: str | None = None
@@ -74,14 +74,14 @@ class Report:
     versions: dict[str, str] | None = None
 
     def request(self, configuration: Configuration) -> None:
-        """Takes over what was asked for, which a run that fails early doesn't come to replace."""
+        """Fills in the request; `describe` replaces it by what the executable is."""
         self.model_parallel, self.data_parallel = configuration.mesh.model, configuration.mesh.data
         self.mesh, self.device_count = str(configuration.mesh), configuration.mesh.num_devices
         self.platform, self.precision = configuration.platform, configuration.precision
         self.batch_size, self.weights = configuration.batch_size, configuration.weights
 
     def describe(self, executable: Executable) -> None:
-        """Takes over what the executable says of itself."""
+        """Fills in the executable's properties."""
         mesh = executable.mesh
         self.model = executable.name
         self.model_parallel, self.data_parallel = mesh.devices.shape
@@ -99,12 +99,12 @@ class Report:
             self.compare(executable.parity)
 
     def compare(self, parity: Parity) -> None:
-        """Takes over the comparison with the reference."""
+        """Fills in the comparison with the reference."""
         self.parity_max_relative_error = parity.max_relative_error
         self.parity_top1_agreement = parity.top1_agreement
 
     def measure(self, summary: Summary, num_images: int, skipped_images: list[str], accuracy: Accuracy | None) -> None:
-        """Takes over the times and the results of the finished part of the run."""
+        """Fills in times and results of the finished part of the run."""
         for field in dataclasses.fields(summary):
             setattr(self, field.name, getattr(summary, field.name))
         self.num_images, self.skipped_images = num_images, skipped_images
@@ -115,7 +115,12 @@ class Report:
 
     def write(self, output_dir: Path) -> Path:
         """Writes `output_dir`/report.json in one step and returns its path."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        path = output_dir / REPORT
-        replace_file(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
-        return path
+        return write_report({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, output_dir)
+
+
+def write_report(values: dict[str, Any], output_dir: Path) -> Path:
+    """Writes JSON-compatible values to `output_dir`/report.json in one step and returns its path."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    # A file name that isn't Unicode holds lone surrogates; escaped by a backslash, they are valid JSON.
+    replace_file(output_dir / REPORT, text.encode(errors="backslashreplace"))
+    return output_dir / REPORT

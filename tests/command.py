@@ -36,7 +36,7 @@ CONFIG = Preset(
     )
 )
 """
-REMARKS = ("note: ", "building the executable", "what is finished stands in ")  # what stderr may hold besides an error
+REMARKS = ("note: ", "building the executable", "finished results are in ")  # lines on stderr besides an error
 
 
 @dataclasses.dataclass(frozen=True)

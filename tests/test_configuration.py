@@ -1,19 +1,21 @@
-"""Flags, presets and reports as configurations: what they may hold, and which wins."""
+"""Configurations from flags, config files and reports: valid values, and precedence."""
 
 import dataclasses
 import json
+import os
 import re
+import socket
 
 import pytest
 
 from cambrian.commands.config_file import read_config_file
-from cambrian.commands.configuration import Configuration, ModelConfig, default_batch_size, parse_bytes
+from cambrian.commands.configuration import Configuration, Preset, default_batch_size, parse_bytes
 from cambrian.commands.flags import read_configuration
 from cambrian.sharding import MeshShape, Preprocessing, UsageError
 from command import TINY_CONFIG
 from flag_values import parse
 
-MODEL = ModelConfig(50, "imagenet", 2, Preprocessing((64, 64), (73, 73)), ("cat", "dog"))
+MODEL = read_config_file("resnet101_cifar10").preset.model
 
 
 @pytest.fixture
@@ -80,13 +82,102 @@ def test_named_presets(name):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("CONFIG = 3", "must define CONFIG, a Preset, got int"), ("", "must define CONFIG, a Preset, got NoneType")],
+    [
+        ("CONFIG = 3", "{path} must define CONFIG, a Preset, got int"),
+        ("", "{path} must define CONFIG, a Preset, got NoneType"),
+        ("CONFIG = = 3", "config {path} must run without an error, got SyntaxError: invalid syntax"),
+        ("CONFIG = '\0'", "config {path} must run without an error, got "),
+        ("CONFIG = 1 / 0", "config {path} must run without an error, got ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", "config {path} must run without an error, got SystemExit: 0"),
+        ("raise BaseException", "config {path} must run without an error, got BaseException: "),
+        ("CONFIG = " + "[" * 10_000 + "]" * 10_000, "config {path} must run without an error, got "),
+    ],
 )
-def test_a_file_without_a_preset_is_refused(tmp_path, content, message):
+def test_a_file_that_defines_no_preset_is_refused(tmp_path, content, message):
     path = tmp_path / "preset.py"
     path.write_text(content)
-    with pytest.raises(UsageError, match=re.escape(f"{path} {message}")):
+    with pytest.raises(UsageError, match=re.escape(message.format(path=path))):
         read_config_file(str(path))
+
+
+def test_a_file_with_a_value_out_of_range_is_refused_by_name(tmp_path):
+    path = tmp_path / "preset.py"
+    path.write_text(TINY_CONFIG.replace("depth=18", "depth='18'"))
+    message = f"config {path} must run without an error, got depth must be of type int, got '18'"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read_config_file(str(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([("threads", "2")], "flags must be of type tuple, got [('threads', '2')]"),
+        ((("threads", 2),), "flags must be pairs of strings, (flag, value), got ('threads', 2)"),
+        (("ab",), "flags must be pairs of strings, (flag, value), got 'ab'"),
+    ],
+)
+def test_a_preset_checks_its_flags(flags, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Preset(MODEL, flags)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[]", "3", "{}", '{"flags": 3}', '{"flags": [1]}', "[" * 10_000, '{"flags": {"threads": ' + "[" * 10_000,
+        "9" * 5000, "\xff",
+    ],
+)  # fmt: skip
+def test_a_report_without_flags_is_refused(tmp_path, content):
+    (tmp_path / "report.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UsageError, match="config must be a report.json with flags, got .*report.json: "):
+        parse("--config", tmp_path / "report.json")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("threads", True), ("threads", 2.5), ("threads", {}), ("threads", [[2]]), ("threads", None), ("mesh", 4),
+        ("data", []), ("skip_bad_images", "maybe"), ("skip_bad_images", []), ("timeout_s", 10**400), ("config", 3),
+        ("config", ["resnet101_cifar10"]), ("search", ["grid"]),
+    ],
+)  # fmt: skip
+def test_a_flag_of_another_type_in_a_report_is_refused(tmp_path, flag, value):
+    with pytest.raises(UsageError, match=f"flag {flag} of .*report.json: "):
+        parse("--config", write_report(tmp_path, **{flag: value}))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("repeats", 0), ("repeats", 10**6), ("max_latency_ms", "nan"), ("max_latency_ms", "inf"), ("min_top1", 1.1),
+        ("min_top1", "nan"), ("timeout_s", 0.5), ("timeout_s", 1e300),
+    ],
+)  # fmt: skip
+def test_every_number_of_a_sweep_has_a_range(flag, value):
+    with pytest.raises(UsageError, match=f"^{flag} must be from .* to .*, got "):
+        parse("--threads", "1,2", f"--{flag}", value)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device"])
+@pytest.mark.parametrize("name", ["data", "weights", "artifact", "artifact_dir", "signing_key", "output_dir"])
+def test_a_path_that_is_neither_file_nor_folder_is_refused(tmp_path, monkeypatch, name, kind):
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    path = "/dev/zero" if kind == "device" else kind
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(path)
+    with pytest.raises(UsageError, match=f"{name} must be a file or a folder, got the {kind} {path}"):
+        Configuration(**{"model": MODEL, "mesh": MeshShape(1, 1), name: path})
+
+
+@pytest.mark.parametrize("suffix", [".py", ".json"])
+def test_a_fifo_as_config_is_refused(tmp_path, suffix):
+    os.mkfifo(path := tmp_path / f"fifo{suffix}")
+    with pytest.raises(UsageError, match=f"config must be a file or a folder, got the FIFO {path}"):
+        parse("--config", path)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +185,18 @@ def test_a_file_without_a_preset_is_refused(tmp_path, content, message):
     [
         ({"precision": "int8"}, "precision must be one of auto, float32, bfloat16, got 'int8'"),
         ({"execution": "later"}, "execution must be one of offline, online, got 'later'"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
-        ({"batch_size": -8}, "batch_size must be at least 0, got -8"),
+        ({"threads": 0}, "threads must be from 1 to 1024, got 0"),
+        ({"threads": 10**6}, "threads must be from 1 to 1024, got 1000000"),
+        ({"batch_size": -8}, "batch_size must be from 0 to 1048576, got -8"),
+        ({"num_images": 10**12}, "num_images must be from 0 to 1000000000, got 1000000000000"),
+        ({"mesh": MeshShape(10**6, 1)}, "mesh must have at most 65536 devices, got 1000000x1"),
+        ({"device_memory_limit": "1" + "0" * 30 + "B"}, "a size must be at most 1024TiB, got '1"),
+        ({"device_memory_limit": "9" * 400 + "B"}, "a size must be at most 1024TiB, got '9"),
+        ({"weights": "a" * 300}, "weights must be a path that can be read, got 'aaa"),
+        ({"data": "a\0"}, "data must be a path that can be read, got 'a"),
         ({"batch_size": 12}, "batch_size must be a multiple of the data axis of 8 in mesh 4x8, got 12"),
-        ({"image_size": -1}, "image_size must be at least 0, got -1"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"image_size": -1}, "image_size must be from 0 to 8192, got -1"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
         ({"device_memory_limit": "lots"}, "such as 512MiB, got 'lots'"),
         ({"resize": 232}, "resize belongs to --weights PATH without --config, got 232"),
         ({"artifact": "received", "execution": "online"}, "execution must be offline to run an artifact, got online"),
@@ -112,7 +210,12 @@ def test_a_configuration_checks_its_values(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 3}, "labels must name all 3 classes, got 2"),
+        ({"num_classes": 3}, "labels must name all 3 classes, got 10"),
+        ({"num_classes": 0}, "num_classes must be from 1 to 1000000, got 0"),
+        ({"num_classes": True}, "num_classes must be of type int, got True"),
+        ({"depth": 18.0}, "depth must be of type int, got 18.0"),
+        ({"stem": None}, "stem must be of type str, got None"),
+        ({"labels": list("abcdefghij")}, "labels must be of type tuple, got ['a', "),
         ({"preprocessing": 224}, "preprocessing must be of type Preprocessing, got 224"),
         ({"preprocessing": Preprocessing((9000, 64), (73, 73))}, "image_size must be from 1 to 8192, got 9000"),
     ],

@@ -51,9 +51,7 @@ def test_auto_is_synthetic_for_models_of_other_classes_and_says_so(labels, num_l
 
 @pytest.mark.parametrize("data", ["no_such_folder", ""])
 def test_unknown_data_is_refused(data):
-    with pytest.raises(
-        UsageError, match=f"cifar10, cifar10_sample, synthetic or a folder of images, got '{data}'"
-    ):
+    with pytest.raises(UsageError, match=f"cifar10, cifar10_sample, synthetic or a folder of images, got '{data}'"):
         open_images(data)
 
 

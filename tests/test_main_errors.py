@@ -1,6 +1,8 @@
-"""Flags and input that make no sense: exit code 2, and one line with what is needed and what was got."""
+"""Invalid flags and input: exit code 2, and one line with the requirement and what was got."""
 
 import dataclasses
+import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,14 +11,14 @@ from cambrian.models.resnet.architecture import Architecture
 from command import Command, Outcome, read_report, write_checkpoint, write_images
 
 TINY = "--config tiny.py"
-# Flags → what the message says; {home} is the folder in which the command runs.
+# Flags → the message, or its beginning if it ends in ": ".
 CASES = {
     "--mesh 4by8": "a mesh must be written MODELxDATA, such as 4x8, got '4by8'",
     "--mesh 0x32": "a mesh must have at least 1 device on each axis, got 0x32",
     "--mesh 64x1": "expected at most 32 virtual CPU devices, unless "
     "XLA_FLAGS=--xla_force_host_platform_device_count=N asks for more, got 64",
     "--mesh 2x4 --batch_size 6": "batch_size must be a multiple of the data axis of 4 in mesh 2x4, got 6",
-    "--threads 0": "threads must be at least 1, got 0",
+    "--threads 0": "threads must be from 1 to 1024, got 0",
     "--config nothing": "config must be a .py or report.json file, "
     "or one of cambricon_grid, resnet101_cifar10, resnet101_imagenet, train_resnet101_cifar10; got 'nothing'",
     "--nonsense 3": "flags must be among those that --help lists, got --nonsense",
@@ -25,8 +27,8 @@ CASES = {
     "--platform npu": "platform must be one of auto, cpu, gpu, tpu, got 'npu'",
     "--mode fly": "mode must be one of run, compile, plan, train, got 'fly'",
     "--execution later": "execution must be one of offline, online, got 'later'",
-    "--device_memory_limit 5": "a size is a number with a unit of B, KiB, MiB, GiB, TiB, such as 512MiB, got '5'",
-    "photos": "arguments are flags that begin with --, got 'photos'",
+    "--device_memory_limit 5": "a size must be a number and a unit of B, KiB, MiB, GiB, TiB, such as 512MiB, got '5'",
+    "photos": "arguments must be flags that begin with --, got 'photos'",
     "--data absent": "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images, got 'absent': "
     "No such file or directory",
     "--data empty": "expected a folder with JPEG or PNG images, got empty without any",
@@ -45,7 +47,7 @@ CASES = {
     "--mode compile --artifact empty": "mode compile builds an artifact: leave --artifact out, got 'empty'",
     "--artifact_dir file/cache": "the artefact directory must be writable and have space, got file/cache: "
     "Not a directory",
-    "--output_dir file/output": "output_dir must be a folder that can be written to, got file/output: Not a directory",
+    "--output_dir file/output": "output_dir must be a writable folder, got file/output: Not a directory",
     f"{TINY} --mesh 1x4 --partition intra_sample": "the model axis must divide the rows or channels of a convolution "
     "for partition intra_sample, got mesh 1x4",
     f"{TINY} --mesh 4x1 --partition rows": "mesh 4x1: layer3.0.conv1: output rows must be divisible by the "
@@ -55,6 +57,23 @@ CASES = {
     "--config list.json": "config must be a report.json with flags, got list.json: ",
     "--config other.json": "other.json must set flags of main.py, got 'depth'",
     "--config threads.json": "flag threads of threads.json: ",
+}
+# The same, refused before anything is written.
+NOTHING_WRITTEN = {
+    "--config syntax.py": "config syntax.py must run without an error, got SyntaxError: ",
+    "--config exit.py": "config exit.py must run without an error, got SystemExit: ",
+    "--config deep.json": "config must be a report.json with flags, got deep.json: RecursionError ",
+    "--threads 1000000": "threads must be from 1 to 1024, got 1000000",
+    "--num_images 1000000000000": "num_images must be from 0 to 1000000000, got 1000000000000",
+    "--device_memory_limit 1000000000000000000000000000000B": "a size must be at most 1024TiB, "
+    "got '100000000000...000000000000B'",
+    "--threads 1,2 --timeout_s nan": "timeout_s must be from 1 to 604800, got nan",
+    "--artifact empty --batch_size 8,16": "an artifact decides its own batch_size: give one --batch_size, got 2",
+    "--mesh 1x1,1x2 --num_images 1,2,3,4 --seed 1,2": "flag --seed=1,2: ",
+    "--weights fifo": "weights must be a file or a folder, got the FIFO fifo",
+    "--config fifo.json": "config must be a file or a folder, got the FIFO fifo.json",
+    "--flagfile fifo": "flags must be among those that --help lists, got --flagfile",
+    "--mode train --data classes --batch_size 8": "batch_size must be at most the 4 training images, got 8",
 }
 
 
@@ -71,17 +90,51 @@ def outcomes(tmp_path_factory) -> dict[str, Outcome]:
     (home / "list.json").write_text('{"flags": ["threads"]}')
     (home / "other.json").write_text('{"flags": {"depth": "18"}}')
     (home / "threads.json").write_text('{"flags": {"threads": null}}')
+    return run_all(command, CASES)
+
+
+def run_all(command: Command, flags: Iterable[str]) -> dict[str, Outcome]:
     with ThreadPoolExecutor(2) as pool:  # each is a process that takes a second to start
-        return dict(zip(CASES, pool.map(lambda flags: command(*flags.split()), CASES), strict=True))
+        return dict(zip(flags, pool.map(lambda each: command(*each.split()), flags), strict=True))
 
 
 @pytest.mark.parametrize("flags", CASES)
-def test_nonsense_is_refused_in_one_line(outcomes, flags):
-    outcome = outcomes[flags]
+def test_an_invalid_request_is_refused_in_one_line(outcomes, flags):
+    check_refusal(outcomes[flags], CASES[flags])
+
+
+def check_refusal(outcome: Outcome, expected: str) -> None:
     assert outcome.exit_code == 2, outcome.stderr
-    expected = CASES[flags]
-    assert outcome.error.startswith(expected) if expected.endswith(": ") else outcome.error == expected
+    assert outcome.error.startswith(expected) if expected.endswith((": ", " ")) else outcome.error == expected
     assert outcome.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory) -> tuple[dict[str, Outcome], set[str]]:
+    """The outcomes of NOTHING_WRITTEN, and the files that they left in their home."""
+    home = tmp_path_factory.mktemp("home")
+    command = Command(home)
+    (home / "empty").mkdir()
+    folders = ("train/a", "train/b", "test/a", "test/b")
+    write_images(home / "classes", [f"{folder}/{index}.png" for folder in folders for index in range(2)])
+    (home / "syntax.py").write_text("CONFIG = = 3")
+    (home / "exit.py").write_text("import sys; sys.exit(0)")
+    (home / "deep.json").write_text('{"flags": ' + "[" * 10_000 + "]" * 10_000 + "}")
+    for name in ("fifo", "fifo.json"):
+        os.mkfifo(home / name)
+    before = {str(path) for path in home.rglob("*")}
+    outcomes = run_all(command, NOTHING_WRITTEN)
+    after = {str(path) for path in home.rglob("*") if "matplotlib" not in str(path)}  # has folders of its own
+    return outcomes, after - before - {str(home / "config")}
+
+
+@pytest.mark.parametrize("flags", NOTHING_WRITTEN)
+def test_invalid_flags_are_refused_in_one_line(silent, flags):
+    check_refusal(silent[0][flags], NOTHING_WRITTEN[flags])
+
+
+def test_refused_flags_leave_nothing(silent):
+    assert silent[1] == set()
 
 
 def test_debug_shows_the_traceback(tmp_path):

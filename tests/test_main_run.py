@@ -260,13 +260,13 @@ def test_an_interrupted_run_keeps_what_is_finished(command_with_artifact, tmp_pa
     predictions = tmp_path / "output" / "predictions.csv"
     with command_with_artifact.start(*flags, "--precision", "float32") as process:
         try:
-            wait_until(lambda: predictions.exists() and predictions.stat().st_size, process)
+            wait_until(lambda: predictions.exists() and predictions.read_bytes().count(b"\n") > 1, process)
             process.send_signal(signal_number)
             _, errors = process.communicate(timeout=30)
         finally:
             process.kill()  # else leaving `with` waits for its 10,000,000 images
     assert process.returncode == 130
-    finished = f"what is finished stands in {tmp_path / 'output'}"
+    finished = f"finished results are in {tmp_path / 'output'}"
     assert errors.splitlines()[-2:] == [finished, "error: interrupted"]
     assert errors.count("error:") == 1 and "Traceback" not in errors
     report = read_report(tmp_path / "output")

@@ -41,14 +41,17 @@ def test_a_single_value_stays_a_single_value():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--repeats", 2), "--repeats needs a sweep, several values of one of mesh, .*, got one configuration"),
+        (("--repeats", 2), "--repeats requires a sweep, several values of one of mesh, .*, got one configuration"),
         (("--mesh", "1x2,4by8"), "a mesh must be written MODELxDATA, such as 4x8, got '4by8'"),
         (("--precision", "float32,int8"), "precision must be one of auto, float32, bfloat16, got 'int8'"),
         (("--mesh", "1x2,1x4", "--batch_size", "3"), "batch_size must be a multiple of the data axis"),
         (("--mesh", "1x2,1x4", "--mode", "fly"), "a sweep needs mode run or compile, got 'fly'"),
         (("--mesh", "1x1,1x2", "--mode", "train"), "a sweep needs mode run or compile, got 'train'"),
         (("--mesh", "1x1,1x2", "--mode", "plan"), "a sweep needs mode run or compile, got 'plan'"),
-        (("--mesh", "1x2,1x4", "--data", "absent"), "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images"),
+        (
+            ("--mesh", "1x2,1x4", "--data", "absent"),
+            "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images",
+        ),
         (("--mesh", "1x2,1x4", "--artifact", "some"), "an artifact decides its own mesh"),
     ],
 )

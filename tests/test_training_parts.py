@@ -98,10 +98,14 @@ def test_sgd_has_nesterov_momentum():
     ("values", "message"),
     [
         ({"optimizer": "lamb"}, "optimizer must be one of sgd, adamw, got 'lamb'"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"epochs": 0}, "epochs must be from 1 to 1000000, got 0"),
+        ({"epochs": 2.0}, "epochs must be of type int, got 2.0"),
+        ({"batch_size": True}, "batch_size must be of type int, got True"),
+        ({"weight_decay": -1.0}, "weight_decay must be from 0 to 1000000.0, got -1.0"),
+        ({"mixup_alpha": float("nan")}, "mixup_alpha must be from 0 to 1000000.0, got nan"),
+        ({"momentum": "0.9"}, "momentum must be of type float, got '0.9'"),
         ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1, got 1.0"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be from 1e-12 to 1000000.0, got 0.0"),
         ({"epochs": 2, "warmup_epochs": 2.0}, "warmup_epochs must be below the 2 epochs, got 2.0"),
     ],
 )

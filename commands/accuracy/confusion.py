@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture."""
+"""A picture of the confusion matrix."""
 
 import logging
 import textwrap
@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from cambrian.commands.output import write_figure
+
 _MAX_NUMBERED = 20  # classes whose cells can hold a number
 _MAX_NAMED = 60  # classes whose names can be read
-# A new font cache is no news to the user.
+# The user needn't know that a font cache is built.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
-    """Draws how often images of each class (rows) were taken for each class (columns).
+    """Draws how often images of each class (rows) were predicted as each class (columns).
 
-    Colours are shares of a row, in a scale that is readable in grey and with any colour vision; numbers are images.
+    Colours show shares of a row, in a scale that works in grey and with any colour vision; numbers count images.
 
     Args:
       confusion: (classes, classes), number of images.
-      path: of the PNG file.
+      path: the PNG file.
     """
     num_classes = len(confusion)
     totals = confusion.sum(axis=1, keepdims=True)
@@ -44,4 +46,4 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str, path
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     axes.set_title(title)
-    figure.savefig(path)
+    write_figure(figure, path)

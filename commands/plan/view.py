@@ -1,4 +1,4 @@
-"""What a plan looks like: a table of its layers, and a picture of the network."""
+"""Shows a plan: a table of its layers, and a picture of the network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from cambrian.commands.console import make_console
+from cambrian.commands.output import write_figure
 from cambrian.sharding import LayerCost, Partition, total_ms
 
 _MIB = 2**20
-# Okabe and Ito's colours, which colour-blind people can tell apart; the hatches tell them apart in grey.
+# Okabe and Ito's colours, for any colour vision; the hatches distinguish them in grey.
 _COLOURS = {
     Partition.WHOLE: ("#999999", ""),
     Partition.SAMPLES: ("#56B4E9", ""),
@@ -23,12 +24,12 @@ _COLOURS = {
 def print_plan(
     plan: dict[str, dict], costs: Sequence[LayerCost], title: str, measured_ms: float, console: Console | None = None
 ) -> None:
-    """Prints a line for each layer, and the predicted total beside the measured one.
+    """Prints a line for each layer, and the predicted and the measured time of a launch.
 
     Args:
       plan: layer name → partition, lowering and micro_batch.
-      costs: of its layers, in their order.
-      measured_ms: of a launch.
+      costs: costs of its layers, in order.
+      measured_ms: measured time of a launch.
     """
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("layer", no_wrap=True)
@@ -60,10 +61,10 @@ def print_plan(
 def draw_plan(
     plan: dict[str, dict], costs: Sequence[LayerCost], title: str, measured_ms: float, path: Path
 ) -> list[Path]:
-    """Draws the network's layers, each as long as its predicted time, coloured by partition.
+    """Draws a bar for each layer, as long as its predicted time and coloured by partition.
 
     Returns:
-      The files written: `path` with the suffixes .png and .svg.
+      The written files, `path` with the suffixes .png and .svg.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -96,5 +97,5 @@ def draw_plan(
     axes.legend(handles=handles, loc="lower right", fontsize=8)
     written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in written:
-        figure.savefig(file, dpi=150)
+        write_figure(figure, file, dpi=150)
     return written

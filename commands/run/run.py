@@ -1,22 +1,21 @@
-"""`--mode run`: classifies the images and writes report and predictions, whatever happens."""
+"""`--mode run`: classifies the images and writes predictions and a report, however the run ends."""
 
 import contextlib
-import csv
-import sys
 from pathlib import Path
 from typing import Any
 
 from cambrian.commands.accuracy.accuracy import Accuracy
-from cambrian.commands.accuracy.files import CLASSES, CONFUSION, write_accuracy
+from cambrian.commands.accuracy.files import write_accuracy
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import print_note, progress_bar
 from cambrian.commands.executables import check_parity, make_executable
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ImageSource, ModelImages, choose_data, open_source
-from cambrian.commands.output import failure, make_output_dir
+from cambrian.commands.output import PREDICTIONS, deferred_interrupts, make_output_dir, reporting
 from cambrian.commands.report import Report
 from cambrian.commands.run.classify import Tally, classify, images_of
 from cambrian.commands.run.clock import milliseconds_since_process_start
+from cambrian.commands.run.predictions import PredictionFile
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.versions import versions
 from cambrian.engine.errors import ParityError
@@ -24,21 +23,14 @@ from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.memory import (
     check_device_memory,
     loaded_host_memory_bytes,
-    peak_host_memory_bytes,
     predicted_host_memory_bytes,
 )
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.sharding.host import return_freed_memory
 
-PREDICTIONS = "predictions.csv"
-
 
 def run_command(configuration: Configuration, flags: Flags) -> None:
-    """Runs the configuration and prints what came of it.
-
-    Raises:
-      As `run_configuration`.
-    """
+    """Runs the configuration and prints its results; raises as `run_configuration`."""
     report, output_dir = run_configuration(configuration, dict(flags.values))
     from cambrian.commands.run.table import print_table  # rich: a tenth of a second that the first result doesn't wait
 
@@ -50,17 +42,17 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
     """Classifies the configuration's images and writes report.json and predictions.csv.
 
     Args:
-      flags: for the report.
+      flags: as the report shows them.
 
     Returns:
-      The report and the folder it was written to.
+      The report and its folder.
 
     Raises:
-      Whatever ended the run, after the report was written with what had been finished.
+      The exception that ended the run, after the report was written with the finished part.
     """
-    # What is wrong with the images is said before minutes of building.
+    # Images first: a mistake in them is reported before minutes of building.
     source, notes = (None, []) if configuration.data == "auto" else _open(configuration.data, configuration)
-    output_dir = make_output_dir(configuration, (PREDICTIONS, CLASSES, CONFUSION))
+    output_dir = make_output_dir(configuration)
     report = Report(
         flags=flags | {"output_dir": str(output_dir)},
         threads=configuration.threads,
@@ -70,20 +62,14 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
     )
     if not configuration.artifact:
         report.request(configuration)
-    try:
+    with reporting(report, output_dir):
         for note in notes:
-            _say(note, report)
-        _run(configuration, source, output_dir, report)
-        report.status = "ok"
-    except BaseException as error:
-        report.status, report.failure_reason = failure(error)
-        if isinstance(error, ParityError):
+            _note(note, report)
+        try:
+            _run(configuration, source, output_dir, report)
+        except ParityError as error:
             report.compare(error.parity)
-        print(f"what is finished stands in {output_dir}", file=sys.stderr)
-        raise
-    finally:
-        report.peak_host_memory_bytes = peak_host_memory_bytes()
-        report.write(output_dir)
+            raise
     return report, output_dir
 
 
@@ -111,10 +97,10 @@ def _run(configuration: Configuration, source: ImageSource | None, output_dir: P
     report.data = images.description
     for note in (*data_notes, *executable.notes, *notes):
         if note not in report.notes:
-            _say(note, report)
+            _note(note, report)
     _classify(executable, images, configuration, output_dir, report)
     if report.skipped_images:
-        _say(f"{len(report.skipped_images)} unreadable images skipped, listed as skipped_images in the report", report)
+        _note(f"{len(report.skipped_images)} unreadable images skipped, listed as skipped_images in the report", report)
     if executable.parity is None:
         report.describe(check_parity(executable))
 
@@ -122,7 +108,7 @@ def _run(configuration: Configuration, source: ImageSource | None, output_dir: P
 def _classify(
     executable: Executable, images: ModelImages, configuration: Configuration, output_dir: Path, report: Report
 ) -> None:
-    """Writes predictions and accuracy; the report and the file hold what is finished also when an exception ends it."""
+    """Writes predictions and accuracy; if an exception ends it, report and predictions agree on the finished part."""
     tally, timeline, accuracy = Tally.of(executable, images), Timeline(), None
     batches = classify(
         executable,
@@ -133,18 +119,16 @@ def _classify(
     )
     try:
         with (
-            (output_dir / PREDICTIONS).open("w", newline="", encoding="utf-8") as file,
+            PredictionFile(output_dir / PREDICTIONS) as file,
             progress_bar(len(images), "classifying") as show_progress,
             contextlib.closing(batches),
         ):
-            rows = csv.writer(file)
-            rows.writerow(["image", "label", "predicted", "probability"])
             for batch in batches:
                 if report.first_inference_ms is None and batch.predictions:
                     report.first_inference_ms = milliseconds_since_process_start()
-                for made in batch.predictions:
-                    rows.writerow([made.image, made.label or "", made.predicted, f"{made.probability:.6f}"])
-                tally.add(batch)
+                with deferred_interrupts():
+                    file.add(batch.predictions)
+                    tally.add(batch)
                 show_progress(batch.indices.stop)
     finally:
         if executable.metadata["trained"] and tally.confusion is not None and tally.num_images:
@@ -156,12 +140,11 @@ def _classify(
 
 
 def _num_devices(configuration: Configuration) -> int:
-    """Of the mesh: the artefact's, if the user names one."""
     if configuration.artifact:
         return read_artifact(Path(configuration.artifact), None)[0].mesh.num_devices
     return configuration.mesh.num_devices
 
 
-def _say(note: str, report: Report) -> None:
+def _note(note: str, report: Report) -> None:
     print_note(note)
     report.notes.append(note)

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from cambrian.commands.report import REPORT
+from cambrian.commands.output import REPORT
 from cambrian.commands.sweep.process import STDERR, Ended
 from cambrian.commands.sweep.result import BUILD, CRASHED, FAILED, OK, OVERFLOW, REFUSED, TIMEOUT, Result, Trial
 

@@ -1,4 +1,4 @@
-"""The curves of a training: a table, and a picture of it."""
+"""The curves of a training, as a table and as a picture."""
 
 import csv
 import io
@@ -9,13 +9,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# A new font cache is no news to the user.
+from cambrian.commands.output import write_figure
+
+# The user needn't know that a font cache is built.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-_TRAIN, _TEST = "#0072B2", "#D55E00"  # of Okabe and Ito's palette, for any colour vision; lines differ in style, too
+_TRAIN, _TEST = "#0072B2", "#D55E00"  # Okabe and Ito's palette, for any colour vision; line styles differ too
 
 
 def metrics_csv(epochs: Sequence[Mapping[str, Any]]) -> bytes:
-    """A line for each epoch, with the keys of the first as header; empty where a value is None."""
+    """Returns a CSV table with a row per epoch, under the keys of the first; None becomes an empty cell."""
     text = io.StringIO(newline="")
     rows = csv.DictWriter(text, list(epochs[0]))
     rows.writeheader()
@@ -57,4 +59,4 @@ def draw_curves(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
-    figure.savefig(path)
+    write_figure(figure, path)

@@ -1,27 +1,25 @@
-"""report.json of a training: what it was asked, what it did otherwise, and what came of it."""
+"""report.json of a training: what it was asked for, how it deviated, and what it reached."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from cambrian.commands.report import REPORT
-from cambrian.engine.files import replace_file
+from cambrian.commands.report import write_report
 
 
 @dataclasses.dataclass(slots=True)
 class TrainingReport:
-    """The keys of report.json of a training; what it didn't come to stays None.
+    """The keys of report.json of a training; None for what it didn't reach.
 
-    `status` is ok, out_of_memory, interrupted or failed. `accuracy` holds, for float32 and bfloat16, the
-    `Accuracy` of the weights that are kept, on the images of `evaluated_on`. `images_per_second` is
-    that of the last steps; `wall_ms` is what this process trained for, with compiling, evaluation and checkpoints.
+    `status` is running, ok, out_of_memory, interrupted or failed, as in `Report`. `accuracy` holds, for float32 and
+    bfloat16, the `Accuracy` of the trained weights on the images of `evaluated_on`. `images_per_second` is the speed of
+    the last steps; `wall_ms` is the time of this process's training, including compilation, evaluation and checkpoints.
     """
 
     flags: dict[str, Any]
     versions: dict[str, str]
     notes: list[str] = dataclasses.field(default_factory=list)
-    status: str = "failed"
+    status: str = "running"
     failure_reason: str | None = None
     model: str | None = None
     mesh: str | None = None
@@ -41,7 +39,6 @@ class TrainingReport:
     trained_weights: str | None = None
     peak_host_memory_bytes: int | None = None
 
-    def write(self, output_dir: Path) -> None:
-        """Writes `output_dir`/report.json in one step."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-        replace_file(output_dir / REPORT, text.encode())
+    def write(self, output_dir: Path) -> Path:
+        """Writes `output_dir`/report.json in one step and returns its path."""
+        return write_report(dataclasses.asdict(self), output_dir)

@@ -1,10 +1,24 @@
 """Recipe: all settings of a training besides model, data, mesh and seed. Imports no framework."""
 
 import dataclasses
+import reprlib
 
 from cambrian.sharding import UsageError
 
 OPTIMIZERS = ("sgd", "adamw")
+_RANGES = {  # field → its least and its largest value
+    "epochs": (1, 10**6),
+    "batch_size": (1, 2**20),
+    "learning_rate": (1e-12, 1e6),
+    "warmup_epochs": (0, 10**6),
+    "weight_decay": (0, 1e6),
+    "crop_padding": (0, 8192),
+    "cutout_size": (0, 8192),
+    "mixup_alpha": (0, 1e6),
+    "accumulation_steps": (1, 2**20),
+    "evaluate_every_epochs": (1, 10**6),
+    "checkpoint_every_s": (0, 7 * 24 * 3600),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,20 +66,19 @@ class Recipe:
     checkpoint_every_s: float = 60.0
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            kind, value = type(field.default), getattr(self, field.name)
+            allowed = (int, float) if kind is float else (kind,)
+            if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+                raise UsageError(f"{field.name} must be of type {kind.__name__}, got {reprlib.repr(value)}")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
-        for name in ("epochs", "batch_size", "accumulation_steps", "evaluate_every_epochs"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
-        names = ("weight_decay", "crop_padding", "cutout_size", "mixup_alpha", "checkpoint_every_s", "warmup_epochs")
-        for name in names:
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"{name} must be from {low} to {high}, got {reprlib.repr(getattr(self, name))}")
         for name in ("momentum", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise UsageError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.warmup_epochs >= self.epochs:
             raise UsageError(f"warmup_epochs must be below the {self.epochs} epochs, got {self.warmup_epochs}")
 

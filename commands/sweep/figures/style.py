@@ -1,7 +1,6 @@
-"""How pictures look and are saved."""
+"""The style of a sweep's pictures, and how they are saved."""
 
 import contextlib
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cambrian.engine.files import replace_file
+from cambrian.commands.output import write_figure
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision; yellow, too light a line, left out.
+# Okabe and Ito, "Color Universal Design" (2008), for any colour vision; without yellow, which is too light for lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 2)))
@@ -22,7 +21,7 @@ _RESOLUTION = 150
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """The same fonts, sizes and ids for every picture, whatever the user's settings."""
+    """Gives every picture the same fonts, sizes and ids, independent of the user's settings."""
     settings: Any = {
         "axes.grid": True,
         "axes.spines.right": False,
@@ -45,7 +44,7 @@ def start_at_zero(axes: Axes) -> None:
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour, marker and line of the series `number`, counted from 0; all three differ up to seven series."""
+    """Returns colour, marker and line of series `number`, from 0; all three are distinct up to seven series."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -55,8 +54,6 @@ def line_style(number: int) -> dict[str, Any]:
 
 def save(figure: Figure, stem: Path) -> Path:
     """Writes `stem`.png and `stem`.svg, and returns the latter."""
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        data = io.BytesIO()
-        figure.savefig(data, format=suffix, dpi=_RESOLUTION, metadata=metadata)
-        replace_file(stem.with_suffix(f".{suffix}"), data.getvalue())
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+        write_figure(figure, stem.with_suffix(suffix), dpi=_RESOLUTION, metadata=metadata)
     return stem.with_suffix(".svg")
