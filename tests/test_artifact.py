@@ -204,7 +204,7 @@ def test_other_devices(online, artifact, key):
     with pytest.raises(UsageError, match="mesh 2x4: expected at least 8 devices, got 7"):
         load(artifact, devices=jax.devices()[:7], signing_key=key)
     edit(artifact, key, platform="tpu")
-    with pytest.raises(UsageError, match="needs tpu devices, got cpu"):
+    with pytest.raises(UsageError, match="expected tpu devices for the artefact, got cpu"):
         load(artifact, devices=jax.devices()[:8], signing_key=key)
 
 
@@ -218,7 +218,7 @@ def test_parameters_are_loaded_while_the_machine_code_is_linked(online, artifact
 
         return wrapped
 
-    for name in ("load_params", "from_native"):
+    for name in ("read_params", "from_native"):
         monkeypatch.setattr(load_module, name, meeting(getattr(load_module, name)))
     assert load(artifact, signing_key=key).kind == "native"
 
@@ -254,7 +254,7 @@ def test_what_others_made_may_not_call_into_this_process(online, artifact, key, 
     with refused:
         load(artifact, signing_key=tmp_path / "absent")
     with refused:
-        load_portable(artifact)
+        load_portable(artifact, signing_key=tmp_path / "absent")
     assert load(artifact, signing_key=key).kind == "native"
 
 
@@ -266,7 +266,7 @@ def test_marks_of_shardings_are_no_harm(key, tmp_path, shardy):
         save(compile_program(toy_program()), tmp_path / "artifact", key)
     finally:
         jax.config.update("jax_use_shardy_partitioner", before)
-    text = load_portable(tmp_path / "artifact").exported.mlir_module()
+    text = load_portable(tmp_path / "artifact", signing_key=tmp_path / "absent").exported.mlir_module()
     assert ("custom_call @SPMDFullToShardShape" in text) != shardy
 
 
@@ -282,8 +282,8 @@ def test_outputs_too_far_from_the_reference_are_an_error_and_not_kept(artifact, 
     assert (artifact / MANIFEST).read_bytes() == before
 
 
-def test_a_portable_program_inside_other_code(online, artifact):
-    portable = load_portable(artifact)
+def test_a_portable_program_inside_other_code(online, artifact, key):
+    portable = load_portable(artifact, signing_key=key)
 
     @jax.jit
     def probabilities(params, images):

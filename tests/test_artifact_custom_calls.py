@@ -8,7 +8,7 @@ import pytest
 
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import MANIFEST, read_manifest
-from cambrian.engine.artifact.save import save, save_program
+from cambrian.engine.artifact.save import compute_parts, save, write_artifact
 from cambrian.engine.artifact.signing import load_key
 from cambrian.engine.errors import DamagedArtifact
 from cambrian.engine.runtime.compile import compile_program
@@ -54,7 +54,7 @@ def test_the_portable_program_is_compiled_at_load_and_gives_the_same(saved):
 
 def test_a_program_is_saved_without_being_compiled(saved, tmp_path):
     folder, executable = saved
-    save_program(executable.program, tmp_path / "artifact", folder / "key")
+    write_artifact(compute_parts(executable.program), tmp_path / "artifact", folder / "key")
     assert read_manifest(tmp_path / "artifact", None)[0].analysis is None
     loaded, compiled_before = (load(at / "artifact", signing_key=folder / "key") for at in (tmp_path, folder))
     assert (loaded.kind, loaded.analysis) == ("portable", compiled_before.analysis)

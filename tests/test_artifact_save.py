@@ -1,20 +1,24 @@
 """What saving an artefact leaves, and what it refuses."""
 
+import dataclasses
 import errno
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from jax.sharding import PartitionSpec as P
 
 from cambrian.engine.artifact import save as save_module
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import MANIFEST
-from cambrian.engine.artifact.save import save, save_program
+from cambrian.engine.artifact.save import compute_parts, save, write_artifact
 from cambrian.engine.artifact.serialization import NotSerializable
 from cambrian.engine.errors import ArtifactExists, DamagedArtifact
 from cambrian.engine.runtime.compile import compile_program, jit_program
-from cambrian.sharding import UsageError
-from toy_program import toy_program
+from cambrian.sharding import UsageError, make_mesh
+from toy_program import MESH, toy_program
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def test_without_native_serialization_the_portable_part_remains(online, key, tmp
 
 
 def test_an_artifact_of_another_cache_key_is_refused(online, key, tmp_path):
-    save_program(online.program, tmp_path / "artifact", key, cache_key="a")
+    write_artifact(compute_parts(online.program, online.compiled), tmp_path / "artifact", key, cache_key="a")
     with pytest.raises(
         DamagedArtifact, match=f"{tmp_path / 'artifact' / MANIFEST} must be of the cache key b, got 'a'"
     ):
@@ -83,12 +87,41 @@ def test_save_refuses_what_it_can_not_do(online, key, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("part", ["to_portable", "write_tensors", "write_file"])
-def test_a_failed_save_leaves_nothing(online, key, tmp_path, monkeypatch, part):
+def callback(params, images):
+    shape = jax.ShapeDtypeStruct((len(images), 10), "float32")
+    return jax.pure_callback(lambda x: np.zeros((len(x), 10), np.float32), shape, images)
+
+
+def effect(params, images):
+    jax.debug.print("{}", images.sum())
+    return jnp.zeros((len(images), 10))
+
+
+def over_other_devices(params, images):
+    others = make_mesh(MESH, jax.devices()[8:16])
+    local = jax.shard_map(lambda x: x * 1.0, mesh=others, in_specs=P("data"), out_specs=P("data"))
+    return local(jnp.zeros((len(images), 10)))
+
+
+@pytest.mark.parametrize(
+    ("apply", "reason"),
+    [(callback, "callbacks"), (effect, "callbacks"), (over_other_devices, "device")],
+)
+def test_a_program_that_can_not_be_exported_is_refused_before_anything_is_written(online, key, tmp_path, apply, reason):
+    executable = dataclasses.replace(online, program=dataclasses.replace(online.program, apply=apply))
+    expected = f"a program must be one that JAX can export to be saved, got toy: .*{reason}"
+    with pytest.raises(UsageError, match=expected) as caught:
+        save(executable, tmp_path / "new" / "artifact", key)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("part", ["write_tensors", "write_file"])
+def test_a_failed_save_leaves_nothing_and_names_the_path(online, key, tmp_path, monkeypatch, part):
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(save_module, part, fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'new' / 'artifact'}'"):
         save(online, tmp_path / "new" / "artifact", key)
     assert list((tmp_path / "new").iterdir()) == []

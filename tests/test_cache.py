@@ -1,10 +1,12 @@
 import dataclasses
 import errno
 import json
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -199,6 +201,69 @@ def test_equal_parameters_are_stored_once(cache, signing_key):
     (cache / "a" / PARAMETERS).write_bytes(b"damaged, and so is b, which shares it")
     rebuilt, _ = load_or_build(cache, "b", lambda: toy_program(0, 16), signing_key=signing_key)
     assert inode("a") != inode("b") and rebuilt.notes[0].startswith("artefact rebuilt")
+
+
+def test_a_manifest_whose_signature_does_not_hold_is_damage(cache, signing_key):
+    load_or_build(cache, "key", toy_program, signing_key=signing_key)
+    path = cache / "key" / MANIFEST
+    for old, new in ((b"class 0", b"class 9"), (b"hmac_sha256", b"hmac_sha257")):
+        assert old in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(old, new))
+        rebuilt, build_ms = load_or_build(cache, "key", toy_program, signing_key=signing_key)
+        assert build_ms is not None and rebuilt.kind == "native" and rebuilt.metadata["labels"][0] == "class 0"
+        (note,) = [note for note in rebuilt.notes if "rebuilt" in note]
+        assert note.startswith(f"artefact rebuilt: {path} must be ")
+    loaded, build_ms = load_or_build(cache, "key", no_build, signing_key=signing_key)
+    assert build_ms is None and loaded.metadata["labels"][0] == "class 0"
+
+
+BUILD_UNTIL_KILLED = """
+import pathlib, sys, time
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+sys.path.insert(0, "tests")
+from toy_program import toy_program
+from cambrian.engine.artifact import save
+from cambrian.engine.artifact.cache import load_or_build
+
+def wait(*arguments):
+    print("building", flush=True)
+    time.sleep(60)
+
+save.write_tensors = wait
+load_or_build(pathlib.Path(sys.argv[1]), "other", toy_program, signing_key=pathlib.Path(sys.argv[2]))
+"""
+
+
+def test_what_a_killed_build_left_is_removed_by_a_later_one(cache, signing_key):
+    command = [sys.executable, "-c", BUILD_UNTIL_KILLED, cache, signing_key]
+    long_ago = time.time() - 3600
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=pathlib.Path(__file__).parents[1]) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"building\n"
+        (left,) = cache.iterdir()
+        assert left.name.startswith(".other.")
+        os.utime(left, (long_ago, long_ago))
+        load_or_build(cache, "a", toy_program, signing_key=signing_key)
+        assert left.exists()  # its process lives
+        process.kill()
+        process.wait()
+    os.utime(left)
+    load_or_build(cache, "b", toy_program, signing_key=signing_key)
+    assert left.exists()  # it may be new
+    os.utime(left, (long_ago, long_ago))
+    load_or_build(cache, "c", toy_program, signing_key=signing_key)
+    assert sorted(path.name for path in cache.iterdir()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("where", ["build", "reference"])
+def test_an_error_of_the_program_is_none_of_the_folder(cache, signing_key, where):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    build = fail if where == "build" else lambda: dataclasses.replace(toy_program(), reference=fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        load_or_build(cache, "key", build, signing_key=signing_key)
+    assert list(cache.iterdir()) == []
 
 
 def read_files(artifact):

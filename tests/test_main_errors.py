@@ -7,8 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cambrian.commands import cli
+from cambrian.commands.flags import read_configuration
 from cambrian.models.resnet.architecture import Architecture
+from cambrian.sharding import UsageError
 from command import Command, Outcome, read_report, write_checkpoint, write_images
+from flag_values import parse
 
 TINY = "--config tiny.py"
 # Flags → the message, or its beginning if it ends in ": ".
@@ -53,11 +57,24 @@ CASES = {
     f"{TINY} --mesh 4x1 --partition rows": "mesh 4x1: layer3.0.conv1: output rows must be divisible by the "
     "model axis of 4 for rows, got 2",
     "--artifact empty --mesh 1x2": "an artifact decides its own mesh: leave --mesh out, got '1x2'",
-    "--artifact absent": "an artefact is a directory with a manifest.json, got absent",
+    "--artifact absent": "an artefact must be a directory with a manifest.json, got absent",
     "--config list.json": "config must be a report.json with flags, got list.json: ",
     "--config other.json": "other.json must set flags of main.py, got 'depth'",
     "--config threads.json": "flag threads of threads.json: ",
 }
+# Some for each place in which a request can be refused; the others are refused in this process.
+AS_A_PROCESS = (
+    "--nonsense 3",
+    "photos",
+    "--mesh 4by8",
+    "--config threads.json",
+    "--data empty",
+    "--mode train --mesh 2x1",
+    f"{TINY} --mesh 1x2 --weights depth.safetensors",
+    f"{TINY} --mesh 4x1 --partition rows",
+    "--artifact absent",
+    "--output_dir file/output",
+)
 # The same, refused before anything is written.
 NOTHING_WRITTEN = {
     "--config syntax.py": "config syntax.py must run without an error, got SyntaxError: ",
@@ -78,7 +95,7 @@ NOTHING_WRITTEN = {
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory) -> dict[str, Outcome]:
+def command(tmp_path_factory) -> Command:
     home = tmp_path_factory.mktemp("home")
     command = Command(home)
     (home / "empty").mkdir()
@@ -90,7 +107,12 @@ def outcomes(tmp_path_factory) -> dict[str, Outcome]:
     (home / "list.json").write_text('{"flags": ["threads"]}')
     (home / "other.json").write_text('{"flags": {"depth": "18"}}')
     (home / "threads.json").write_text('{"flags": {"threads": null}}')
-    return run_all(command, CASES)
+    return command
+
+
+@pytest.fixture(scope="module")
+def outcomes(command) -> dict[str, Outcome]:
+    return run_all(command, AS_A_PROCESS)
 
 
 def run_all(command: Command, flags: Iterable[str]) -> dict[str, Outcome]:
@@ -98,15 +120,28 @@ def run_all(command: Command, flags: Iterable[str]) -> dict[str, Outcome]:
         return dict(zip(flags, pool.map(lambda each: command(*each.split()), flags), strict=True))
 
 
-@pytest.mark.parametrize("flags", CASES)
+@pytest.mark.parametrize("flags", AS_A_PROCESS)
 def test_an_invalid_request_is_refused_in_one_line(outcomes, flags):
     check_refusal(outcomes[flags], CASES[flags])
 
 
+@pytest.mark.parametrize("flags", [flags for flags in CASES if flags not in AS_A_PROCESS])
+def test_an_invalid_request_is_refused_by_its_mode(command, monkeypatch, flags):
+    monkeypatch.chdir(command.home)
+    with pytest.raises(UsageError) as refused:
+        found = parse(*flags.split())
+        cli._MODES[found["mode"]](found, read_configuration(found))
+    check_message(str(refused.value), CASES[flags])
+
+
 def check_refusal(outcome: Outcome, expected: str) -> None:
     assert outcome.exit_code == 2, outcome.stderr
-    assert outcome.error.startswith(expected) if expected.endswith((": ", " ")) else outcome.error == expected
+    check_message(outcome.error, expected)
     assert outcome.stdout == ""
+
+
+def check_message(message: str, expected: str) -> None:
+    assert message.startswith(expected) if expected.endswith((": ", " ")) else message == expected
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +163,13 @@ def silent(tmp_path_factory) -> tuple[dict[str, Outcome], set[str]]:
     return outcomes, after - before - {str(home / "config")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", NOTHING_WRITTEN)
 def test_invalid_flags_are_refused_in_one_line(silent, flags):
     check_refusal(silent[0][flags], NOTHING_WRITTEN[flags])
 
 
+@pytest.mark.slow
 def test_refused_flags_leave_nothing(silent):
     assert silent[1] == set()
 

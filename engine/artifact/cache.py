@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import shutil
@@ -16,23 +17,22 @@ import jax
 from cambrian.engine.artifact.layout import PARAMETERS
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import canonical_json, read_manifest
-from cambrian.engine.artifact.save import save_program
+from cambrian.engine.artifact.save import compute_parts, write_artifact
 from cambrian.engine.artifact.signing import load_key
-from cambrian.engine.artifact.tensor_file import map_tensors
 from cambrian.engine.errors import ArtifactExists, DamagedArtifact
-from cambrian.engine.files import temporary_sibling
+from cambrian.engine.files import open_regular, remove_abandoned, temporary_sibling
 from cambrian.engine.runtime.executable import Executable
 from cambrian.sharding import Program, UsageError
 from cambrian.sharding.host import cache_dir
 
 
 def default_artifact_dir() -> Path:
-    """`artifacts` in the user's cache folder."""
+    """Returns `artifacts` in the user's cache folder."""
     return cache_dir() / "artifacts"
 
 
 def artifact_key(facts: Mapping[str, Any]) -> str:
-    """The name of the artefact of a program that depends on `facts`, JSON-compatible values; 64 hexadecimal digits."""
+    """Returns the name of the artefact of a program that depends on `facts`, JSON-compatible values: 64 hex digits."""
     return hashlib.sha256(canonical_json(facts)).hexdigest()
 
 
@@ -46,8 +46,16 @@ def load_or_build(
 ) -> tuple[Executable, float | None]:
     """Loads the artefact of `key`; builds and saves it first where it is absent or damaged.
 
-    What is returned was always loaded from the artefact. Any number of processes may do this at once: each succeeds,
-    and the first to finish building leaves its artefact. An artefact saved under another key counts as damaged.
+    The executable is always loaded from the artefact. Any number of processes may do this at once: each succeeds, and
+    the first to finish building leaves its artefact. An artefact of another key, or without this user's signature,
+    counts as damaged.
+
+    Args:
+      artifact_dir: directory of the cache; made if absent.
+      key: name of the artefact.
+      build: makes the program.
+      devices: where to run, in mesh order; None for those of the program's platform.
+      signing_key: path of the user's key file; None for the default one.
 
     Returns:
       The executable, with a note if the artefact was damaged; and the milliseconds that building and saving took, None
@@ -55,7 +63,7 @@ def load_or_build(
 
     Raises:
       UsageError: if `artifact_dir` can't be written to, or as `load` and `save`.
-      ParityError: as `load`.
+      OutOfMemory, ParityError: as `load`.
     """
     path = artifact_dir / key
     notes: list[str] = []
@@ -66,7 +74,7 @@ def load_or_build(
             loaded = _load_twice(path, key, devices, signing_key)
             return dataclasses.replace(loaded, notes=(*notes, *loaded.notes)), build_ms
         except UsageError as error:
-            # Where there is no artefact (yet, or another process has taken a damaged one out of the way), one is built.
+            # Where there is no artefact (yet, or another process has moved a damaged one aside), one is built.
             if inode is not None and path.exists():
                 if not isinstance(error, DamagedArtifact) or build_ms is not None:
                     raise
@@ -83,10 +91,11 @@ def _build(
     load_key(signing_key)
     with _writing_to(path.parent):
         _check_writable(path.parent)
-    program = build()
+        remove_abandoned(path.parent)
+    parts = compute_parts(build())
     with _writing_to(path.parent), _set_aside(path, damaged_inode):
         try:
-            save_program(program, path, signing_key, cache_key=key)
+            write_artifact(parts, path, signing_key, key)
             _share_parameters(path)
         except ArtifactExists:  # another process was first
             pass
@@ -94,11 +103,14 @@ def _build(
 
 
 def _load_twice(path: Path, key: str, devices: Sequence[jax.Device] | None, signing_key: Path | None) -> Executable:
+    load_here = functools.partial(
+        load, path, devices=devices, signing_key=signing_key, refresh=True, cache_key=key, require_signature=True
+    )
     try:
-        return load(path, devices=devices, signing_key=signing_key, refresh=True, cache_key=key)
+        return load_here()
     except DamagedArtifact:
-        # Another process may have replaced files between the manifest's reading and theirs.
-        return load(path, devices=devices, signing_key=signing_key, refresh=True, cache_key=key)
+        # Another process may have replaced files after the manifest was read.
+        return load_here()
 
 
 def _inode(path: Path) -> int | None:
@@ -127,7 +139,7 @@ def _check_writable(artifact_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _set_aside(path: Path, damaged_inode: int | None) -> Iterator[None]:
-    """Takes a damaged artefact out of the way by one rename, unless another process has replaced it meanwhile.
+    """Moves a damaged artefact aside by one rename, unless another process has replaced it meanwhile.
 
     It is removed last, so that no directory made meanwhile gets its inode number.
     """
@@ -152,7 +164,9 @@ def _share_parameters(path: Path) -> None:
         try:
             if read_manifest(sibling, None)[0].files[PARAMETERS].sha256 != digest:
                 continue
-            map_tensors(sibling / PARAMETERS, digest)
+            with open_regular(sibling / PARAMETERS) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    continue
             os.link(sibling / PARAMETERS, linked)
         except (DamagedArtifact, KeyError, OSError):
             continue  # a sibling that is damaged, or a file system without hard links: the copy stays

@@ -1,4 +1,4 @@
-"""The fingerprint: everything that machine code compiled by XLA depends on, beside the program itself."""
+"""The fingerprint: everything that XLA's machine code depends on, beside the program itself."""
 
 import os
 import platform
@@ -12,6 +12,8 @@ from cambrian.sharding.host import cpu_features, cpu_model, cpu_threads
 
 Fingerprint = dict[str, Any]
 
+_MAX_TEXT = 60  # characters of a text that a message shows
+
 # These change where a process runs or how long it waits, not the code it compiles.
 _IRRELEVANT_XLA_FLAGS = frozenset(
     {
@@ -24,10 +26,10 @@ _IRRELEVANT_XLA_FLAGS = frozenset(
 
 
 def fingerprint(devices: Sequence[jax.Device]) -> Fingerprint:
-    """What native code compiled now for `devices` depends on; JSON-compatible, from words to text, number or list.
+    """Returns what native code compiled now for `devices` depends on: name → text, number, or list of these.
 
-    Device ids are part of it because XLA bakes them into the executable, the size of the thread pool because it
-    decides how XLA:CPU cuts its loops.
+    It includes the device ids, because XLA bakes them into the executable, and the size of the thread pool, because it
+    decides how XLA:CPU divides its loops.
     """
     device = devices[0]
     entries: Fingerprint = {
@@ -50,19 +52,36 @@ def fingerprint(devices: Sequence[jax.Device]) -> Fingerprint:
 
 
 def difference(built_with: Fingerprint, here: Fingerprint) -> str | None:
-    """Names in one line the first entry that differs, with both values; None if the fingerprints are equal."""
+    """Describes the first entry that differs, by both values, in one line; None if the fingerprints are equal.
+
+    Of lists and long texts it shows the parts that differ.
+    """
     for name in [*here, *(name for name in built_with if name not in here)]:
         built, found = built_with.get(name), here.get(name)
         if built == found:
             continue
         if isinstance(built, list) and isinstance(found, list):
             built, found = _only_in(built, found), _only_in(found, built)
+        elif isinstance(built, str) and isinstance(found, str):
+            built, found = _from_difference(built, found), _from_difference(found, built)
         return f"built with {name} {_words(built)}, here {_words(found)}"
     return None
 
 
 def _only_in(one: list, other: list) -> list:
-    return [item for item in one if item not in other]
+    only = [item for item in one if item not in other]
+    if only or any(item not in one for item in other):
+        return only
+    return [item for item, against in zip(one, other, strict=False) if item != against] or one  # in another order
+
+
+def _from_difference(one: str, other: str) -> str:
+    """The text; of a long one, the part around the first character in which it differs from the other."""
+    if len(one) <= _MAX_TEXT:
+        return one
+    first = next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+    start = max(0, first - 20)
+    return ("…" if start else "") + one[start : start + _MAX_TEXT] + ("…" if len(one) > start + _MAX_TEXT else "")
 
 
 def _words(value: Any) -> str:

@@ -7,37 +7,26 @@ from pathlib import Path
 
 import jax
 
+from cambrian.engine.artifact.contents import (
+    check_probe,
+    compile_portable,
+    make_executable,
+    read_params,
+    read_portable,
+)
 from cambrian.engine.artifact.fingerprint import Fingerprint, difference, fingerprint
-from cambrian.engine.artifact.layout import (
-    PORTABLE,
-    PROBE,
-    find_native,
-    load_params,
-    mesh_devices,
-    native_name,
-    read_artifact,
-    read_verified,
-    rebuild_mesh,
-)
+from cambrian.engine.artifact.layout import find_native, native_name, read_artifact, read_verified, rebuild_mesh
 from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, Manifest
+from cambrian.engine.artifact.quarantine import prove
 from cambrian.engine.artifact.save import NO_NATIVE
-from cambrian.engine.artifact.serialization import (
-    NotSerializable,
-    from_native,
-    from_portable,
-    from_untrusted_portable,
-    to_native,
-)
+from cambrian.engine.artifact.serialization import NotSerializable, from_native, to_native
 from cambrian.engine.artifact.signing import read_key
-from cambrian.engine.artifact.tensor_file import map_tensors
 from cambrian.engine.artifact.versions import versions
-from cambrian.engine.errors import DamagedArtifact
+from cambrian.engine.errors import DamagedArtifact, one_line
 from cambrian.engine.files import replace_file
-from cambrian.engine.runtime.compile import compile_exported
 from cambrian.engine.runtime.executable import Analysis, Executable
-from cambrian.engine.runtime.parity import run_probe
 
-# What custom calls, and the order of weights that they want, depend on.
+# What custom calls, and the order of weights that they expect, depend on.
 _CUSTOM_CALLS_NEED = ("jaxlib", "CPU model", "CPU features", "CPU threads")
 
 
@@ -48,91 +37,87 @@ def load(
     signing_key: str | Path | None = None,
     refresh: bool = False,
     cache_key: str | None = None,
+    require_signature: bool = False,
 ) -> Executable:
-    """Loads an artefact, runs its probe and compares.
+    """Loads an artefact, runs its probe and compares the outputs with the reference.
 
-    The machine code is used if the manifest is signed with this user's key and was built where the fingerprint is
-    equal: nothing is traced or compiled then. Otherwise, and where XLA refuses the machine code, the portable program
-    is compiled, and a note says why; one that is not signed with this user's key may hold no custom calls.
+    Loads the machine code if the manifest is signed with this user's key and was built where the fingerprint is equal:
+    nothing is traced or compiled then. Otherwise, and where XLA refuses the machine code, compiles the portable
+    program, and a note says why. A portable program that isn't signed may make no custom calls, and is loaded in a
+    child process first. Once `load` has returned, nothing of the directory is needed any more.
 
     Args:
+      path: directory of the artefact.
       devices: where to run, in mesh order; None for those of the artefact's platform.
-      signing_key: the user's key file; None for the default one. None is made.
-      refresh: where this user's machine code can't be used, replace it by that compiled now.
-      cache_key: what the artefact must have been saved under; None for anything.
+      signing_key: path of the user's key file; None for the default one. None is made.
+      refresh: whether to replace this user's machine code, where it can't be used, by that compiled now.
+      cache_key: key that the artefact must have been saved under; None for any.
+      require_signature: whether the artefact must be signed with this user's key.
 
     Raises:
-      DamagedArtifact: naming the file that is missing, cut short, altered, of another key, or not to be trusted.
-      UsageError: if there is no such directory or the devices don't suffice.
+      DamagedArtifact: naming the file that is missing, truncated, altered, of another key, or not to be trusted.
+      UsageError: if there is no such directory, or the devices don't suffice.
+      OutOfMemory: if the memory doesn't hold it.
       ParityError: if the probe's outputs are too far from the reference.
     """
     path, key = Path(path), read_key(signing_key)
     manifest, is_signed = read_artifact(path, key)
+    if require_signature and not is_signed:
+        raise DamagedArtifact(f"{path / MANIFEST} must be signed with this user's key, got another signature or none")
     if cache_key not in (None, manifest.cache_key):
         raise DamagedArtifact(f"{path / MANIFEST} must be of the cache key {cache_key}, got {manifest.cache_key!r}")
     mesh, notes = rebuild_mesh(manifest, devices)
     notes = [*manifest.notes, *notes]
-    native_file = find_native(manifest)
-    native = read_verified(path, native_file, manifest) if native_file else None
-    portable = read_verified(path, PORTABLE, manifest)
-    probe = map_tensors(path / PROBE, manifest.files[PROBE].sha256)
+    here = fingerprint(list(mesh.devices.flat))
+    check_custom_calls(manifest, here, path)
+    if not is_signed:
+        prove(path, manifest)
 
-    here = fingerprint(mesh_devices(mesh))
-    differs = difference(manifest.fingerprint, here)
-    _check_custom_calls(manifest, here, path)
-    if native is None:
-        obstacle = NO_NATIVE
-    elif not is_signed:
-        obstacle = "the artefact is not signed with this user's key"
-    else:
-        obstacle = f"artefact {differs}" if differs else None
-    compiled, kind, analysis = None, "native", manifest.analysis
     # Hashing the parameters and linking the machine code take a good part of a second each, on one core each.
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(load_params, path, manifest, mesh)
-        if obstacle is None:
-            assert native is not None
-            try:
-                compiled = from_native(native, mesh_devices(mesh))
-            except Exception as error:  # whatever XLA makes of it, the portable program does the same
-                reason = f"{type(error).__name__} {error}".splitlines()[0].strip()
-                obstacle = f"XLA could not load its native executable: {reason}"
-        params = loading.result()
+        reading = pool.submit(read_params, path, manifest, mesh)
+        compiled, obstacle = _link_native(path, manifest, is_signed, here, mesh)
+        exported = read_portable(path, manifest, is_signed)
+        params = reading.result()
+    kind = "native"
     if compiled is None:
-        assert obstacle is not None
+        kind, compiled = "portable", compile_portable(path, manifest, exported, mesh)
         if not any(note.startswith(obstacle) for note in manifest.notes):
             notes.append(f"portable program compiled: {obstacle}")
-        exported = from_portable(portable) if is_signed else from_untrusted_portable(portable, path / PORTABLE)
-        compiled = compile_exported(exported, manifest.param_specs, manifest.input_spec, manifest.output_spec, mesh)
-        kind, analysis = "portable", Analysis.of(compiled)
-    assert analysis is not None  # machine code comes with one
-    executable = Executable(
-        name=manifest.name,
-        kind=kind,
-        compiled=compiled,
-        params=params,
-        param_specs=manifest.param_specs,
-        input_spec=manifest.input_spec,
-        output_spec=manifest.output_spec,
-        mesh=mesh,
-        analysis=analysis,
-        plan=manifest.plan,
-        metadata=manifest.metadata,
-    )
-    parity = run_probe(executable, probe["inputs"], probe["outputs"], manifest.tolerance)
-    if refresh and native is not None and key is not None and is_signed and kind == "portable":
-        refreshed = dataclasses.replace(manifest, fingerprint=here, analysis=analysis, versions=versions())
+    executable = make_executable(manifest, mesh, kind, compiled, params)
+    parity = check_probe(path, manifest, executable)
+    if refresh and kind == "portable" and is_signed and key is not None and find_native(manifest):
+        refreshed = dataclasses.replace(manifest, fingerprint=here, analysis=Analysis.of(compiled), versions=versions())
         notes += _refresh(path, refreshed, compiled, key)
     return dataclasses.replace(executable, parity=parity, notes=tuple(notes))
 
 
-def _check_custom_calls(manifest: Manifest, here: Fingerprint, path: Path) -> None:
+def check_custom_calls(manifest: Manifest, here: Fingerprint, path: Path) -> None:
+    """Raises DamagedArtifact if the program makes custom calls that another jaxlib or CPU was to serve."""
     built_with, found = ({name: of.get(name) for name in _CUSTOM_CALLS_NEED} for of in (manifest.fingerprint, here))
     if manifest.custom_calls and (differs := difference(built_with, found)):
         raise DamagedArtifact(
             f"{path} calls {manifest.custom_calls[0]}, which is internal to jaxlib and orders weights for one CPU: "
             f"artefact {differs}"
         )
+
+
+def _link_native(
+    path: Path, manifest: Manifest, is_signed: bool, here: Fingerprint, mesh: jax.sharding.Mesh
+) -> tuple[jax.stages.Compiled | None, str]:
+    """Loads the machine code; returns None, and the obstacle, where it can't be used."""
+    name = find_native(manifest)
+    if name is None:
+        return None, NO_NATIVE
+    native = read_verified(path / name, manifest.files[name])
+    if not is_signed:
+        return None, "the artefact is not signed with this user's key"
+    if differs := difference(manifest.fingerprint, here):
+        return None, f"artefact {differs}"
+    try:
+        return from_native(native.tobytes(), list(mesh.devices.flat)), ""
+    except Exception as error:  # whatever XLA makes of it, the portable program does the same
+        return None, f"XLA could not load its native executable: {one_line(error)}"
 
 
 def _refresh(path: Path, manifest: Manifest, compiled: jax.stages.Compiled, key: bytes) -> list[str]:

@@ -1,35 +1,63 @@
 """The manifest: what an artefact holds, readable by people, and sufficient to verify and rebuild it.
 
-The HMAC-SHA256 stands in the file itself, over the canonical JSON of everything else, so that one atomic replacement
-of the file changes both. The manifest states the digest of every other file; the HMAC thereby covers them all.
+The file contains its own HMAC-SHA256, over the canonical JSON of everything else, so that one atomic replacement of the
+file changes both. The manifest states the digest of every other file; the HMAC thereby covers them all.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AbstractMesh, PartitionSpec as P
 
 from cambrian.engine.artifact.fingerprint import Fingerprint
+from cambrian.engine.artifact.json_form import check_form
 from cambrian.engine.artifact.signing import sign, verify
-from cambrian.engine.errors import DamagedArtifact
+from cambrian.engine.errors import damage_named
+from cambrian.engine.files import open_regular
 from cambrian.engine.runtime.executable import Analysis
 from cambrian.sharding import DATA_AXIS, MODEL_AXIS, MeshShape, TensorSpec
+from cambrian.sharding.rules import check_partition_spec
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 3
 _HMAC = "hmac_sha256"
+_MAX_BYTES = 64 * 2**20  # a thousand times that of ResNet101
+
+_Spec = dict[str, Any]
+_FORMS = {
+    "format_version": int,
+    "name": str,
+    "cache_key": str,
+    "created": str,
+    "mesh": str,
+    "platform": str,
+    "input_spec": _Spec,
+    "output_spec": _Spec,
+    "plan": dict[str, dict[str, str | int]],
+    "rules": list[list[str]],
+    "custom_calls": list[str],
+    "metadata": dict[str, Any],
+    "notes": list[str],
+    "versions": dict[str, str],
+    "fingerprint": dict[str, str | int | list[str | int]],
+    "analysis": dict[str, int | float] | None,
+    "tolerance": int | float,
+    "files": dict[str, dict[str, str | int]],
+    "param_specs": list[_Spec],
+}
+_ANALYSIS_FORMS = {"argument_bytes": int, "output_bytes": int, "temporary_bytes": int, "flops": int | float}
+_RECORD_FORMS = {"sha256": str, "num_bytes": int}
+_SPEC_FORMS = {"name": str, "shape": list[int], "dtype": str, "partition_spec": list[str | list[str] | None]}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What a file of the artefact must be: its SHA-256 in hexadecimal and its size in bytes."""
+    """The SHA-256 of a file of the artefact, in hexadecimal, and its size in bytes."""
 
     sha256: str
     num_bytes: int
@@ -44,20 +72,24 @@ class Manifest:
     """The content of manifest.json, less format version and HMAC.
 
     Attributes:
-      name: of the model.
-      cache_key: the key under which a cache keeps the artefact; empty outside of one.
+      name: name of the model.
+      cache_key: key under which a cache keeps the artefact; empty outside of one.
       created: time in UTC, ISO 8601.
-      mesh, platform: what it runs on.
+      mesh: mesh that the program is compiled for.
+      platform: cpu, gpu or tpu.
+      input_spec: spec of the inputs.
+      output_spec: spec of the outputs.
       plan: layer name → partition, lowering and micro_batch; empty for a user's function.
       rules: (pattern, partition spec) pairs of a user's function, as text.
-      custom_calls: targets that the program calls, which are internal to the jaxlib and CPU that it was built with.
-      metadata: facts of the program: preprocessing, labels, weights.
-      notes: in words, where the program differs from what was asked, or the artefact lacks a part.
-      versions: package → version, of the process that built the artefact.
+      custom_calls: targets that the program calls, internal to the jaxlib and CPU that it was built with.
+      metadata: facts of the program, such as preprocessing and labels.
+      notes: human-readable deviations from the request, and parts that the artefact lacks.
+      versions: package → version, in the process that built the artefact.
       fingerprint: what the native executable depends on.
       analysis: memory and arithmetic of the executable, per device; None where only the load compiles one.
       tolerance: largest relative error of the probe's outputs.
       files: file name → digest and size, of every other file.
+      param_specs: specs of the parameters.
     """
 
     name: str
@@ -80,7 +112,7 @@ class Manifest:
     param_specs: tuple[TensorSpec, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as JSON-compatible values."""
+        """Returns JSON-compatible values."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             "format_version": FORMAT_VERSION,
@@ -94,44 +126,38 @@ class Manifest:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Manifest":
-        """The inverse of `to_json`.
+    def from_json(cls, values: dict[str, Any]) -> "Manifest":
+        """Returns the manifest that `to_json` gave `values` of.
 
         Raises:
-          ValueError: if the format version is another, or a field is missing, unknown or of the wrong form.
+          ValueError: if the format version differs, or a field is missing, unknown or of the wrong form. Other errors
+            mean values too odd to be checked one by one.
         """
         if values.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"format version {FORMAT_VERSION} is needed, got {values.get('format_version')!r}")
-        known = {field.name for field in dataclasses.fields(cls)} | {"format_version"}
-        if set(values) != known:
-            raise ValueError(
-                f"missing fields {sorted(known - set(values))}, unknown fields {sorted(set(values) - known)}"
-            )
+            raise ValueError(f"expected format version {FORMAT_VERSION}, got {values.get('format_version')!r}")
+        check_form(values, _FORMS)
+        if values["tolerance"] < 0:
+            raise ValueError(f"tolerance must be at least 0, got {values['tolerance']}")
+        mesh = MeshShape.parse(values["mesh"])
         fields = {name: value for name, value in values.items() if name != "format_version"}
-        try:
-            mesh = MeshShape.parse(values["mesh"])
-            return cls(
-                **fields
-                | {
-                    "mesh": mesh,
-                    "input_spec": _spec_from_json(values["input_spec"], mesh),
-                    "output_spec": _spec_from_json(values["output_spec"], mesh),
-                    "rules": tuple((pattern, spec) for pattern, spec in values["rules"]),
-                    "custom_calls": tuple(values["custom_calls"]),
-                    "metadata": dict(values["metadata"]),
-                    "notes": tuple(values["notes"]),
-                    "fingerprint": dict(values["fingerprint"]),
-                    "analysis": None if values["analysis"] is None else Analysis(**values["analysis"]),
-                    "tolerance": float(values["tolerance"]),
-                    "files": {name: FileRecord(**record) for name, record in values["files"].items()},
-                    "param_specs": tuple(_spec_from_json(spec, mesh) for spec in values["param_specs"]),
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"a field has the wrong form ({type(error).__name__}: {error})") from None
+        return cls(
+            **fields
+            | {
+                "mesh": mesh,
+                "input_spec": _spec_from_json(values["input_spec"], mesh),
+                "output_spec": _spec_from_json(values["output_spec"], mesh),
+                "rules": tuple((pattern, spec) for pattern, spec in values["rules"]),
+                "custom_calls": tuple(values["custom_calls"]),
+                "notes": tuple(values["notes"]),
+                "analysis": values["analysis"] and _analysis_from_json(values["analysis"]),
+                "tolerance": float(values["tolerance"]),
+                "files": {name: _record_from_json(record) for name, record in values["files"].items()},
+                "param_specs": tuple(_spec_from_json(spec, mesh) for spec in values["param_specs"]),
+            }
+        )
 
     def signed(self, key: bytes) -> bytes:
-        """The content of manifest.json, with its HMAC under `key`."""
+        """Returns the content of manifest.json, with its HMAC under `key`."""
         values = self.to_json()
         values[_HMAC] = sign(canonical_json(values), key)
         return _readable_json(values).encode()
@@ -144,29 +170,30 @@ def read_manifest(artifact: Path, key: bytes | None) -> tuple[Manifest, bool]:
       The manifest, and whether its HMAC verifies with `key`.
 
     Raises:
-      DamagedArtifact: naming the file and what it lacks.
+      DamagedArtifact: naming the file, and what it lacks.
     """
     path = artifact / MANIFEST
-    try:
-        values = json.loads(path.read_bytes())
+    with damage_named(path, "a readable manifest"):
+        with open_regular(path) as file:
+            if (num_bytes := file.seek(0, 2)) > _MAX_BYTES:
+                raise ValueError(f"expected at most {_MAX_BYTES} bytes, got {num_bytes}")
+            file.seek(0)
+            values = json.loads(file.readall())
         if not isinstance(values, dict):
-            raise ValueError(f"a JSON object is needed, got {type(values).__name__}")
+            raise ValueError(f"expected a JSON object, got {type(values).__name__}")
         signature = values.pop(_HMAC, None)
         signed = canonical_json(values)  # refuses numbers that aren't finite
         is_signed = key is not None and isinstance(signature, str) and verify(signed, key, signature)
-        manifest = Manifest.from_json(values)
-    except (OSError, ValueError) as error:
-        raise DamagedArtifact(f"{path} must be a readable manifest: {error}") from None
-    return manifest, is_signed
+        return Manifest.from_json(values), is_signed
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one JSON text of a value, whatever the order of its keys."""
+    """Returns the JSON text of a value that doesn't depend on the order of its keys."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _readable_json(value: Any) -> str:
-    # Lists of plain values stand on one line each. Raw line breaks are never inside of strings.
+    # One line for each list of plain values. Strings never contain raw line breaks.
     return re.sub(
         r"\[\n([^\[\]{}]*)\n *\]",
         lambda match: "[" + " ".join(line.strip() for line in match[1].split("\n")) + "]",
@@ -183,30 +210,25 @@ def _spec_to_json(spec: TensorSpec) -> dict[str, Any]:
     }
 
 
-def _spec_from_json(values: Mapping[str, Any], mesh: MeshShape) -> TensorSpec:
+def _spec_from_json(values: dict[str, Any], mesh: MeshShape) -> TensorSpec:
+    check_form(values, _SPEC_FORMS)
     name, shape, dtype = values["name"], tuple(values["shape"]), values["dtype"]
-    if not isinstance(name, str):
-        raise ValueError(f"a tensor's name must be text, got {name!r}")
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"{name} needs a shape of whole numbers, got {values['shape']}")
-    if not isinstance(dtype, str) or not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
-        raise ValueError(f"{name} needs a dtype of numbers or bool, got {dtype!r}")
+    if not all(size >= 0 for size in shape):
+        raise ValueError(f"{name} must have a shape of whole numbers, got {shape}")
+    is_numeric = jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
+    if not is_numeric or jnp.dtype(dtype).name != dtype:
+        raise ValueError(f"{name} must have a dtype of numbers or bool, got {dtype!r}")
     partition_spec = P(*(tuple(entry) if isinstance(entry, list) else entry for entry in values["partition_spec"]))
-    if not _fits(partition_spec, shape, mesh):
-        raise ValueError(
-            f"{name} of shape {shape} needs a partition spec that fits it and {mesh}, got {partition_spec}"
-        )
+    abstract_mesh = AbstractMesh((mesh.model, mesh.data), (MODEL_AXIS, DATA_AXIS))
+    check_partition_spec(name, shape, partition_spec, abstract_mesh)
     return TensorSpec(name, shape, dtype, partition_spec)
 
 
-def _fits(partition_spec: P, shape: tuple[int, ...], mesh: MeshShape) -> bool:
-    """Whether the spec cuts dimensions that there are, by known axes, each at most once, into equal parts."""
-    sizes = {MODEL_AXIS: mesh.model, DATA_AXIS: mesh.data}
-    cuts = [() if entry is None else entry if isinstance(entry, tuple) else (entry,) for entry in partition_spec]
-    axes = [axis for cut in cuts for axis in cut]
-    return (
-        len(cuts) <= len(shape)
-        and len(axes) == len(set(axes))
-        and sizes.keys() >= set(axes)
-        and all(size % math.prod(sizes[axis] for axis in cut) == 0 for size, cut in zip(shape, cuts, strict=False))
-    )
+def _record_from_json(values: dict[str, Any]) -> FileRecord:
+    check_form(values, _RECORD_FORMS)
+    return FileRecord(**values)
+
+
+def _analysis_from_json(values: dict[str, Any]) -> Analysis:
+    check_form(values, _ANALYSIS_FORMS)
+    return Analysis(**values)

@@ -8,8 +8,12 @@ import jax
 from jax.export import Exported
 from jax.sharding import Mesh
 
-from cambrian.engine.artifact.layout import PORTABLE, load_params, read_artifact, read_verified, rebuild_mesh
-from cambrian.engine.artifact.serialization import from_untrusted_portable
+from cambrian.engine.artifact.contents import read_params, read_portable
+from cambrian.engine.artifact.fingerprint import fingerprint
+from cambrian.engine.artifact.layout import read_artifact, rebuild_mesh
+from cambrian.engine.artifact.load import check_custom_calls
+from cambrian.engine.artifact.quarantine import prove
+from cambrian.engine.artifact.signing import read_key
 from cambrian.sharding import TensorSpec
 
 
@@ -18,10 +22,12 @@ class Portable:
     """An artefact's program to be called inside other JAX code.
 
     Attributes:
-      exported: the program as JAX exported it.
-      params: to be passed as an argument of the jitted function, so that they are not compiled in as constants.
-      input_spec, output_spec, mesh: inputs go to the devices by `jax.device_put(inputs, input_spec.sharding(mesh))`.
-      metadata: preprocessing, labels, weights.
+      exported: program as JAX exported it.
+      params: parameters; pass them as an argument of the jitted function, so that they aren't compiled in as constants.
+      input_spec: spec of the inputs, moved to the devices by `jax.device_put(inputs, input_spec.sharding(mesh))`.
+      output_spec: spec of the outputs.
+      mesh: mesh that the program runs on.
+      metadata: facts of the program, such as preprocessing and labels.
     """
 
     exported: Exported = dataclasses.field(repr=False)
@@ -32,19 +38,32 @@ class Portable:
     metadata: dict = dataclasses.field(repr=False)
 
     def call(self, params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
-        """The outputs; may stand under the caller's `jax.jit`, with other computation around it."""
+        """Returns the outputs; may stand under the caller's `jax.jit`, with other computation around it."""
         return self.exported.call(list(params), inputs)
 
 
-def load_portable(path: str | Path, *, devices: Sequence[jax.Device] | None = None) -> Portable:
-    """Loads an artefact's portable program and parameters, without compiling or running it.
+def load_portable(
+    path: str | Path, *, devices: Sequence[jax.Device] | None = None, signing_key: str | Path | None = None
+) -> Portable:
+    """Loads an artefact's portable program and parameters, without compiling or running it in this process.
+
+    A program that isn't signed with this user's key may make no custom calls, and is loaded, compiled and compared with
+    its reference in a child process first.
+
+    Args:
+      path: directory of the artefact.
+      devices: where to run, in mesh order; None for those of the artefact's platform.
+      signing_key: path of the user's key file; None for the default one. None is made.
 
     Raises:
-      DamagedArtifact, UsageError: as `load` of an artefact that is not signed with this user's key.
+      DamagedArtifact, UsageError, OutOfMemory, ParityError: as `load`.
     """
     path = Path(path)
-    manifest, _ = read_artifact(path, None)
+    manifest, is_signed = read_artifact(path, read_key(signing_key))
     mesh, _ = rebuild_mesh(manifest, devices)
-    exported = from_untrusted_portable(read_verified(path, PORTABLE, manifest), path / PORTABLE)
-    params = load_params(path, manifest, mesh)
+    check_custom_calls(manifest, fingerprint(list(mesh.devices.flat)), path)
+    if not is_signed:
+        prove(path, manifest)
+    exported = read_portable(path, manifest, is_signed)
+    params = read_params(path, manifest, mesh)
     return Portable(exported, params, manifest.input_spec, manifest.output_spec, mesh, manifest.metadata)

@@ -1,8 +1,7 @@
 """Saving an executable, or a program, as an artefact."""
 
+import dataclasses
 import datetime
-import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,13 +17,32 @@ from cambrian.engine.artifact.signing import load_key
 from cambrian.engine.artifact.tensor_file import write_tensors
 from cambrian.engine.artifact.versions import versions
 from cambrian.engine.errors import ArtifactExists
-from cambrian.engine.files import sync_directory, temporary_sibling, write_file
+from cambrian.engine.files import new_directory, path_named, write_file
 from cambrian.engine.runtime.compile import compile_apply
 from cambrian.engine.runtime.executable import Analysis, Executable
 from cambrian.engine.runtime.parity import probe_inputs, reference_outputs
 from cambrian.sharding import Program, UsageError, mesh_shape
 
 NO_NATIVE = "the artefact holds no native executable"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """Everything of an artefact that is computed, ready to be written.
+
+    Attributes:
+      program: program that it was computed from.
+      code: file name → content, of the portable and the native program.
+      probe: inputs, and their float32 reference outputs.
+      analysis: memory and arithmetic of the executable; None where none was compiled.
+      notes: parts that the artefact lacks.
+    """
+
+    program: Program
+    code: dict[str, bytes]
+    probe: tuple[np.ndarray, np.ndarray]
+    analysis: Analysis | None
+    notes: tuple[str, ...]
 
 
 def save(executable: Executable, path: str | Path, signing_key: str | Path | None = None) -> None:
@@ -34,87 +52,40 @@ def save(executable: Executable, path: str | Path, signing_key: str | Path | Non
     portable form only, and a note says so.
 
     Args:
-      signing_key: the user's key file; None for the default one.
+      executable: executable compiled from its program.
+      path: directory to make.
+      signing_key: path of the user's key file; None for the default one.
 
     Raises:
-      UsageError: if the executable was itself loaded from an artefact, or the key can't be used.
-      ArtifactExists: if `path` is there already.
-      OSError: if it can't be written.
+      UsageError: if the executable was itself loaded from an artefact, JAX can't export its program, or the key can't
+        be used. Nothing was written then.
+      ArtifactExists: if `path` exists.
+      OSError: naming `path`, if it can't be written.
     """
     if executable.program is None:
-        raise UsageError(f"only an executable compiled from its program can be saved, got a {executable.kind} one")
-    save_program(executable.program, path, signing_key, compiled=executable.compiled)
+        raise UsageError(f"expected an executable compiled from its program, got a {executable.kind} one")
+    path = Path(path)
+    _check_absent(path)
+    load_key(signing_key)
+    parts = compute_parts(executable.program, executable.compiled)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_artifact(parts, path, signing_key)
 
 
-def save_program(
-    program: Program,
-    path: str | Path,
-    signing_key: str | Path | None = None,
-    *,
-    compiled: jax.stages.Compiled | None = None,
-    cache_key: str = "",
-) -> None:
-    """Saves a program as `save` does an executable.
+def compute_parts(program: Program, compiled: jax.stages.Compiled | None = None) -> Parts:
+    """Exports and compiles a program, and computes its probe; writes nothing.
 
     Args:
-      compiled: its `apply`; None to compile it here, unless it has custom calls, which each load compiles.
-      cache_key: the key under which a cache keeps the artefact.
+      program: program to save.
+      compiled: its `apply`; None to compile it here, unless it makes custom calls, which each load compiles.
 
     Raises:
-      UsageError, ArtifactExists, OSError: as `save`.
+      UsageError: if JAX can't export the program.
     """
-    path = Path(path)
-    if path.exists():
-        raise ArtifactExists(f"an artefact is saved to a new directory, got {path}, which exists")
-    key = load_key(signing_key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    directory = temporary_sibling(path)
-    try:
-        directory.mkdir()
-        files, analysis, notes = _write_parts(program, compiled, directory)
-        manifest = Manifest(
-            name=program.name,
-            cache_key=cache_key,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            mesh=mesh_shape(program.mesh),
-            platform=program.mesh.devices.flat[0].platform,
-            input_spec=program.input_spec,
-            output_spec=program.output_spec,
-            plan=program.plan.to_json() if program.plan else {},
-            rules=program.rules,
-            custom_calls=program.custom_calls,
-            metadata=program.metadata,
-            notes=(*program.notes, *notes),
-            versions=versions(),
-            fingerprint=fingerprint(list(program.mesh.devices.flat)),
-            analysis=analysis,
-            tolerance=program.tolerance,
-            files=files,
-            param_specs=program.param_specs,
-        )
-        write_file(directory / MANIFEST, manifest.signed(key))
-        sync_directory(directory)
-        try:
-            os.rename(directory, path)
-        except OSError:
-            if path.exists():
-                raise ArtifactExists(f"an artefact is saved to a new directory, got {path}, which exists") from None
-            raise
-        sync_directory(path.parent)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _write_parts(
-    program: Program, compiled: jax.stages.Compiled | None, directory: Path
-) -> tuple[dict[str, FileRecord], Analysis | None, list[str]]:
-    inputs, notes = probe_inputs(program.input_spec), []
+    code, inputs, notes = {PORTABLE: to_portable(program)}, probe_inputs(program.input_spec, program.probe_samples), []
     # The reference takes several seconds and leaves a core idle for most of them.
     with ThreadPoolExecutor(1) as pool:
         reference = pool.submit(reference_outputs, program, inputs)
-        params = [(spec.name, array) for spec, array in zip(program.param_specs, program.params, strict=True)]
-        files = {PARAMETERS: _write_tensors(directory / PARAMETERS, params)}
-        parts = {PORTABLE: to_portable(program)}
         if program.custom_calls:
             calls = ", ".join(program.custom_calls)
             notes.append(f"{NO_NATIVE}, as XLA can't serialize {calls}: each start compiles the portable program")
@@ -122,16 +93,76 @@ def _write_parts(
             compiled = compiled or compile_apply(program)
             try:
                 native = to_native(compiled)
-                parts[native_name(native)] = native
+                code[native_name(native)] = native
             except NotSerializable as error:
                 notes.append(f"{NO_NATIVE}, XLA could not serialize it: {error}")
-        for name, data in parts.items():
-            write_file(directory / name, data)
-            files[name] = FileRecord.of(data)
-        files[PROBE] = _write_tensors(directory / PROBE, [("inputs", inputs), ("outputs", reference.result())])
-    return files, None if compiled is None else Analysis.of(compiled), notes
+        analysis = None if compiled is None else Analysis.of(compiled)
+        return Parts(program, code, (inputs, reference.result()), analysis, tuple(notes))
+
+
+def write_artifact(parts: Parts, path: Path, signing_key: str | Path | None = None, cache_key: str = "") -> None:
+    """Writes an artefact to a new directory, which appears complete or not at all.
+
+    Args:
+      parts: content of the artefact.
+      path: directory to make, in one that exists.
+      signing_key: path of the user's key file; None for the default one.
+      cache_key: key under which a cache keeps the artefact.
+
+    Raises:
+      UsageError: if the key can't be used.
+      ArtifactExists: if `path` exists.
+      OSError: naming `path`, if it can't be written.
+    """
+    _check_absent(path)
+    key, program = load_key(signing_key), parts.program
+    params = [(spec.name, array) for spec, array in zip(program.param_specs, program.params, strict=True)]
+    try:
+        with path_named(path), new_directory(path) as directory:
+            files = {PARAMETERS: _write_tensors(directory / PARAMETERS, params)}
+            for name, data in parts.code.items():
+                write_file(directory / name, data)
+                files[name] = FileRecord.of(data)
+            probe = list(zip(("inputs", "outputs"), parts.probe, strict=True))
+            files[PROBE] = _write_tensors(directory / PROBE, probe)
+            write_file(directory / MANIFEST, _manifest(parts, files, cache_key).signed(key))
+    except FileExistsError:
+        raise _exists(path) from None
+
+
+def _manifest(parts: Parts, files: dict[str, FileRecord], cache_key: str) -> Manifest:
+    program = parts.program
+    return Manifest(
+        name=program.name,
+        cache_key=cache_key,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        mesh=mesh_shape(program.mesh),
+        platform=program.mesh.devices.flat[0].platform,
+        input_spec=program.input_spec,
+        output_spec=program.output_spec,
+        plan=program.plan.to_json() if program.plan else {},
+        rules=program.rules,
+        custom_calls=program.custom_calls,
+        metadata=program.metadata,
+        notes=(*program.notes, *parts.notes),
+        versions=versions(),
+        fingerprint=fingerprint(list(program.mesh.devices.flat)),
+        analysis=parts.analysis,
+        tolerance=program.tolerance,
+        files=files,
+        param_specs=program.param_specs,
+    )
 
 
 def _write_tensors(path: Path, tensors: Sequence[tuple[str, np.ndarray]]) -> FileRecord:
     digest = write_tensors(path, tensors)
     return FileRecord(digest, path.stat().st_size)
+
+
+def _check_absent(path: Path) -> None:
+    if path.exists():
+        raise _exists(path)
+
+
+def _exists(path: Path) -> ArtifactExists:
+    return ArtifactExists(f"an artefact must be saved to a new directory, got {path}, which exists")

@@ -1,12 +1,11 @@
 """The two forms in which a compiled program is stored.
 
 Native: machine code, bound to the fingerprint; a pickle, so its bytes must be authenticated before they are read here.
-Portable: StableHLO by `jax.export`, to be compiled on load; no pickle.
+Portable: StableHLO by `jax.export`, compiled when it is loaded; no pickle.
 """
 
 import pickle
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from jax import export
@@ -15,11 +14,11 @@ from jax.export import Exported
 from jax.extend.mlir import deserialize_portable_artifact
 from jax.interpreters import mlir
 
-from cambrian.engine.errors import DamagedArtifact
+from cambrian.engine.errors import one_line
 from cambrian.engine.runtime.compile import jit_program
-from cambrian.sharding import Program
+from cambrian.sharding import Program, UsageError
 
-# Marks of shardings. What JAX 0.10 exports of our programs holds none, its older partitioner's the first three.
+# Marks of shardings. JAX 0.10 exports none of them for our programs, its older partitioner the first three.
 _HARMLESS_TARGETS = ("Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape")
 _HARMLESS_PREFIX = "xla.sdy."
 
@@ -29,7 +28,7 @@ class NotSerializable(Exception):
 
 
 def to_native(compiled: jax.stages.Compiled) -> bytes:
-    """The machine code of `compiled`.
+    """Returns the machine code of `compiled`.
 
     Raises:
       NotSerializable: if XLA can't serialize it.
@@ -53,10 +52,19 @@ def from_native(data: bytes, devices: Sequence[jax.Device]) -> jax.stages.Compil
 
 
 def to_portable(program: Program) -> bytes:
-    """The program as StableHLO with its shardings, for the same platform and number of devices."""
+    """Returns the program as StableHLO with its shardings, for the same platform and number of devices.
+
+    Raises:
+      UsageError: if JAX can't export it, with the reason.
+    """
     checks = [export.DisabledSafetyCheck.custom_call(target) for target in program.custom_calls]
-    exported = export.export(jit_program(program), disabled_checks=checks)
-    return bytes(exported(*program.abstract_arguments()).serialize())
+    try:
+        exported = export.export(jit_program(program), disabled_checks=checks)
+        return bytes(exported(*program.abstract_arguments()).serialize())
+    except Exception as error:
+        raise UsageError(
+            f"a program must be one that JAX can export to be saved, got {program.name}: {one_line(error)}"
+        ) from error
 
 
 def from_portable(data: bytes) -> Exported:
@@ -64,25 +72,16 @@ def from_portable(data: bytes) -> Exported:
     return export.deserialize(bytearray(data))
 
 
-def from_untrusted_portable(data: bytes, path: Path) -> Exported:
-    """As `from_portable`, of bytes that may be anyone's, read from `path`.
-
-    A custom call runs code of this process on operands of the program's choice, and `jax.export` looks at the targets
-    when it writes only.
-
-    Raises:
-      DamagedArtifact: if the program, or its derivative, calls more than marks of shardings.
-    """
-    exported = program = from_portable(data)
+def custom_call_targets(exported: Exported) -> list[str]:
+    """Returns the targets that a program and its derivatives call, less marks of shardings."""
+    targets, program = [], exported
     while program is not None:
-        targets = [target for target in _custom_call_targets(program) if not _is_harmless(target)]
-        if targets:
-            raise DamagedArtifact(f"{path} must hold a program without custom calls, got one that calls {targets[0]!r}")
+        targets += [target for target in _targets(program) if not _is_harmless(target)]
         program = program.vjp() if program.has_vjp() else None
-    return exported
+    return targets
 
 
-def _custom_call_targets(exported: Exported) -> list[str]:
+def _targets(exported: Exported) -> list[str]:
     targets = []
 
     def visit(operation):

@@ -1,4 +1,4 @@
-"""The user's signing key: proof that a native executable, which is a pickle, was made by this user."""
+"""The user's signing key, which proves that this user made a native executable: a pickle that is safe to load."""
 
 import hashlib
 import hmac
@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from cambrian.engine.files import temporary_sibling, write_file
+from cambrian.engine.files import open_regular, temporary_sibling, write_file
 from cambrian.sharding import UsageError
 from cambrian.sharding.host import config_dir
 
@@ -14,21 +14,21 @@ KEY_BYTES = 32
 
 
 def default_key_path() -> Path:
-    """`signing.key` in the user's configuration folder."""
+    """Returns `signing.key` in the user's configuration folder."""
     return config_dir() / "signing.key"
 
 
 def load_key(path: str | Path | None = None) -> bytes:
-    """Reads the user's key, and makes one where there is none.
+    """Reads the user's key; makes one if there is none.
 
     Args:
-      path: the key file; None for `default_key_path()`.
+      path: path of the key file; None for `default_key_path()`.
 
     Returns:
       32 random bytes.
 
     Raises:
-      UsageError: if the file can be read or written by others, isn't a key, or can't be made.
+      UsageError: if others may read or write the file, it isn't a key, or it can't be made.
     """
     path = Path(path or default_key_path())
     try:
@@ -36,14 +36,14 @@ def load_key(path: str | Path | None = None) -> bytes:
         if not path.exists():
             _make_key(path)
     except OSError as error:
-        raise UsageError(f"the signing key needs a folder it can be made in, got {path}: {error.strerror}") from None
+        raise UsageError(f"the signing key must be in a writable folder, got {path}: {error.strerror}") from None
     key = read_key(path)
     assert key is not None
     return key
 
 
 def _make_key(path: Path) -> None:
-    # A hard link appears at once with all of its content, and fails where another process's key already is.
+    # A hard link appears at once with all of its content, and fails if another process has made a key.
     temporary = temporary_sibling(path)
     try:
         write_file(temporary, secrets.token_bytes(KEY_BYTES), mode=0o600)
@@ -55,14 +55,14 @@ def _make_key(path: Path) -> None:
 
 
 def read_key(path: str | Path | None = None) -> bytes | None:
-    """Reads the user's key; None where there is none.
+    """Reads the user's key; returns None if there is none.
 
     Raises:
       UsageError: as `load_key`.
     """
     path = Path(path or default_key_path())
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
             key = file.read(KEY_BYTES + 1)
     except FileNotFoundError:
@@ -79,10 +79,10 @@ def read_key(path: str | Path | None = None) -> bytes | None:
 
 
 def sign(message: bytes, key: bytes) -> str:
-    """HMAC-SHA256, in hexadecimal."""
+    """Returns the HMAC-SHA256 of a message, in hexadecimal."""
     return hmac.new(key, message, hashlib.sha256).hexdigest()
 
 
 def verify(message: bytes, key: bytes, signature: str) -> bool:
-    """Whether `signature` is `sign(message, key)`; takes the same time wherever they differ."""
+    """Returns whether `signature` is `sign(message, key)`, in a time that doesn't depend on where they differ."""
     return hmac.compare_digest(sign(message, key).encode(), signature.encode())

@@ -1,8 +1,8 @@
-"""Tensor files: safetensors with every tensor aligned to 64 bytes, so that a memory map of it is used as it lies.
+"""Tensor files: safetensors with every tensor aligned to 64 bytes, so that its content is used where it was read to.
 
 XLA uses host memory in place, and shares it between virtual devices, only where it is aligned. The format
-(https://github.com/huggingface/safetensors#format) allows no holes: the header is padded with spaces, and filler
-tensors of uint8 stand after a tensor that doesn't end on a multiple of 64.
+(https://github.com/huggingface/safetensors#format) allows no holes: spaces pad the header, and a filler tensor of
+uint8 follows each tensor that doesn't end on a multiple of 64 bytes.
 """
 
 import hashlib
@@ -16,8 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from cambrian.engine.errors import DamagedArtifact
-from cambrian.sharding import ALIGNMENT
+from cambrian.engine.errors import damage_named
+from cambrian.engine.files import path_named
+from cambrian.sharding import ALIGNMENT, UsageError
 
 _FILLER = "_pad."
 _LENGTH_BYTES = 8
@@ -48,7 +49,9 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> str:
       The file's SHA-256, in hexadecimal.
 
     Raises:
-      ValueError: if two tensors have the same name, one has a filler's, or a dtype that safetensors doesn't know.
+      ValueError: if a name occurs twice or is reserved for fillers.
+      UsageError: if safetensors has no such dtype.
+      OSError: if the file can't be written; it names `path`.
     """
     header: dict[str, Any] = {}
     parts: list[np.ndarray] = []
@@ -66,9 +69,9 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> str:
 
     for name, array in tensors:
         if name in header or name.startswith(_FILLER):
-            raise ValueError(f"tensors need distinct names that don't start with {_FILLER!r}, got {name!r}")
+            raise ValueError(f"tensors must have distinct names that don't start with {_FILLER!r}, got {name!r}")
         if array.dtype not in _CODES:
-            raise ValueError(f"tensors need one of the dtypes {', '.join(map(str, _CODES))}, got {name}: {array.dtype}")
+            raise UsageError(f"{name} must have one of the dtypes {', '.join(map(str, _CODES))}, got {array.dtype}")
         append(name, array)
         if end % ALIGNMENT:
             append(f"{_FILLER}{len(parts)}", np.zeros(-end % ALIGNMENT, np.uint8))
@@ -76,7 +79,7 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> str:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(_LENGTH_BYTES + len(text)) % ALIGNMENT)
     digest = hashlib.sha256()
-    with open(path, "xb") as file:
+    with path_named(path), open(path, "xb") as file:
         for data in (len(text).to_bytes(_LENGTH_BYTES, "little"), text, *map(_bytes_of, parts)):
             digest.update(data)
             file.write(data)
@@ -90,41 +93,35 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def map_tensors(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
-    """Maps a safetensors file into memory.
+def parse_tensors(data: np.ndarray, path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file.
 
     Args:
-      sha256: what the file must hash to; checked on the very mapping that is returned.
+      data: the file's content, (num_bytes,) uint8.
+      path: where it was read from, for errors.
 
     Returns:
-      Name → read-only array, views of one mapping; nothing is copied, and pages are read as they are used.
+      Name → array, views of `data`.
 
     Raises:
-      DamagedArtifact: naming the file, if it can't be read, isn't a safetensors file or has another hash.
+      DamagedArtifact: naming the file, if it isn't a safetensors file.
     """
-    try:
-        data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
-    except (OSError, ValueError) as error:  # ValueError: an empty file can't be mapped
-        raise DamagedArtifact(f"{path} must be a readable tensor file: {error}") from None
-    if sha256 is not None and hashlib.sha256(data.data).hexdigest() != sha256:
-        raise DamagedArtifact(f"{path} must have the SHA-256 that the manifest states, {sha256}, but has another")
-    try:
-        return _views(data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedArtifact(f"{path} must be a valid safetensors file: {error}") from None
+    with damage_named(path, "a valid safetensors file"):
+        start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES].tobytes(), "little")
+        if start > len(data):
+            raise ValueError(f"its header ends at byte {start} of {len(data)}")
+        header = json.loads(data[_LENGTH_BYTES:start].tobytes())
+        return {
+            name: _view(name, entry, data[start:])
+            for name, entry in header.items()
+            if name != "__metadata__" and not name.startswith(_FILLER)
+        }
 
 
-def _views(data: np.ndarray) -> dict[str, np.ndarray]:
-    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES].tobytes(), "little")
-    if start > len(data):
-        raise ValueError(f"its header says {start} bytes, the file has {len(data)}")
-    header = json.loads(data[_LENGTH_BYTES:start].tobytes())
-    views = {}
-    for name, entry in header.items():
-        if name == "__metadata__" or name.startswith(_FILLER):
-            continue
-        dtype, shape, (first, last) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        if not 0 <= first <= last <= len(data) - start or last - first != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name} of shape {shape} lies at bytes {first} to {last} of {len(data) - start}")
-        views[name] = data[start + first : start + last].view(dtype).reshape(shape)
-    return views
+def _view(name: str, entry: dict[str, Any], data: np.ndarray) -> np.ndarray:
+    dtype, shape, (first, last) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
+        raise ValueError(f"{name} must have a shape and offsets of whole numbers, got {shape} at {first} to {last}")
+    if not first <= last <= len(data) or last - first != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name} of shape {shape} lies at bytes {first} to {last} of {len(data)}")
+    return data[first:last].view(dtype).reshape(shape)
