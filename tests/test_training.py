@@ -1,8 +1,9 @@
 """Training: it learns, stops and goes on to the same numbers, says when it diverges, and is the same on any mesh."""
 
 import dataclasses
-import itertools
+import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -261,14 +262,57 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
         read_weights(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path, undisturbed):
+def flip_a_bit(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position // 8 % len(data)] ^= 1 << position % 8
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_refused_by_name(tmp_path, undisturbed):
+    whole = undisturbed[2] / "6"
+    rng = np.random.default_rng(0)
+    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file() and path.stat().st_size]
+    assert {Path("facts.json"), Path("digests.json")} < set(files)
+    for number, name in enumerate(files):
+        step = shutil.copytree(whole, tmp_path / str(number) / "6")
+        flip_a_bit(step / name, int(rng.integers(8 * (step / name).stat().st_size)))
+        named = re.escape(str(step)) if name == Path("digests.json") else re.escape(f"{step / name} must have the SHA")
+        for path in (step, step.parent):
+            with pytest.raises(UsageError, match=f"checkpoint damaged: {named}"):
+                read_weights(path)
+
+
+def test_a_training_goes_on_from_the_last_whole_checkpoint(tmp_path, undisturbed):
     folder = Path(shutil.copytree(undisturbed[2], tmp_path / "damaged"))
-    step = Checkpoints(folder).latest_step()
-    for file in itertools.chain((folder / str(step) / "facts").rglob("*"), (folder / str(step) / "state").rglob("*")):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(UsageError, match=f"a complete checkpoint of a training is needed, got {folder}"):
-        read_weights(folder)
+    older, newest = Checkpoints(folder).steps()
+    damaged = max((folder / str(newest) / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    flip_a_bit(damaged, 1000)
+    assert Checkpoints(folder).latest_step() == older
+    fault = f"checkpoint damaged: {damaged} must have the SHA-256 that digests.json states"
+    assert Checkpoints(folder).damaged() == [fault]
+    assert read_weights(folder).notes == (fault,)
+    variables, epochs, *_ = run(folder)
+    assert_same(variables, undisturbed[0])
+    assert epochs == undisturbed[1]
+    assert (Checkpoints(folder).steps(), Checkpoints(folder).damaged()) == ([older, newest], [])
+
+
+def test_a_checkpoint_that_could_not_be_finished_leaves_no_trace(tmp_path, undisturbed, monkeypatch):
+    folder = Path(shutil.copytree(undisturbed[2], tmp_path / "full"))
+    (folder / ".unfinished-by-a-killed-process").mkdir()
+    before = sorted(path.name for path in folder.iterdir())
+    state = initial_state(initial_variables(TINY), RECIPE, 3)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left on device"):
+            Checkpoints(folder).save(state._replace(step=jnp.int32(10)), {})
+    assert sorted(path.name for path in folder.iterdir()) == before
+    Checkpoints(folder).save(state._replace(step=jnp.int32(10)), {})
+    assert sorted(path.name for path in folder.iterdir()) == ["10", "6"]
 
 
 def test_mean_cross_entropy_by_hand():

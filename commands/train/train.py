@@ -96,6 +96,10 @@ def _train(
         "data_sha256": _digest(data.images, data.labels, data.test_images, data.test_labels),
         "start_sha256": _digest(*setup.variables.values()),
     }
+    checkpoints = Checkpoints(output_dir / CHECKPOINTS)
+    for note in checkpoints.damaged():
+        print_note(note)
+        report.notes.append(note)
     num_steps = recipe.epochs * recipe.steps_per_epoch(len(data.images))
     report.num_steps = num_steps
     epochs: list[dict[str, Any]] = []
@@ -126,7 +130,7 @@ def _train(
             mean=preprocessing.mean,
             std=preprocessing.std,
             seed=configuration.seed,
-            checkpoints=Checkpoints(output_dir / CHECKPOINTS),
+            checkpoints=checkpoints,
             facts=facts,
             on_progress=on_progress,
             on_epoch=on_epoch,

@@ -1,10 +1,16 @@
-"""Checkpoints of a training, by orbax: one folder for each step kept, with the state and the facts to go on from it.
+"""Checkpoints of a training: for each step kept a folder with the state, by orbax, the facts to go on, and digests.
 
-A checkpoint gets its name by one rename when it is complete, so a kill at any moment leaves the one before it.
+A checkpoint gets its name by one rename when it is complete, so a kill at any moment leaves the one before it. Its
+digests are verified before anything else of it is read.
 """
 
 import contextlib
 import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,23 +24,48 @@ from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.training.steps import TrainState, trained_variables
 from cambrian.sharding import UsageError
 
-_STATE, _FACTS = "state", "facts"
-_NUM_KEPT = 2  # the last, and the one before it in case that the disk fills up
+_STATE, _FACTS, _DIGESTS = "state", "facts.json", "digests.json"
+_UNFINISHED = ".unfinished-"
+_NUM_KEPT = 2  # the last, and the one before it in case the disk fills up or a file is damaged
 
 
 class Checkpoints:
-    """The checkpoints of one training in a folder, which is made if it is missing."""
+    """The checkpoints of one training in a folder, which the first one makes."""
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()  # orbax takes no other
-        # Written before the next step, whose donated buffers are those that are being written.
-        options = ocp.CheckpointManagerOptions(max_to_keep=_NUM_KEPT, enable_async_checkpointing=False)
-        handlers = {_STATE: ocp.PyTreeCheckpointHandler(), _FACTS: ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        self._damage: dict[int, str] = {}  # by step; empty for a whole checkpoint
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, whole or damaged, in ascending order."""
+        entries = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint; None if there is none."""
-        return self._manager.latest_step()
+        """The step of the newest whole checkpoint; None if there are no checkpoints.
+
+        Raises:
+          UsageError: naming the damaged file of the newest one, if all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            if not self.damage(step):
+                return step
+        if steps:
+            raise UsageError(self.damage(steps[-1]))
+        return None
+
+    def damaged(self) -> list[str]:
+        """What is wrong with each checkpoint that is newer than the newest whole one."""
+        latest = self.latest_step()
+        return [self.damage(step) for step in self.steps() if latest is not None and step > latest]
+
+    def damage(self, step: int) -> str:
+        """What is wrong with a checkpoint, naming the file; empty if every file has the digest written with it."""
+        if step not in self._damage:
+            self._damage[step] = _find_damage(self.folder / str(step))
+        return self._damage[step]
 
     def save(self, state: TrainState, facts: dict[str, Any]) -> None:
         """Writes a checkpoint of the state's step, and removes old ones; `facts` are JSON-compatible.
@@ -42,8 +73,24 @@ class Checkpoints:
         Raises:
           OSError: if it can't be written.
         """
-        args = ocp.args.Composite(state=ocp.args.PyTreeSave(_tree_of(state)), facts=ocp.args.JsonSave(facts))
-        self._manager.save(int(state.step), args=args, force=True)
+        step = int(state.step)
+        path, unfinished = self.folder / str(step), self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
+        unfinished.mkdir(parents=True)
+        try:
+            self._orbax.save(unfinished / _STATE, args=ocp.args.PyTreeSave(_tree_of(state)))
+            _write_json(unfinished / _FACTS, facts)
+            _write_json(unfinished / _DIGESTS, _digests(unfinished))
+            if path.exists():  # damaged, so that the training went on from an older one
+                shutil.rmtree(path)
+            unfinished.rename(path)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self._damage[step] = ""
+        older = [other for other in self.steps() if other < step]
+        kept = [other for other in older if not self._damage.get(other)][1 - _NUM_KEPT :]
+        outdated = [self.folder / str(other) for other in older if other not in kept]
+        for folder in (*outdated, *self.folder.glob(f"{_UNFINISHED}*")):  # the latter from killed processes
+            shutil.rmtree(folder)
 
     def facts(self, step: int) -> dict[str, Any]:
         """The facts of a checkpoint.
@@ -52,7 +99,7 @@ class Checkpoints:
           UsageError: if it can't be read.
         """
         with _reading(self.folder / str(step)):
-            return self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))[_FACTS]
+            return json.loads((self.folder / str(step) / _FACTS).read_text(encoding="utf-8"))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of a checkpoint.
@@ -66,49 +113,89 @@ class Checkpoints:
         tree = _tree_of(like)
         args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
         with _reading(self.folder / str(step)):
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=args))[_STATE]
+            restored = self._orbax.restore(self.folder / str(step) / _STATE, args=args)
         flat = [_leaf(restored, path) for path, _ in jax.tree.leaves_with_path(like)]
         return jax.tree.unflatten(jax.tree.structure(like), flat)
 
     def read(self, step: int) -> dict[str, Any]:
         """The arrays of a checkpoint on the host, whatever devices it was written from: one dict for each field."""
-        with _reading(self.folder / str(step)):
-            tree = self._manager.item_metadata(step)[_STATE].tree
+        path = self.folder / str(step)
+        with _reading(path):
+            metadata = self._orbax.metadata(path / _STATE).item_metadata
+            assert metadata is not None
+            tree = metadata.tree
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            args = ocp.args.PyTreeRestore(restore_args=args)
-            return self._manager.restore(step, args=ocp.args.Composite(state=args))[_STATE]
+            return self._orbax.restore(path / _STATE, args=ocp.args.PyTreeRestore(restore_args=args))
 
 
 def read_trained(path: Path) -> tuple[Architecture, dict[str, np.ndarray], Description, tuple[str, ...]]:
     """Reads the trained network of a checkpoint: the averaged weights where the training kept an average.
 
     Args:
-      path: the folder of one step, or that of all, of which the newest is taken.
+      path: the folder of one step, or that of all, of which the newest whole one is taken.
 
     Returns:
-      The architecture, its variables, what the checkpoint tells of preprocessing and labels, and no notes.
+      The architecture, its variables, preprocessing and labels, and a note for each newer checkpoint that is damaged.
 
     Raises:
-      UsageError: if it is no checkpoint or can't be read.
+      UsageError: if it is no checkpoint, can't be read, or is damaged, naming the file.
     """
-    folder, step = (path.parent, int(path.name)) if path.name.isdecimal() else (path, None)
-    steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and (entry / _STATE).is_dir()]
-    if not steps or (step is not None and step not in steps):
+    # A folder of checkpoints may be named by a number, too.
+    is_step = path.name.isdecimal() and any((path / name).exists() for name in (_STATE, _FACTS, _DIGESTS))
+    folder, step = (path.parent, int(path.name)) if is_step else (path, None)
+    checkpoints = Checkpoints(folder)
+    if not checkpoints.steps() or (step is not None and step not in checkpoints.steps()):
         raise UsageError(
-            f"weights need to be a file, a model folder with config.json, or a checkpoint of a training, got {path}"
+            f"weights must be a file, a model folder with config.json, or a checkpoint of a training, got {path}"
         )
-    checkpoints, step = Checkpoints(folder), max(steps) if step is None else step
+    notes: list[str] = []
+    if step is None:
+        step, notes = checkpoints.latest_step(), checkpoints.damaged()
+        assert step is not None
+    elif checkpoints.damage(step):
+        raise UsageError(checkpoints.damage(step))
     facts, state = checkpoints.facts(step), checkpoints.read(step)
     fields = {name: state.get(name, {}) for name in TrainState._fields}
     variables = {name: np.asarray(value) for name, value in trained_variables(TrainState(**fields)).items()}
     with _reading(path):
         told = facts["architecture"] | {"blocks": tuple(facts["architecture"]["blocks"])}
-        return Architecture(**told), variables, Description.from_json(facts["description"], path), ()
+        return Architecture(**told), variables, Description.from_json(facts["description"], path), tuple(notes)
 
 
 def model_facts(architecture: Architecture, description: Description) -> dict[str, Any]:
     """What `read_trained` needs among the facts of a checkpoint."""
     return {"architecture": dataclasses.asdict(architecture), "description": description.to_json()}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Name → SHA-256 of every file in a folder but for the digests themselves."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / _DIGESTS:
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _find_damage(folder: Path) -> str:
+    try:
+        stated = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+        if not isinstance(stated, dict):
+            raise ValueError(f"got {type(stated).__name__}")
+        found = _digests(folder)
+    except (OSError, ValueError, RecursionError) as error:
+        return f"checkpoint damaged: {folder / _DIGESTS} must state the SHA-256 of each file: {error}"
+    for name, digest in stated.items():
+        if found.get(name) != digest:
+            return f"checkpoint damaged: {folder / name} must have the SHA-256 that {_DIGESTS} states"
+    return ""
+
+
+def _write_json(path: Path, value: object) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _tree_of(state: TrainState) -> dict[str, Any]:
@@ -144,4 +231,4 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # whatever orbax, tensorstore and a damaged JSON make of it
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"a complete checkpoint of a training is needed, got {path}: {reason}") from error
+        raise UsageError(f"a checkpoint of a training must be readable, got {path}: {reason}") from error
