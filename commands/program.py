@@ -5,18 +5,20 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.model import Model, read_model
 from cambrian.engine.runtime.memory import device_memory_bytes
+from cambrian.engine.runtime.parity import NUM_PROBE_SAMPLES
 from cambrian.models.costs.machine import own_table_path
-from cambrian.sharding import Program, mesh_shape
+from cambrian.sharding import Preprocessing, Program, mesh_shape
 from cambrian.sharding.host import planned_as
 
 _PACKAGES = ("commands", "configs", "engine", "models", "sharding")
 _ROOT = Path(__file__).resolve().parent.parent
-_CODE_AND_DATA = (".py", ".jsonl")
+_CODE_AND_DATA = (".py", ".jsonl", ".zip")
 
 
 def build_program(configuration: Configuration, mesh: Mesh) -> Program:
@@ -94,7 +96,20 @@ def model_program(
             "intra_sample_flops_fraction": plan.intra_sample_flops_fraction(network, mesh_shape(mesh)),
         },
     )
-    return dataclasses.replace(program, notes=(*model.notes, *program.notes))
+    return dataclasses.replace(
+        program,
+        probe_samples=_probe_pictures(model.config.preprocessing),
+        notes=(*model.notes, *program.notes),
+    )
+
+
+def _probe_pictures(preprocessing: Preprocessing) -> np.ndarray:
+    """Pictures of the packaged sample as a model reads them, (N, H, W, 3) uint8; logits of noise are less telling."""
+    from cambrian.commands.images.sample import open_sample  # Pillow, which a start without a build can do without
+
+    sample = open_sample("test")
+    chosen = np.random.default_rng(0).permutation(len(sample))[:NUM_PROBE_SAMPLES]
+    return np.stack([sample.read(index, preprocessing).pixels for index in chosen.tolist()])
 
 
 def build_digest(platform: str) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cambrian.engine.runtime.executable import Executable
 
 
-_DISTINCT_SAMPLES = 64
+NUM_PROBE_SAMPLES = 64  # distinct ones
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def compare(outputs: np.ndarray, reference: np.ndarray) -> Parity:
 def probe_inputs(spec: TensorSpec, samples: np.ndarray | None = None) -> np.ndarray:
     """One whole batch for `spec`, the same every time.
 
-    A batch of more than `_DISTINCT_SAMPLES` repeats them in an order without pattern: a sample in the wrong place is
+    A batch of more than `NUM_PROBE_SAMPLES` repeats them in an order without pattern: a sample in the wrong place is
     noticed, and the reference has few samples to compute.
 
     Args:
@@ -82,7 +82,7 @@ def reference_outputs(program: Program, inputs: np.ndarray) -> np.ndarray:
 
 def _probe_order(batch_size: int) -> np.ndarray:
     """Which of the distinct samples each place of a batch holds; all of them occur."""
-    distinct = min(batch_size, _DISTINCT_SAMPLES)
+    distinct = min(batch_size, NUM_PROBE_SAMPLES)
     repeated = np.random.default_rng(1).integers(0, max(distinct, 1), batch_size - distinct)
     return np.concatenate([np.arange(distinct), repeated])
 
