@@ -1,1 +1,1 @@
-"""Scripts that measure: each says in its docstring how it is run and what it compares."""
+"""Benchmark scripts; the docstring of each states its command and what it compares."""

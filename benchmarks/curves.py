@@ -1,4 +1,4 @@
-"""Curves of measurements over a doubling quantity, told apart by colour, marker and dash, and so in grey too."""
+"""Plots of measurements over a doubling quantity; curves differ in colour, marker and dash, so also in greyscale."""
 
 import dataclasses
 import statistics
@@ -18,7 +18,7 @@ _STYLES = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Curve:
-    """A legend's name, and place on the axis → one measurement for each round."""
+    """A named curve: position on the axis → one measurement per round."""
 
     name: str
     points: Mapping[int, Sequence[float]]
@@ -26,7 +26,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Panel:
-    """Curves over one axis; `tick` writes a place on it."""
+    """Curves over one axis; `tick` formats a position on it."""
 
     axis: str
     curves: Sequence[Curve]
@@ -34,11 +34,15 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], label: str, level: float, level_name: str, title: str, stem: Path) -> None:
-    """Draws medians, with bars from least to greatest, beside each other on one scale; writes STEM.png and STEM.svg.
+    """Draws panels side by side, as medians with bars from minimum to maximum, and writes STEM.png and STEM.svg.
 
     Args:
-      label: of the vertical axis.
-      level: a horizontal line in all panels, named `level_name`.
+      panels: panels, which share the vertical axis.
+      label: label of the vertical axis.
+      level: value of a horizontal line in all panels.
+      level_name: name of the line in the legend.
+      title: title of the figure.
+      stem: path of the files, without suffix.
     """
     figure = Figure(figsize=(4.2 * len(panels), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)

@@ -1,9 +1,9 @@
-"""The whole engine against a bare loop over its own executable: images/s as a ratio, interleaved.
+"""Compares the whole engine with a bare loop over its executable: images/s as a ratio, interleaved.
 
     python benchmarks/engine_overhead.py
 
-The engine draws synthetic images, transfers them, launches from two host threads, fetches logits, finds the top five
-and writes predictions.csv; the bare loop launches on one prepared device array, two launches in flight.
+The engine draws synthetic images, transfers them, launches from two host threads, fetches logits, ranks the top five
+and tallies predictions. The bare loop launches on one prepared device array, with two launches in flight.
 """
 
 import statistics
@@ -26,9 +26,9 @@ from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.sharding import MeshShape
 
-_MESH = flags.DEFINE_string("bench_mesh", "", "Mesh to measure; empty: 1x2 and 4x8.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Interleaved rounds.")
-_IMAGES = flags.DEFINE_integer("images", 320, "Images in each round and of each side.")
+_MESH = flags.DEFINE_string("bench_mesh", "", "Mesh to measure; default: 1x2 and 4x8.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of interleaved rounds.")
+_IMAGES = flags.DEFINE_integer("images", 320, "Images per round and side.")
 
 
 def engine_images_per_second(executable: Executable, num_images: int) -> float:
@@ -46,7 +46,7 @@ def bare_images_per_second(executable: Executable, launches: int) -> float:
     inputs = executable.put(images).block_until_ready()
     start = time.perf_counter()
     before = executable.compiled(executable.params, inputs)
-    for _ in range(launches - 1):  # one is enqueued while the one before executes
+    for _ in range(launches - 1):  # enqueues one launch while the previous one executes
         after = executable.compiled(executable.params, inputs)
         before.block_until_ready()
         before = after
@@ -55,7 +55,7 @@ def bare_images_per_second(executable: Executable, launches: int) -> float:
 
 
 def measure(_: list[str]) -> None:
-    if not _MESH.value:  # a process has one number of virtual devices
+    if not _MESH.value:  # the number of virtual devices is fixed per process
         for mesh in ("1x2", "4x8"):
             subprocess.run([sys.executable, __file__, f"--bench_mesh={mesh}", *sys.argv[1:]], check=True)
         return

@@ -1,7 +1,7 @@
-"""What the paper found with this grid, beside what a sweep found.
+"""Compares the findings of the paper with the results of a sweep over the same grid.
 
-The paper runs ResNet101 on an accelerator of 32 cores, five splits of them (model × data 2/16, 4/8, 8/4, 16/2, 32/1)
-times 2 to 16 host threads, and leaves out what overflows memory.
+The paper runs ResNet101 on an accelerator of 32 cores, with five splits of the cores (model × data 2/16, 4/8, 8/4,
+16/2, 32/1) times 2 to 16 host threads, and omits configurations that overflow memory.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ _PAPER_BEST = "4x8"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """One statement of the paper, and what was seen here."""
+    """A finding of the paper, and the corresponding result here."""
 
     paper: str
     here: str
 
 
 def findings(grid: Grid, standings: Sequence[Standing]) -> list[Finding]:
-    """The paper's findings, where the sweep varies mesh and threads and has results; else none."""
+    """Returns the paper's findings beside ours; none unless the sweep varies mesh and threads and has results."""
     if not {"mesh", "threads"} <= set(grid.varied):
         return []
     by_time = Objective("wall_ms")

@@ -1,11 +1,12 @@
-"""Host memory of 32 virtual devices that each hold all parameters, as a multiple of one copy.
+"""Measures the host memory of 32 virtual devices that each hold all parameters, as a multiple of one copy.
 
     python benchmarks/host_memory.py
 
-The artefact of mesh 1x32 is loaded and launched in a process that has imported JAX and started its backend before. What
-the process grows by at its peak, less the temporaries, inputs and outputs that XLA states for a launch on all devices,
-is divided by one copy of the parameters; machine code and library scratch count against it. The allocator is told to
-give freed memory back (MALLOC_MMAP_THRESHOLD_); left alone it keeps several times the temporaries (second line).
+A process that has imported JAX and started its backend loads and launches the artefact of mesh 1x32. The result is its
+peak growth, less the temporaries, inputs and outputs of a launch on all devices as analysed by XLA, divided by one copy
+of the parameters. It includes machine code and scratch memory of libraries. The first line is with an allocator that
+returns freed memory (MALLOC_MMAP_THRESHOLD_), the second with the default one, which keeps several times the
+temporaries.
 """
 
 import json

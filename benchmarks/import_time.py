@@ -1,8 +1,8 @@
-"""How much longer importing the packages takes than `import jax`, as a ratio, interleaved.
+"""Compares the time to import the packages with that of `import jax`, as a ratio, interleaved.
 
     python benchmarks/import_time.py
 
-Each import happens in a process of its own, whose whole user and system time is compared.
+Each import runs in its own process; the total user and system time of the processes is compared.
 """
 
 import resource
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "Interleaved rounds.")
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "Number of interleaved rounds.")
 _ROOT = Path(__file__).parent.parent
 
 
@@ -25,10 +25,10 @@ def cpu_seconds(code: str) -> float:
 
 
 def measure(_: list[str]) -> None:
-    codes = {"jax": "import jax", "packages": "import engine, models, sharding"}
+    codes = {"jax": "import jax", "packages": "from cambrian import engine, models, sharding"}
     times: dict[str, list[float]] = {name: [] for name in codes}
     for code in codes.values():
-        cpu_seconds(code)  # fills the caches of files and of bytecode
+        cpu_seconds(code)  # fills the file and bytecode caches
     for _round in range(_ROUNDS.value):
         for name, code in codes.items():
             times[name].append(cpu_seconds(code))

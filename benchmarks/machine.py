@@ -1,4 +1,4 @@
-"""What a measurement was taken on."""
+"""The circumstances of a measurement."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ from cambrian.sharding.host import cpu_model
 
 
 def circumstances(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Date, flags of the script, machine, and the versions of ours and of those `packages` that are installed."""
+    """Returns date, flags of the script, machine, and versions of our dependencies and of installed `packages`."""
     installed = {}
     for package in packages:
         try:

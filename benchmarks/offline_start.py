@@ -1,9 +1,9 @@
-"""From process start to the first logits: a saved executable against tracing and compiling, as a ratio, interleaved.
+"""Compares a saved executable with tracing and compiling: time from process start to the first logits, as a ratio.
 
     python benchmarks/offline_start.py
 
-Each start is a process of its own on mesh 4x8 with one image per data group; the time is `first_inference_ms` of its
-report. Offline includes verifying the artefact and running its probe.
+Runs are interleaved. Each is a process on mesh 4x8 with one image per data group; its time is `first_inference_ms` of
+the report. Offline execution includes verifying the artefact and running its probe.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Interleaved rounds.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of interleaved rounds.")
 _MAIN = Path(__file__).parent.parent / "main.py"
 
 

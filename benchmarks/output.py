@@ -1,13 +1,13 @@
-"""How measurements are shown."""
+"""Tables of measurements on the terminal."""
 
 from rich.console import Console
 from rich.table import Table
 
-_PIPE_WIDTH = 140  # of a file or another program, which have none
+_PIPE_WIDTH = 140  # for output to files and pipes, which have no width
 
 
 def make_table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
-    """An empty table with columns of words, then columns of numbers."""
+    """Returns an empty table with columns for words, then columns for numbers."""
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in words:
         table.add_column(column)

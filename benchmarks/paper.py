@@ -1,9 +1,10 @@
-"""The paper's grid twice, with the model axis within samples and free; rewrites the results in docs/paper.md.
+"""Runs the paper's grid with partitions intra_sample and auto, and rewrites the results in docs/paper.md.
 
     python benchmarks/paper.py --images FOLDER
 
-Both are sweeps in runs/paper-PARTITION, which the same command resumes. Their pictures go to docs/paper/, the paper's
-findings beside those of the sweep, the ranking, machine and command between the markers of docs/paper.md.
+Both are sweeps in runs/paper-PARTITION, which the same command resumes. The script copies their figures to docs/paper/
+and writes the comparison with the paper's findings, the ranking, machine and command between the markers of
+docs/paper.md.
 """
 
 import json
@@ -23,11 +24,11 @@ from cambrian.commands.sweep.ranking import Standing, rank
 from cambrian.commands.sweep.tables import markdown
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of images.", required=True)
-_PARTITIONS = flags.DEFINE_list("partitions", ["intra_sample", "auto"], "How the model axis may cut.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each configuration.", lower_bound=1)
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 512, "Images of each run.")
-_CONFIG = flags.DEFINE_string("config", "configs/cambricon_grid.py", "The grid.")
-_DOCUMENT = flags.DEFINE_string("document", "docs/paper.md", "The file with the markers.")
+_PARTITIONS = flags.DEFINE_list("partitions", ["intra_sample", "auto"], "Partitions, each a sweep.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs per configuration.", lower_bound=1)
+_NUM_IMAGES = flags.DEFINE_integer("num_images", 512, "Images per run.")
+_CONFIG = flags.DEFINE_string("config", "configs/cambricon_grid.py", "Config file of the grid.")
+_DOCUMENT = flags.DEFINE_string("document", "docs/paper.md", "Document with the markers.")
 _ROOT = Path(__file__).parent.parent
 _PICTURES = {"time_against_threads": "Time against host threads", "throughput": "Throughput"}
 
@@ -43,7 +44,7 @@ def sweep(partition: str) -> Path:
 
 
 def section(partition: str, directory: Path, document: Path) -> str:
-    """The text between two markers; copies the pictures beside the document."""
+    """Returns the text between two markers; copies the figures to a folder beside the document."""
     pictures = document.with_suffix("")
     pictures.mkdir(exist_ok=True)
     text = ""

@@ -1,19 +1,20 @@
-"""ResNet101 by the specialists of the CPU, by stock JAX and by ours: images/s and latency as ratios, interleaved.
+"""Compares ResNet101 in Cambrian, in CPU inference engines and in stock JAX: images/s and latency as ratios.
 
     pip install -e '.[bench]'
     python benchmarks/peers.py --stem cifar
 
 The sides are OpenVINO (latency and throughput mode), ONNX Runtime (float32 only), PyTorch (eager and compiled), the
 Flax NNX model under `jax.jit`, and ours (one device, called or streamed to by two host threads, and two devices on the
-model axis). All have the same random weights and the same images. The others are given normalised images in the layout
-they prefer, prepared outside the timing; ours is given uint8 and normalises within it. Ours keeps the cores from
-sleeping during its launches, where the system allows it; so they are kept awake for all.
+model axis). All have the same random weights and images. The other sides get normalised images in their preferred
+layout, prepared outside the timing; ours gets uint8 images and normalises them within it. Ours keeps the cores from
+sleeping during launches, where permitted, so the script does so for all sides.
 
-Each side, mode and precision is a process of its own, idle unless it is asked. It compiles for each batch, and its
-logits are compared with a float64 reference; what fails is reported and left out. Then follow the rounds: in each,
-every side is warmed up and measured at every batch. A ratio is the median over the rounds, with the least and the
-greatest, of images/s at each side's best mode and batch for ours, and at its best batch for the other. The last columns
-are of batch 1, one launch after another. All measurements are written as JSON, anew after every round.
+Each combination of side, mode and precision is a process, which is idle except during its own measurements. It compiles
+for each batch size, and its logits are compared with a float64 reference; a side that fails is reported and left out.
+The sides are measured in interleaved rounds: in each, every side is warmed up and measured at every batch size. A ratio
+compares images/s of ours, at its best mode and batch size, with the other side at its best batch size: the median over
+the rounds, with minimum and maximum. The last columns are for batch size 1, one launch after another. The measurements
+are written as JSON after every round.
 """
 
 import dataclasses
@@ -41,14 +42,12 @@ from cambrian.models.resnet.architecture import IMAGE_CHANNELS
 from cambrian.sharding.host import low_cpu_latency
 
 _STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
-_SIZE = flags.DEFINE_integer("size", 0, "Height and width of the images in pixels. 0: those of the stem's preset.")
-_PRECISION = flags.DEFINE_list("precision", list(PRECISIONS), "Measured one after another.")
-_BATCHES = flags.DEFINE_list(
-    "batches", ["4", "8", "16", "32", "64"], "Images per launch, of which each side has a best."
-)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Interleaved rounds.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "What each measurement aims to take.")
-_SIDES = flags.DEFINE_list("sides", list(SIDES), "What is measured.")
+_SIZE = flags.DEFINE_integer("size", 0, "Height and width of the images in pixels; 0: that of the stem's preset.")
+_PRECISION = flags.DEFINE_list("precision", list(PRECISIONS), "Precisions, measured one after another.")
+_BATCHES = flags.DEFINE_list("batches", ["4", "8", "16", "32", "64"], "Batch sizes to measure.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of interleaved rounds.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Target duration of each measurement.")
+_SIDES = flags.DEFINE_list("sides", list(SIDES), "Sides to measure.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file; default: a new one under runs/.")
 for _name, _known in (("precision", PRECISIONS), ("sides", SIDES)):
     flags.register_validator(
@@ -91,7 +90,7 @@ def measure(_: list[str]) -> None:
 
 
 def write_problem(folder: Path, size: int, num_images: int) -> None:
-    """Writes what the processes of all sides read: the images, and their logits in float64."""
+    """Writes the files that the processes of all sides read: the images, and their logits in float64."""
     images = np.random.default_rng(0).integers(0, 256, (num_images, size, size, IMAGE_CHANNELS), np.uint8)
     np.save(folder / "images.npy", images)
     np.save(folder / "reference.npy", reference_logits(resnet101(_STEM.value, images), num_images))

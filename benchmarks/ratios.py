@@ -1,4 +1,4 @@
-"""Statistics of measurements that were taken in interleaved rounds."""
+"""Statistics of measurements from interleaved rounds."""
 
 import dataclasses
 import statistics
@@ -10,7 +10,7 @@ _K = TypeVar("_K", bound=Hashable)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ratio:
-    """The ratios of two sides' measurements, round by round."""
+    """Median, minimum and maximum over the rounds of the ratio of two sides."""
 
     median: float
     min: float
@@ -18,7 +18,7 @@ class Ratio:
 
     @classmethod
     def of(cls, numerators: Sequence[float], denominators: Sequence[float]) -> "Ratio":
-        """The ratios of measurements, one of each for every round."""
+        """Returns the statistics of `numerators` over `denominators`, one of each per round."""
         ratios = [above / below for above, below in zip(numerators, denominators, strict=True)]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
 
@@ -27,5 +27,5 @@ class Ratio:
 
 
 def best(rates: Mapping[_K, Sequence[float]]) -> _K:
-    """The key whose measurements have the highest median."""
+    """Returns the key whose measurements have the highest median."""
     return max(rates, key=lambda key: statistics.median(rates[key]))

@@ -1,12 +1,12 @@
-"""Ours over devices, batch and model axis: images/s as ratios to our own best unsharded images/s, interleaved.
+"""Measures scaling over devices, batch size and model axis: images/s relative to the best unsharded setting.
 
     pip install -e '.[bench]'
     python benchmarks/scaling.py
 
-1 to 32 devices on the data axis; 1 to 256 images per launch, unsharded and on mesh 4x8; 32 devices with 1 to 32 of them
-on the model axis, by `--partition auto` and, cutting within samples, `intra_sample`. Each measurement is main.py in a
-process of its own, end to end on synthetic images, with an artefact that a first pass has built. A setting that fails
-is reported and left out. Writes scaling.json, anew after every round, and scaling.png and scaling.svg.
+The settings are 1 to 32 devices on the data axis; 1 to 256 images per launch, unsharded and on mesh 4x8; and 32 devices
+with 1 to 32 of them on the model axis, with partitions auto and intra_sample. They are measured in interleaved rounds,
+each time by an end-to-end run of main.py on synthetic images, with an artefact built in a first pass. A setting that
+fails is reported and left out. Writes scaling.json after every round, and scaling.png and scaling.svg at the end.
 """
 
 import json
@@ -40,11 +40,11 @@ from benchmarks.settings import (
 )
 from cambrian.commands.config_file import DEFAULT_CONFIG
 
-_CONFIG = flags.DEFINE_string("config", DEFAULT_CONFIG, "Model, as main.py takes it.")
-_PRECISION = flags.DEFINE_string("precision", "auto", "As main.py takes it.")
-_BATCH = flags.DEFINE_integer("batch", 64, "Images per launch, unless it is what varies; a multiple of 32.")
-_IMAGES = flags.DEFINE_integer("images", 256, "Images in each measurement; two launches where those are more.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Interleaved rounds.", lower_bound=1)
+_CONFIG = flags.DEFINE_string("config", DEFAULT_CONFIG, "Config file of main.py.")
+_PRECISION = flags.DEFINE_string("precision", "auto", "Precision of main.py.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Images per launch, where it doesn't vary; a multiple of 32.")
+_IMAGES = flags.DEFINE_integer("images", 256, "Images per measurement, but at least two launches.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of interleaved rounds.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "", "Folder; default: a new one under runs/.")
 
 _MAIN = Path(__file__).parent.parent / "main.py"
@@ -58,7 +58,7 @@ _KEPT = (
     "parity_max_relative_error",
     "notes",
 )
-Runs = dict[Setting, list[dict[str, Any]]]  # what is kept of each round's report
+Runs = dict[Setting, list[dict[str, Any]]]  # the kept part of each round's report
 
 
 def measure(_: list[str]) -> None:
@@ -109,7 +109,7 @@ def measure(_: list[str]) -> None:
 
 
 def succeeds(mode: str, setting: Setting, folder: Path, failures: list[str]) -> bool:
-    """Whether main.py, in this mode, ends well; if not, says why."""
+    """Runs main.py in this mode and returns whether it succeeded; reports the reason of a failure."""
     arguments = {
         "mode": mode,
         "config": _CONFIG.value,

@@ -3,7 +3,7 @@
     python main.py --config benchmarks/search_grid.py --repeats 1 --output_dir runs/search-grid
     python benchmarks/search_cost.py --full runs/search-grid
 
-The same with `--search auto` in another directory is the search; docs/paper.md says what the two came to.
+With `--search auto` and another directory, the first command runs the search; docs/paper.md has the results of both.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What `scaling.py` runs: pure lists of settings."""
+"""The settings that `scaling.py` measures, as pure lists."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from cambrian.sharding import MeshShape
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """One configuration of main.py, whatever its precision and model."""
+    """A configuration of main.py, apart from precision and model."""
 
     mesh: MeshShape
     batch_size: int
@@ -24,7 +24,7 @@ DEFAULT_MESH = MeshShape(4, 8)
 
 
 def all_settings(batch_size: int) -> list[Setting]:
-    """Those of all the curves, each once."""
+    """Returns the settings of all curves, each once."""
     curves = (
         over_batch(UNSHARDED),
         over_batch(DEFAULT_MESH),
@@ -36,17 +36,17 @@ def all_settings(batch_size: int) -> list[Setting]:
 
 
 def over_devices(batch_size: int) -> list[Setting]:
-    """1 to 32 devices on the data axis."""
+    """Returns settings with 1 to 32 devices on the data axis."""
     return [Setting(MeshShape(1, count), batch_size) for count in _powers(1, NUM_DEVICES)]
 
 
 def over_batch(mesh: MeshShape) -> list[Setting]:
-    """Up to 256 images per launch, from the fewest that the data axis takes."""
+    """Returns settings from one image per data group to 256 images per launch."""
     return [Setting(mesh, batch_size) for batch_size in _powers(mesh.data, MAX_BATCH)]
 
 
 def over_model_axis(batch_size: int, partition: str) -> list[Setting]:
-    """32 devices, 1 to 32 of them on the model axis; a model axis of 1 cuts nothing within a sample."""
+    """Returns settings with 1 to 32 of 32 devices on the model axis; from 2 on for intra_sample."""
     least = 2 if partition == "intra_sample" else 1
     meshes = [MeshShape(model, NUM_DEVICES // model) for model in _powers(least, NUM_DEVICES)]
     return [Setting(mesh, batch_size, partition) for mesh in meshes]

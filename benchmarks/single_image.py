@@ -1,12 +1,12 @@
-"""Where the time of a single image goes: ResNet101's layers by ours and by OpenVINO, summed by their kernel.
+"""Profiles a single image: the layers of ResNet101 in Cambrian and in OpenVINO, summed by kind of convolution.
 
     pip install -e '.[bench]'
     python benchmarks/single_image.py --stem cifar
 
-Ours is measured layer by layer, each in a chain of a few of its kind with weights out of the caches; OpenVINO tells the
-time of each of its nodes itself, in the network. Below stand the whole launches, in turns, ours with the image moved to
-the device and the logits fetched; and what the sum of the layers lacks of them. Where the system allows it, the cores
-are kept awake for both.
+Our layers are measured one by one, each in a chain of a few copies with weights outside the caches; OpenVINO reports
+the time of each node within the network. The last rows are the whole launches, measured in turns, ours including the
+transfer of the image and of the logits, and their differences to the sums of the layers. Cores are kept awake for both,
+where permitted.
 """
 
 import collections
@@ -37,10 +37,10 @@ from cambrian.sharding import Kind, LayerSpec, MeshShape, make_mesh
 from cambrian.sharding.host import acquire_devices, host, keep_freed_memory, low_cpu_latency
 
 _STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
-_SIZE = flags.DEFINE_integer("size", 0, "Height and width of the image in pixels. 0: those of the stem's preset.")
-_LAUNCHES = flags.DEFINE_integer("launches", 60, "Of each side, in turns.", lower_bound=1)
+_SIZE = flags.DEFINE_integer("size", 0, "Height and width of the image in pixels; 0: that of the stem's preset.")
+_LAUNCHES = flags.DEFINE_integer("launches", 60, "Launches of each side, in turns.", lower_bound=1)
 _UNSHARDED = MeshShape(1, 1)
-Seconds = dict[str, float]  # of each layer
+Seconds = dict[str, float]  # layer → seconds
 
 
 def measure(_: list[str]) -> None:
@@ -55,7 +55,7 @@ def measure(_: list[str]) -> None:
 
 
 def in_turns(problem: Problem, precision: str) -> tuple[float, float, Seconds]:
-    """Median seconds of a launch of ours and of OpenVINO, and the mean of each of its layers."""
+    """Returns the median seconds of a launch of ours and of OpenVINO, and OpenVINO's mean seconds of each layer."""
     run = ours.make_runner(problem, 1, precision, "1x1 call").run
     model = ov.Core().read_model(onnx_model(problem.network, problem.params, 1).SerializeToString())
     element = {"float32": "f32", "bfloat16": "bf16"}[precision]
@@ -84,7 +84,7 @@ def own_layers(problem: Problem, precision: str) -> Seconds:
         layer.name: case_of(layer, plan[layer.name].partition, plan[layer.name].lowering, 1, precision, _UNSHARDED)
         for layer in problem.network
     }
-    different = list(dict.fromkeys(cases.values()))  # most layers are alike
+    different = list(dict.fromkeys(cases.values()))  # most layers are equal
     milliseconds = dict(zip(different, measure_cases(different, mesh), strict=True))
     return {name: milliseconds[case] / 1e3 for name, case in cases.items()}
 

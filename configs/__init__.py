@@ -1,1 +1,1 @@
-"""Named configurations, data only."""
+"""Named configurations; data only."""

@@ -1,10 +1,10 @@
-"""The paper's grid: five splits of 32 devices × 2 to 16 host threads, the model axis cutting within a sample.
+"""The paper's grid: five splits of 32 devices × 2 to 16 host threads, with the model axis cutting within samples.
 
     python main.py --config configs/cambricon_grid.py
 
-40 configurations, run three times each; docs/paper.md shows what they came to. With `--partition auto` the planner may
-turn the model axis into a second data axis. Launches are of 64 images, two for each device, so that 512 images give
-several threads launches to overlap.
+Runs 40 configurations three times each; docs/paper.md has the results. With `--partition auto` the planner may use the
+model axis as a second data axis. A launch has 64 images, two per device, so that several threads can overlap launches
+on 512 images.
 """
 
 from cambrian.commands.configuration import Preset

@@ -1,9 +1,9 @@
-"""ResNet101 with the CIFAR stem on 32×32 images, as the default run uses it.
+"""ResNet101 with the CIFAR stem on 32×32 images, the default configuration.
 
     python main.py --config configs/resnet101_cifar10.py
 
-Mean and standard deviation of CIFAR-10's training images; labels in the data set's order. Images of other sizes are
-resized as transformers' CLIPImageProcessor does, so that it can be told to do the same.
+Mean and standard deviation are of CIFAR-10's training images; labels are in the data set's order. Images of other sizes
+are resized exactly as by transformers' CLIPImageProcessor, so that exported models can use it.
 """
 
 from cambrian.commands.configuration import ModelConfig, Preset

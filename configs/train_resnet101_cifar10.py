@@ -1,9 +1,9 @@
-"""Trains ResNet101 with the CIFAR stem on CIFAR-10, meant for one current data-centre GPU.
+"""Trains ResNet101 with the CIFAR stem on CIFAR-10; designed for one current data-centre GPU.
 
     python main.py --mode train --config configs/train_resnet101_cifar10.py --data cifar10
 
-Meant to reach at least 94.5% top-1 in less than ten minutes; neither was measured, for want of a GPU. docs/training.md
-counts the operations that the estimate rests on.
+The target is at least 94.5% top-1 in less than ten minutes; neither has been measured on a GPU. docs/training.md
+derives the estimate of the time.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from cambrian.configs.resnet101_cifar10 import CONFIG as INFERENCE
 from cambrian.models.training.recipe import Recipe
 
 CONFIG = dataclasses.replace(INFERENCE, flags=(("mode", "train"), ("precision", "bfloat16")))
-# Goyal et al., arXiv:1706.02677: the learning rate grows with the batch, here 0.1 for 128 images, and is warmed up.
+# Linear scaling of the learning rate with the batch size, 0.1 per 128 images, and warm-up: Goyal et al.,
+# arXiv:1706.02677.
 RECIPE = Recipe(
     epochs=35,
     batch_size=512,

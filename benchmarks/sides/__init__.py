@@ -1,4 +1,4 @@
-"""The sides of `peers.py`: for each a module whose `make_runner(problem, batch, precision, mode)` makes it ready."""
+"""The sides of `peers.py`, each a module with a function `make_runner(problem, batch, precision, mode)`."""
 
 import dataclasses
 
@@ -8,12 +8,13 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Side:
-    """One side.
+    """A side of the comparison.
 
     Attributes:
-      module: in this package.
-      package: the distribution whose version is reported.
-      modes: how it can run; each is measured on its own.
+      module: name of its module in this package.
+      package: distribution whose version is reported.
+      modes: modes of execution, each measured separately.
+      precisions: precisions that it supports.
     """
 
     module: str

@@ -1,4 +1,4 @@
-"""Starts the process of a side (see `benchmarks.sides.worker`) and asks it."""
+"""The client of a side's process (see `benchmarks.sides.worker`)."""
 
 import json
 import subprocess
@@ -9,11 +9,11 @@ _ROOT = Path(__file__).parents[2]
 
 
 class SideError(RuntimeError):
-    """A side could not do what it was asked, or its process ended."""
+    """A side failed to answer a command, or its process ended."""
 
 
 class Client:
-    """The process of one side in one mode and precision; a context manager that ends it."""
+    """The process of a side in one mode and precision; a context manager that ends it."""
 
     def __init__(self, side: str, mode: str, precision: str, stem: str, folder: Path):
         self._log = folder / f"{side} {mode} {precision}.log"
@@ -24,10 +24,10 @@ class Client:
             )
 
     def ask(self, command: str, *values: float) -> float:
-        """The number answered to `build`, `throughput` or `latency`.
+        """Sends `build`, `throughput` or `latency` and returns the number in the answer.
 
         Raises:
-          SideError: saying what failed.
+          SideError: if the command failed.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
@@ -45,5 +45,5 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()  # an idle worker has nothing to lose
+        self._process.kill()  # safe, as an idle worker has no state to save
         self._process.communicate()

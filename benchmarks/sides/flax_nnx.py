@@ -9,12 +9,12 @@ from cambrian.models.resnet.flax_resnet import load_resnet
 
 
 def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runner:
-    """Takes normalised float32 images (N, H, W, C) on the device; convolutions and activations have `precision`."""
-    del mode  # there is one
+    """Makes a runner on normalised float32 images (N, H, W, C); convolutions and activations are of `precision`."""
+    del mode  # there is only one
     model = load_resnet(problem.architecture, problem.variables, jax.numpy.dtype(precision))
     model.eval()
     graphdef, state = nnx.split(model)
-    leaves, tree = jax.tree.flatten(state)  # a call on flat arrays is 2 ms faster than one on an NNX state
+    leaves, tree = jax.tree.flatten(state)  # a call with flat arrays is 2 ms faster than with an NNX state
     apply = jax.jit(lambda leaves, images: nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))(images))
     images = jax.device_put(problem.normalised(batch))
 

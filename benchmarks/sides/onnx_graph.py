@@ -1,4 +1,4 @@
-"""The network as an ONNX graph, for the runtimes that read one."""
+"""The network as an ONNX graph, for runtimes that read ONNX."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ INPUT = "images"
 
 
 def onnx_model(network: Network, params: Mapping[str, np.ndarray], batch: int) -> ModelProto:
-    """The graph from `images` (batch, C, H, W) float32, normalised, to logits (batch, num_classes) float32."""
+    """Returns the graph from normalised `images` (batch, C, H, W) float32 to logits (batch, num_classes) float32."""
     nodes = [node for layer in network for node in _nodes(layer)]
     weights = [
         numpy_helper.from_array(np.ascontiguousarray(param.transpose(3, 2, 0, 1)) if param.ndim == 4 else param, name)
@@ -31,7 +31,7 @@ def onnx_model(network: Network, params: Mapping[str, np.ndarray], batch: int) -
 
 
 def _nodes(layer: LayerSpec) -> list[NodeProto]:
-    """The layer's nodes; the last one's output bears its name."""
+    """The nodes of a layer; the output of the last one is named after the layer."""
     source, weights = layer.input or INPUT, [f"{layer.name}.kernel", f"{layer.name}.bias"]
     window: dict[str, Any] = {
         "kernel_shape": [layer.kernel] * 2,

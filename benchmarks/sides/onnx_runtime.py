@@ -1,4 +1,4 @@
-"""ONNX Runtime, in float32 only: its CPU provider computes no convolution in bfloat16."""
+"""ONNX Runtime, in float32 only: its CPU provider has no bfloat16 convolution."""
 
 import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingImports]
@@ -8,8 +8,8 @@ from benchmarks.sides.problem import Problem, Runner
 
 
 def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runner:
-    """Takes normalised float32 images (N, C, H, W)."""
-    del precision, mode  # there is one of each
+    """Makes a runner on normalised float32 images (N, C, H, W)."""
+    del precision, mode  # there is only one of each
     model = onnx_model(problem.network, problem.params, batch).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     images = np.ascontiguousarray(problem.normalised(batch).transpose(0, 3, 1, 2))

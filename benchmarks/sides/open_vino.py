@@ -1,4 +1,4 @@
-"""OpenVINO: requests in flight as many as it finds optimal for its latency or its throughput mode."""
+"""OpenVINO, with the number of requests in flight that it considers optimal for its latency or throughput mode."""
 
 import numpy as np
 import openvino as ov  # pyright: ignore[reportMissingImports]
@@ -8,7 +8,7 @@ from benchmarks.sides.problem import Problem, Runner
 
 
 def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runner:
-    """Takes normalised float32 images (N, C, H, W); `mode` is latency or throughput."""
+    """Makes a runner on normalised float32 images (N, C, H, W); `mode` is latency or throughput."""
     core = ov.Core()
     model = core.read_model(onnx_model(problem.network, problem.params, batch).SerializeToString())
     hints = {

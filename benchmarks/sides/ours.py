@@ -1,4 +1,4 @@
-"""Ours, compiled ahead of time, through the executable's own interface."""
+"""Cambrian, compiled ahead of time and run through the executable's own interface."""
 
 import dataclasses
 import itertools
@@ -14,9 +14,9 @@ _THREADS = {"call": 1, "stream": 2}
 
 
 def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runner:
-    """Takes uint8 images (N, H, W, C), moved to the device and normalised there within the time measured.
+    """Makes a runner on uint8 images (N, H, W, C); transfer and normalisation count as part of the launch.
 
-    `mode` is a mesh and how batches are given: `1x1 call`, one after another, or `1x1 stream`, by two host threads.
+    `mode` is a mesh and a way to launch: `1x1 call`, one batch after another, or `1x1 stream`, by two host threads.
     """
     mesh, way = mode.split()
     shape, threads = MeshShape.parse(mesh), _THREADS[way]
@@ -34,7 +34,7 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
         mean=problem.mean,
         std=problem.std,
     )
-    # Without its program, whose host weights would be kept for every batch.
+    # Drops the program, whose host weights would stay in memory for every batch size.
     executable = dataclasses.replace(engine.compile_program(program), program=None)
     images = problem.images[:batch]
 

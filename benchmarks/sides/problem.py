@@ -1,4 +1,4 @@
-"""What every side computes: one network with the same weights on the same images."""
+"""The problem that every side computes: one network with the same weights on the same images."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,9 +18,13 @@ class Problem:
     """A network, its weights and its images.
 
     Attributes:
-      variables: as `models.random_variables` gives them; `params` are the same with folded batch norms.
-      images: (N, H, W, C) uint8; a launch of B takes the first B.
-      mean, std: per channel, of pixels scaled to 0…1.
+      architecture: architecture of the network.
+      network: layers of the network.
+      variables: variables from `models.random_variables`.
+      params: the same weights with folded batch norms.
+      images: images (N, H, W, C) uint8; a launch of batch size B takes the first B.
+      mean: mean of each channel, of pixels scaled to 0…1.
+      std: standard deviation of each channel, of pixels scaled to 0…1.
     """
 
     architecture: Architecture
@@ -32,18 +36,18 @@ class Problem:
     std: tuple[float, float, float]
 
     def normalised(self, batch: int) -> np.ndarray:
-        """The first `batch` images (N, H, W, C), normalised, float32."""
+        """Returns the first `batch` images (N, H, W, C), normalised, in float32."""
         return ((self.images[:batch] / 255 - self.mean) / self.std).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Runner:
-    """One side, ready to launch.
+    """A side that is ready to launch.
 
     Attributes:
-      run: `run(launches)` launches a batch so many times and gives the logits (batch, num_classes) float32 of one of
-        them, all of which are on the host by then.
-      in_flight: how many of the launches overlap.
+      run: `run(launches)` launches a batch `launches` times, fetches all logits, and returns those of one launch,
+        (batch, num_classes) float32.
+      in_flight: number of launches that overlap.
     """
 
     run: Callable[[int], np.ndarray]
@@ -53,7 +57,7 @@ class Runner:
 def make_problem(
     architecture: Architecture, images: np.ndarray, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
 ) -> Problem:
-    """The problem with random weights."""
+    """Returns the problem with random weights."""
     variables = models.random_variables(architecture)
     return Problem(
         architecture=architecture,
@@ -67,7 +71,7 @@ def make_problem(
 
 
 def resnet101(stem: str, images: np.ndarray) -> Problem:
-    """ResNet101 as the configuration of this stem has it, with random weights."""
+    """Returns the problem of ResNet101 with this stem, as in its preset, with random weights."""
     model = default_model(stem)
     architecture = Architecture.resnet(model.depth, stem, model.num_classes)
     return make_problem(architecture, images, model.preprocessing.mean, model.preprocessing.std)

@@ -1,4 +1,4 @@
-"""PyTorch on folded weights, tensors in channels_last: eager, or compiled by Inductor with frozen weights."""
+"""PyTorch with folded weights and channels_last tensors: eager, or compiled by Inductor with frozen weights."""
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
@@ -8,17 +8,17 @@ import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from benchmarks.sides.problem import Problem, Runner
 from cambrian.sharding import Kind, LayerSpec
 
-torch._inductor.config.compile_threads = 1  # more are forked, and JAX, imported here too, warns of deadlocks
+torch._inductor.config.compile_threads = 1  # Inductor forks more, and JAX, imported here too, warns of deadlocks
 
 
 class FoldedNetwork(torch.nn.Module):
-    """The network in `dtype`, from normalised images (N, C, H, W) of that dtype to logits (N, num_classes)."""
+    """The network in `dtype`: maps normalised images (N, C, H, W) of that dtype to logits (N, num_classes)."""
 
     def __init__(self, problem: Problem, dtype: torch.dtype):
         super().__init__()
         self.network = problem.network
         for name, param in problem.params.items():
-            # OIHW by shape and, being HWIO or OHWI in memory, channels_last after .contiguous; (out, in) for linear.
+            # The transpose gives shape OIHW, or (out, in) for linear; .contiguous makes it channels_last in memory.
             tensor = torch.from_numpy(param.transpose({4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[param.ndim]))
             layout = torch.channels_last if param.ndim == 4 else torch.contiguous_format
             self.register_buffer(_attribute(name), tensor.to(dtype).contiguous(memory_format=layout))
@@ -44,11 +44,14 @@ class FoldedNetwork(torch.nn.Module):
 
 
 def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runner:
-    """Takes normalised images (N, C, H, W); they and all weights have `precision`. `mode` is eager or compile."""
+    """Makes a runner on normalised images (N, C, H, W); images and weights are of `precision`.
+
+    `mode` is eager or compile.
+    """
     dtype = getattr(torch, precision)
     apply = FoldedNetwork(problem, dtype).eval()
     if mode == "compile":
-        # Frozen weights are packed once for oneDNN and its fusions; PyTorch leaves that off by default.
+        # Packs weights once for oneDNN and its fusions, which PyTorch doesn't do by default.
         apply = torch.compile(apply, dynamic=False, options={"freezing": True})
     images = torch.from_numpy(problem.normalised(batch)).permute(0, 3, 1, 2).to(dtype)
     images = images.contiguous(memory_format=torch.channels_last)

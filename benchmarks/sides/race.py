@@ -1,4 +1,4 @@
-"""The sides of one precision, measured in turns; whichever fails leaves."""
+"""The sides of one precision, measured in turns; a side that fails is dropped."""
 
 import contextlib
 import dataclasses
@@ -17,13 +17,13 @@ _P = ParamSpec("_P")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contender:
-    """One side in one mode and precision: its process, and what came of it. All methods raise SideError."""
+    """A side in one mode and precision: its process and its result. All methods raise SideError."""
 
     client: Client
     result: Result
 
     def build(self, batch: int) -> None:
-        """Compiles for a batch and checks the logits."""
+        """Compiles for a batch size and checks the logits."""
         error, limit = self.client.ask("build", batch), LIMITS[self.result.precision]
         if not error <= limit:
             raise SideError(f"the relative error of the logits must be at most {limit:g}, got {error:g}")
@@ -38,7 +38,7 @@ class Contender:
 
 
 class Race:
-    """The contenders that have not failed, and why the others have."""
+    """The contenders that haven't failed, and the failures of the others."""
 
     def __init__(self, contenders: list[Contender]):
         self.contenders = contenders
@@ -46,7 +46,7 @@ class Race:
         self._backwards = False
 
     def each(self, step: Callable[Concatenate[Contender, _P], None], *args: _P.args, **kwargs: _P.kwargs) -> None:
-        """Lets one contender after another do a step; who fails is reported and leaves."""
+        """Runs a step for one contender after another; drops contenders that fail, and reports the failure."""
         for contender in self.contenders[:: -1 if self._backwards else 1]:
             try:
                 step(contender, *args, **kwargs)
@@ -56,13 +56,13 @@ class Race:
                 print(self.failures[-1], flush=True)
 
     def turn(self) -> None:
-        """Turns the order round, so that a drift of the machine's speed favours nobody."""
+        """Reverses the order, so that a drift in the machine's speed favours no side."""
         self._backwards = not self._backwards
 
 
 @contextlib.contextmanager
 def start(sides: list[str], precision: str, stem: str, folder: Path) -> Iterator[Race]:
-    """A race of those of these sides that compute in `precision`; their processes end with the context."""
+    """Starts a race of the sides that support `precision`; their processes end with the context."""
     with contextlib.ExitStack() as processes:
         contenders = []
         for side in sides:

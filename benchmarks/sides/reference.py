@@ -1,4 +1,4 @@
-"""The logits in float64 by NumPy: a reference that shares no code with any side."""
+"""A float64 reference in NumPy that shares no code with any side."""
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -6,11 +6,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from benchmarks.sides.problem import Problem
 from cambrian.sharding import Kind, LayerSpec
 
-_CHUNK = 4  # images at a time: bounds the memory of the patches
+_CHUNK = 4  # images at a time, which bounds the memory of the patches
 
 
 def reference_logits(problem: Problem, batch: int) -> np.ndarray:
-    """The logits (batch, num_classes) float64 of the first `batch` images."""
+    """Returns the logits (batch, num_classes) float64 of the first `batch` images."""
     images = problem.normalised(batch).astype(np.float64)
     return np.concatenate([_logits(problem, images[start : start + _CHUNK]) for start in range(0, batch, _CHUNK)])
 

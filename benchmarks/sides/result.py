@@ -1,4 +1,4 @@
-"""What was measured of each side, and its summary against ours."""
+"""The measurements of each side, and their summary relative to ours."""
 
 import dataclasses
 import statistics
@@ -10,12 +10,15 @@ from benchmarks.sides import OURS
 
 @dataclasses.dataclass(slots=True)
 class Result:
-    """One side in one mode and precision.
+    """The measurements of a side in one mode and precision.
 
     Attributes:
-      relative_errors: of the logits against the reference, by batch.
-      images_per_second: one for each round, by batch.
-      latency_ms: of batch 1, one for each round.
+      side: name of the side.
+      mode: mode of execution.
+      precision: float32 or bfloat16.
+      relative_errors: batch size → relative error of the logits against the reference.
+      images_per_second: batch size → images/s of each round.
+      latency_ms: latency at batch size 1 of each round.
     """
 
     side: str
@@ -39,11 +42,17 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: medians over the rounds; ratios above 1 say that ours is faster, None that it is absent.
+    """A row of the table: medians over the rounds. Ratios above 1 mean that ours is faster; None, that it is absent.
 
     Attributes:
-      speedup: images/s of ours, at its best mode and batch, over those of this side at its best batch.
-      latency_speedup: latency of this side over that of ours at its best mode.
+      side: name of the side.
+      precision: float32 or bfloat16.
+      mode: mode of execution.
+      best_batch: batch size with the most images/s.
+      images_per_second: images/s at that batch size.
+      speedup: images/s of ours, at its best mode and batch size, over images/s of this side at its best batch size.
+      latency_ms: latency at batch size 1.
+      latency_speedup: latency of this side over the latency of ours in its best mode.
     """
 
     side: str
@@ -57,16 +66,16 @@ class Row:
 
 
 def summarise(results: Sequence[Result]) -> list[Row]:
-    """The rows of results of one precision, in their order."""
+    """Returns a row for each result; all results are of one precision."""
     ours = {result.mode: result for result in results if result.side == OURS}
     rows = []
     for result in results:
         speedup = latency_speedup = None
         if ours:
             fastest = ours[best({mode: own.best_images_per_second for mode, own in ours.items()})]
-            promptest = min(ours.values(), key=lambda own: statistics.median(own.latency_ms))
+            lowest = min(ours.values(), key=lambda own: statistics.median(own.latency_ms))
             speedup = Ratio.of(fastest.best_images_per_second, result.best_images_per_second)
-            latency_speedup = Ratio.of(result.latency_ms, promptest.latency_ms)
+            latency_speedup = Ratio.of(result.latency_ms, lowest.latency_ms)
         rows.append(
             Row(
                 side=result.side,

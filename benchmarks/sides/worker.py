@@ -1,14 +1,16 @@
-"""The process of one side in one mode and precision: builds, checks and times what standard input asks for.
+"""The process of a side in one mode and precision, which builds, checks and times on commands from standard input.
 
     python -m benchmarks.sides.worker SIDE MODE PRECISION STEM FOLDER
 
-FOLDER holds images.npy (N, H, W, C) uint8 and reference.npy, their logits. Each line is answered by one of JSON:
+FOLDER holds images.npy (N, H, W, C) uint8 and reference.npy, their logits. Each line is a command, answered by a line
+of JSON:
 
     build BATCH               {"relative_error": …}     against the reference
-    throughput BATCH SECONDS  {"images_per_second": …}  after a warm-up, over about so many seconds
-    latency BATCH SECONDS     {"latency_ms": …}         the median of one launch at a time, likewise
+    throughput BATCH SECONDS  {"images_per_second": …}  after a warm-up, over about SECONDS
+    latency BATCH SECONDS     {"latency_ms": …}         median of single launches, over about SECONDS
 
-A failure is answered by {"failure": …}. Between lines the process blocks on the pipe; it ends with its input.
+The answer to a command that fails is {"failure": …}. Between commands the process blocks on the pipe; it ends at the
+end of its input.
 """
 
 import importlib
@@ -28,7 +30,7 @@ from cambrian.engine.runtime.parity import compare
 
 
 class Server:
-    """Answers the lines; keeps what was built, by batch."""
+    """Answers the commands; keeps a runner for each batch size."""
 
     def __init__(self, make_runner: Callable[[int], Runner], reference: np.ndarray):
         self._make_runner = make_runner
@@ -42,7 +44,7 @@ class Server:
     def throughput(self, batch: int, seconds: float) -> dict[str, float]:
         runner = self._runners[batch]
         warmup = _seconds(runner, runner.in_flight)
-        # A multiple of the launches in flight: none runs alone at the end.
+        # A multiple of the launches in flight, so that none runs alone at the end.
         launches = runner.in_flight * max(1, round(seconds / warmup))
         return {"images_per_second": launches * batch / _seconds(runner, launches)}
 
@@ -60,7 +62,7 @@ def _seconds(runner: Runner, launches: int) -> float:
 
 def main(side: str, mode: str, precision: str, stem: str, folder: str) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print on standard output must not look like an answer
+    os.dup2(2, 1)  # libraries may print on standard output, which must not look like an answer
     problem: Problem = resnet101(stem, np.load(Path(folder) / "images.npy"))
 
     def make_runner(batch: int) -> Runner:
@@ -72,7 +74,7 @@ def main(side: str, mode: str, precision: str, stem: str, folder: str) -> None:
         command, batch, *seconds = line.split()
         try:
             answer = getattr(server, command)(int(batch), *map(float, seconds))
-        except Exception as error:  # of whatever kind a library raises: the other sides go on
+        except Exception as error:  # any error of a library: the other sides continue
             answer = {"failure": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers)
 
