@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from cambrian.engine.runtime import stream as stream_module
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.stream import stream
 from cambrian.sharding import MeshShape, UsageError
@@ -139,6 +141,89 @@ def test_keyboard_interrupt_ends_the_consumers_wait(executable):
         signal.signal(signal.SIGINT, before)
     assert host_threads() == []
     interrupter.join()
+
+
+class Blocking:
+    """An iterator that blocks before its third item, until the test opens the gate."""
+
+    def __init__(self):
+        self.gate, self.blocks, self.num_read = threading.Event(), threading.Event(), 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.num_read == 2:
+            self.blocks.set()
+            self.gate.wait()
+        self.num_read += 1
+        return self.num_read - 1
+
+
+@pytest.fixture
+def blocking():
+    iterator = Blocking()
+    yield iterator
+    iterator.gate.set()
+    settle(lambda: host_threads() == [])
+    assert iterator.num_read <= 3  # what it still gave was dropped, and no more was read
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_leaving_the_loop_abandons_an_iterator_that_blocks(executable, blocking, threads):
+    decoded, received = [], []
+
+    def decode(index):
+        decoded.append(index)
+        return inputs_of(index)
+
+    for outputs in stream(executable, blocking, threads=threads, decode=decode):
+        received.append(outputs)
+        if len(received) == 2:
+            assert blocking.blocks.wait(timeout=10)
+            start = time.monotonic()
+            break
+    assert time.monotonic() - start < 1
+    assert decoded == [0, 1]
+    blocking.gate.set()
+    settle(lambda: host_threads() == [])
+    assert decoded == [0, 1]
+
+
+def test_one_interrupt_ends_the_wait_for_an_iterator_that_blocks(executable, blocking):
+    main_thread, received = threading.get_ident(), []
+    waiting = Future()
+
+    def interrupt():
+        assert blocking.blocks.wait(timeout=10)
+        settle(lambda: len(received) == 2)
+        waiting.set_result(time.monotonic())
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        received.extend(stream(executable, map(inputs_of, blocking), threads=2))  # keeps what is finished
+    assert time.monotonic() - waiting.result() < 1
+    interrupter.join()
+
+
+def test_a_thread_that_computes_is_joined_however_long_it_takes(executable, monkeypatch):
+    monkeypatch.setattr(stream_module, "_PATIENCE_S", 0.01)
+    decoding, finished = threading.Event(), []
+
+    def decode(index):
+        decoding.set()
+        time.sleep(0.2)
+        finished.append(index)
+        return inputs_of(index)
+
+    results = stream(executable, itertools.count(), threads=1, decode=decode)
+    next(results)
+    decoding.clear()
+    assert decoding.wait(timeout=10)
+    results.close()
+    assert host_threads() == [] and len(finished) >= 2
 
 
 def test_an_open_stream_does_not_keep_the_interpreter_from_exiting():

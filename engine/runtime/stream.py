@@ -5,17 +5,18 @@ post-processes them. While its launch executes, the other threads prepare, and e
 
 Queues and their life cycle:
 - *items*: the caller's iterable, read by the threads one at a time. Reading ends with the iterable, the first failure,
-  or when the run is stopped.
-- *room*: a semaphore of `2 × threads` permits. Reading an item takes one, the consumer's receiving its result gives it
-  back; so memory is bounded however many items there are, and however slow the consumer is.
+  or the end of the run.
+- *room*: a semaphore of `2 × threads` permits. Reading an item takes one, and the consumer's receiving its result gives
+  it back, so memory is bounded however many items there are, and however slow the consumer is.
 - *futures*: one for each item read, in input order; a thread appends it when it reads the item and completes it with
   the result or the exception. The consumer waits for the first and yields or raises it. `None` marks the end of the
   items.
 - *launches in flight*: bounded over the whole process, see `engine.runtime.launch`. A thread has at most one.
 
 The threads start when the first result is asked for. However the run ends (items exhausted, a failure, the generator
-closed, KeyboardInterrupt in the consumer), the threads stop after the batch they are at, or the item they are reading,
-and are joined. A generator that is still open when the interpreter exits is stopped then.
+closed, KeyboardInterrupt in the consumer), a thread stops after the batch that it works on, and is joined. One that the
+caller's iterator blocks is abandoned: it drops the item that it may still get, and ends. A generator that is still open
+when the interpreter exits is stopped then.
 """
 
 import queue
@@ -35,6 +36,8 @@ from cambrian.sharding.host import low_cpu_latency
 if TYPE_CHECKING:
     from cambrian.engine.runtime.executable import Executable
 
+_PATIENCE_S = 0.5  # for a thread that reads the caller's iterator, or waits for another that does
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -48,14 +51,15 @@ def stream(
     postprocess: Callable[[Any, np.ndarray], Any] | None = None,
     timeline: Timeline | None = None,
 ) -> Generator[Any, None, None]:
-    """The result of each item of `batches`, in order.
+    """Yields the result of each item of `batches`, in order.
 
     Args:
-      batches: the items, one for each batch; at most `2 × threads` are read ahead of the results consumed.
+      executable: executable to launch.
+      batches: items, one for each batch; at most `2 × threads` are read ahead of the results consumed.
       threads: number of host threads.
       decode: turns an item into inputs (N, …) with 0 ≤ N ≤ the executable's batch size, in a host thread; nothing is
-        launched for N = 0. Without it the items are the inputs.
-      postprocess: turns an item and its outputs (N, …) into the result, in a host thread. Without it the outputs are
+        launched for N = 0. None where the items are the inputs.
+      postprocess: turns an item and its outputs (N, …) into the result, in a host thread. None where the outputs are
         the result.
       timeline: records the times of every batch.
 
@@ -64,7 +68,7 @@ def stream(
         `decode`, the executable or `postprocess` raised, after the results of all items before it.
     """
     if threads < 1:
-        raise UsageError(f"the number of threads must be at least 1, got {threads}")
+        raise UsageError(f"threads must be at least 1, got {threads}")
 
     def run_batch(item: Any) -> Any:
         handed_over = time.perf_counter()
@@ -97,6 +101,7 @@ def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) ->
     reading = threading.Lock()
     reading_ended = threading.Event()
     futures: queue.SimpleQueue[Future[_R] | None] = queue.SimpleQueue()
+    working: set[threading.Thread] = set()  # the threads that have an item, and so may be inside JAX
 
     def run_next() -> None:
         with reading:
@@ -114,12 +119,16 @@ def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) ->
                 future.set_exception(error)
                 futures.put(future)
                 return
+            working.add(threading.current_thread())
+            if reading_ended.is_set():  # while the iterator blocked
+                return
             futures.put(future)
         try:
             future.set_result(work(item))
         except BaseException as error:
             reading_ended.set()
             future.set_exception(error)
+        working.discard(threading.current_thread())
 
     def run() -> None:
         while not reading_ended.is_set():
@@ -131,8 +140,11 @@ def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) ->
     def stop() -> None:
         reading_ended.set()
         room.release(threads)  # wakes the threads that wait for room
+        deadline = time.monotonic() + _PATIENCE_S
         for worker in workers:
-            worker.join()
+            worker.join(max(0.0, deadline - time.monotonic()))
+            if worker in working:
+                worker.join()
 
     # Daemons, because an abandoned generator must not keep the interpreter from exiting; but a thread inside JAX could
     # crash the exit, so the finalizer runs then too. It runs only once.
