@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cambrian.commands.accuracy.accuracy import Accuracy, wilson_interval
-from cambrian.commands.accuracy.confusion import draw_confusion
+from cambrian.commands.accuracy.confusion import draw_confusion, with_images
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,13 @@ def test_the_picture_is_darkest_where_the_images_are(tmp_path, num_classes):
     full, empty = (np.asarray(Image.open(tmp_path / name).convert("L")) for name in ("all.png", "none.png"))
     assert full.shape == empty.shape and min(full.shape) > 400
     assert full.mean() < empty.mean()
+
+
+def test_the_picture_leaves_out_classes_without_images(tmp_path):
+    confusion = np.array([[5, 1, 2, 0], [0, 0, 0, 0], [1, 3, 4, 1], [0, 0, 0, 0]])
+    shown, rows, columns = with_images(confusion, ["ant", "bee", "cow", "dog"])
+    np.testing.assert_array_equal(shown, [[5, 2, 1], [1, 4, 4]])
+    assert (rows, columns) == (["ant", "cow"], ["ant", "cow", "other classes"])
+    draw_confusion(confusion, ["ant", "bee", "cow", "dog"], "a subset", tmp_path / "subset.png")
+    with Image.open(tmp_path / "subset.png") as picture:
+        assert min(picture.size) > 400

@@ -276,3 +276,14 @@ def test_the_logits_of_a_dense_layer_by_onednn_stay_float32():
     expected = logits(LayerPlan(Partition.WHOLE, "matmul"))
     for partition in (Partition.WHOLE, Partition.CHANNELS, Partition.INPUT_CHANNELS):
         assert relative_error(logits(LayerPlan(partition, "onednn")), expected) <= 1e-6, partition
+
+
+@pytest.mark.parametrize(("mesh", "partition"), [(MeshShape(2, 2), "rows"), (MeshShape(2, 1), "channels")])
+@pytest.mark.parametrize("size", [(16, 20), (16, 9)])
+def test_images_of_two_sizes_give_the_unsharded_logits(mesh, partition, size):
+    architecture, batch_size = Architecture("imagenet", (1, 1), True, 6, width=4), 4
+    plan = plan_of(network(architecture, size), mesh, batch_size, partition)
+    program = build(architecture, mesh, plan, size, batch_size)
+    assert program.input_spec.shape == (batch_size, *size, 3)
+    images = np.random.default_rng(0).integers(0, 256, program.input_spec.shape, np.uint8)
+    assert relative_error(run(program, images), program.reference(images)) <= 1e-5

@@ -40,7 +40,8 @@ def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, ph
     run = command.run(*small, "--data", photos, "--skip_bad_images")
     assert run.report["num_images"] == 9
     assert run.report["skipped_images"] == [f"{photos / '5b.jpg'}: not a JPEG or PNG file"]
-    assert run.outcome.notes == ["1 unreadable images skipped, listed as skipped_images in the report"]
+    unlabelled, skipped = (f"no accuracy: the images in {photos} have no labels", "1 unreadable images skipped, listed")
+    assert unlabelled in run.outcome.notes and run.outcome.notes[-1].startswith(skipped)
     assert run.report["notes"] == run.outcome.notes
     assert "1 unreadable images" in run.outcome.stdout
     assert [row["image"] for row in run.predictions] == [f"{index}.png" for index in range(9)]
@@ -63,12 +64,14 @@ def test_a_split_and_a_number_of_labelled_images(command, small, tmp_path):
     assert [row["image"] for row in run.predictions] == ["a/0.png", "a/2.png", "b/0.png", "b/2.png"]
     assert [row["label"] for row in run.predictions] == ["a", "a", "b", "b"]
     assert run.report["data"] == f"4 of 8 images of folder {tmp_path / 'train'}"
-    assert run.report["top1"] is None  # which of the ten logits are a and b is unknown
+    assert run.report["top1"] is None
+    assert "no accuracy: the model has 10 logits without labels, the data 2 classes" in run.report["notes"]
 
 
 def test_accuracy_where_the_classes_are_as_many_as_the_logits(command, small, tmp_path):
     write_images(tmp_path, [f"{label}/{index}.png" for label in "abcdefghij" for index in range(2)])
     run = command.run(*small, "--data", tmp_path)
+    assert any(note.startswith("the model has no labels: its 10 logits are taken") for note in run.report["notes"])
     hits = sum(row["label"] == row["predicted"] for row in run.predictions)
     assert {row["predicted"] for row in run.predictions} <= set("abcdefghij")
     assert run.report["top1"] == hits / 20 <= run.report["top5"] <= 1
@@ -86,6 +89,25 @@ def test_images_are_resized_as_the_weights_stem_asks(command, tmp_path):
     assert run.report["num_images"] == 1
     (note,) = [note for note in run.report["notes"] if "preprocessing" in note]
     assert "256" in note and "--resize 232" in note
+
+
+def test_resize_decides_where_the_weights_do_not(command, tmp_path):
+    weights = write_checkpoint(tmp_path / "weights.safetensors", Architecture("imagenet", (1,), False, 3, width=4))
+    write_images(tmp_path / "photos", ["a.png"])
+    flags = ("--weights", weights, "--mesh", "1x1", "--batch_size", 1, "--data", tmp_path / "photos")
+    run = command.run(*flags, "--image_size", 112, "--resize", 117)
+    assert not any("--resize" in note for note in run.report["notes"])
+    manifests = [json.loads((path / "manifest.json").read_text()) for path in command.artifacts]
+    (manifest,) = [manifest for manifest in manifests if manifest["metadata"]["weights"] == str(weights)]
+    preprocessing = manifest["metadata"]["preprocessing"]
+    assert (preprocessing["size"], preprocessing["resize_to"]) == ([112, 112], [117, 117])
+
+
+def test_class_folders_that_are_no_labels_end_the_run(command, tmp_path):
+    write_images(tmp_path, ["ant/0.png", "cats/0.png"])
+    outcome = command("--config", "tiny.py", "--mesh", "1x2", "--batch_size", 8, "--data", tmp_path)
+    assert outcome.exit_code == 2
+    assert "exactly one of the model's 10 labels, got 'cats' (closest: 'ant')" in outcome.error
 
 
 def test_a_partition_asked_for_is_the_one_that_runs(command, small, photos):

@@ -25,6 +25,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str, path
       confusion: (classes, classes), number of images.
       path: the PNG file.
     """
+    confusion, rows, columns = with_images(confusion, names)
     num_classes = len(confusion)
     totals = confusion.sum(axis=1, keepdims=True)
     shares = confusion / np.maximum(totals, 1)
@@ -40,10 +41,27 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str, path
                 text = str(confusion[row, column])
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     if num_classes <= _MAX_NAMED:
-        shown = [textwrap.shorten(name, 18, placeholder="…").replace("$", r"\$") for name in names]
-        axes.set_xticks(range(num_classes), shown, rotation=90)
-        axes.set_yticks(range(num_classes), shown)
+        axes.set_xticks(range(len(columns)), map(_short, columns), rotation=90)
+        axes.set_yticks(range(len(rows)), map(_short, rows))
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     axes.set_title(title)
     write_figure(figure, path)
+
+
+def with_images(confusion: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, list[str], list[str]]:
+    """Keeps the classes that have images, and sums predictions of all others up in a last column.
+
+    Returns:
+      The matrix (classes with images, as many columns and one for the others), and the names of rows and columns.
+    """
+    present = confusion.sum(axis=1) > 0
+    if present.all() or not present.any():
+        return confusion, list(names), list(names)
+    rows = [name for name, is_present in zip(names, present, strict=True) if is_present]
+    others = confusion[present][:, ~present].sum(axis=1, keepdims=True)
+    return np.hstack([confusion[present][:, present], others]), rows, [*rows, "other classes"]
+
+
+def _short(name: str) -> str:
+    return textwrap.shorten(name, 18, placeholder="…").replace("$", r"\$")
