@@ -76,6 +76,7 @@ def test_the_user_s_number_of_threads_is_kept(name, other):
     assert in_new_process(code, **{name: "3"}) == [3, {name: "3", other: None}]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(host_cores() < 2, reason="one core computes one launch at a time")
 def test_launches_on_one_device_are_computed_by_the_threads_that_launch():
     computed_by_launcher, side_by_side, equal = in_new_process(

@@ -90,6 +90,7 @@ def test_16_threads_stream_over_32_devices_in_order(wide_executable):
         np.testing.assert_array_equal(outputs, outputs_of(index, 1 + index % 8, model=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_threads, num_launches", [(1, 500), (16, 2000)])
 def test_launches_that_nobody_waits_for_are_bounded(wide_executable, num_threads, num_launches):
     # Without the bound, launches from one thread alone make XLA get stuck and abort the process.

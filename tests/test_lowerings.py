@@ -11,17 +11,11 @@ from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.winograd import filtering_matrices
 
 PADDINGS = {"same": None, "halo": ((0, 0), (1, 1)), "none": ((0, 0), (0, 0))}
-# What a lowering doesn't compute; every other one computes all kernels and strides.
-ONLY = {"matmul": lambda size, stride: size == 1, "im2col": lambda size, stride: size > 1} | {
-    name: lambda size, stride: (size, stride) == (3, 1) for name in LOWERINGS if "winograd" in name
-}
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
-WINDOWS = list(itertools.product((1, 3, 7), (1, 2)))
 CASES = [
     (name, size, stride)
-    for name in LOWERINGS
-    for size, stride in WINDOWS
-    if ONLY.get(name, lambda *_: True)(size, stride)
+    for name, size, stride in itertools.product(LOWERINGS, (1, 3, 7), (1, 2))
+    if LOWERINGS[name].supports(size, stride)
 ]
 
 
@@ -45,12 +39,10 @@ def plain(channels: int, dtype: str) -> Finish:
     return Finish(jnp.zeros(channels), None, relu=False, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", LOWERINGS)
-def test_supports_the_windows_it_says(name):
-    lowering = LOWERINGS[name]
-    assert [case for case in WINDOWS if lowering.supports(*case)] == [
-        (size, stride) for other, size, stride in CASES if other == name
-    ]
+def test_every_window_has_a_lowering_that_needs_no_library_and_every_lowering_a_window():
+    without = {(size, stride) for name, size, stride in CASES if not name.startswith("onednn")}
+    assert without == set(itertools.product((1, 3, 7), (1, 2)))
+    assert {name for name, _, _ in CASES} == set(LOWERINGS)
 
 
 @pytest.mark.parametrize(
@@ -76,13 +68,9 @@ def test_lowering_is_the_convolution_at_every_image_size(name, size, stride, pad
         assert relative_error(got, expected) <= TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", LOWERINGS)
+@pytest.mark.parametrize("name, dtype", [(name, dtype) for name in LOWERINGS for dtype in LOWERINGS[name].dtypes])
 def test_the_finish_adds_bias_and_residual_before_the_relu(name, dtype):
     lowering = usable(name)
-    if dtype not in lowering.dtypes:
-        assert name in ("winograd_4x4", "winograd_4x4_split", "onednn_winograd_4x4")
-        return
     size = next(
         size for other, size, stride in CASES if other == name and stride == 1 and (size > 1 or name == "matmul")
     )

@@ -50,23 +50,12 @@ def key(command, monkeypatch):
     return default_key_path()
 
 
-def truncate(artifact):
-    (path,) = artifact.glob("native-*.bin")
-    path.write_bytes(path.read_bytes()[:-1000])
-    return path, " must have "
-
-
-def flip_a_byte(artifact):
-    path = artifact / "parameters.safetensors"
+@pytest.mark.slow
+def test_a_damaged_artifact_is_rebuilt_in_the_cache_and_refused_as_a_flag(built, command, artifact):
+    path, reason = artifact / "parameters.safetensors", " must have the SHA-256 that the manifest states, "
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    return path, " must have the SHA-256 that the manifest states, "
-
-
-@pytest.mark.parametrize("damage", [truncate, flip_a_byte])
-def test_a_damaged_artifact_is_rebuilt_in_the_cache_and_refused_as_a_flag(built, command, artifact, damage):
-    path, reason = damage(artifact)
     refused = command("--artifact", artifact)
     assert refused.exit_code == 2
     assert refused.error.startswith(f"{path}{reason}")
@@ -97,14 +86,13 @@ def test_an_artifact_signed_by_another_key(built, command, artifact):
     assert (artifact / MANIFEST).read_bytes() == manifest
 
 
-@pytest.mark.parametrize(("entry", "value"), [("jax", "0.9.0"), ("CPU features", ["quantum"])])
-def test_another_version_or_cpu_is_refreshed(built, command, artifact, key, entry, value):
+@pytest.mark.slow
+def test_another_version_is_refreshed(built, command, artifact, key):
     manifest, is_signed = read_manifest(artifact, load_key(key))
     assert is_signed
-    foreign = dataclasses.replace(manifest, fingerprint=manifest.fingerprint | {entry: value})
+    foreign = dataclasses.replace(manifest, fingerprint=manifest.fingerprint | {"jax": "0.9.0"})
     (artifact / MANIFEST).write_bytes(foreign.signed(load_key(key)))
-    words = value if isinstance(value, str) else ", ".join(value)
-    assert_portable(command.run(*built.flags), f"artefact built with {entry} {words}, here ", built)
+    assert_portable(command.run(*built.flags), "artefact built with jax 0.9.0, here ", built)
     assert command.run(*built.flags).report["executable"] == "native"
 
 

@@ -12,8 +12,9 @@ def command(tmp_path_factory) -> Command:
     return Command(tmp_path_factory.mktemp("plan"))
 
 
+@pytest.mark.slow
 def test_the_plan_is_shown_and_drawn_and_is_that_of_the_run(command):
-    flags = ("--config", command.config, "--mesh", "2x2", "--batch_size", 4, "--precision", "float32")
+    flags = (*command.small_flags(), "--mesh", "2x2", "--batch_size", 4)
     outcome = command("--mode", "plan", *flags, "--output_dir", command.home / "plan")
     assert outcome.exit_code == 0, outcome.stderr
     report = command.run(*flags, "--num_images", 4).report
@@ -25,10 +26,11 @@ def test_the_plan_is_shown_and_drawn_and_is_that_of_the_run(command):
     assert sorted(path.name for path in (command.home / "plan").iterdir()) == ["plan.png", "plan.svg"]
 
 
+@pytest.mark.slow
 def test_an_artifact_s_plan_is_shown_without_its_model(command):
     (artifact,) = command.artifacts
     outcome = command("--mode", "plan", "--artifact", artifact, "--output_dir", command.home / "received")
-    assert outcome.exit_code == 0 and "resnet18, mesh 2x2 on cpu, batch 4, float32" in outcome.stdout
+    assert outcome.exit_code == 0 and "resnet6, mesh 2x2 on cpu, batch 4, float32" in outcome.stdout
     outcome = command("--mode", "plan", "--artifact", artifact, "--tune")
     assert (outcome.exit_code, outcome.error) == (2, f"an artifact has its plan: leave --tune out, got {artifact}")
 

@@ -6,7 +6,6 @@ import os
 import pty
 import signal
 import termios
-import time
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 from cambrian.models.resnet.flax_resnet import inference_function
 from cambrian.models.resnet.variables import random_variables
 from command import LABELS, ROOT, TINY, Command, read_predictions, read_report, write_checkpoint, write_images
+from waiting import settle
 
 _KEYS = """
     flags notes status failure_reason model mesh model_parallel data_parallel device_count platform threads batch_size
@@ -60,6 +60,21 @@ class NoModels:
 sys.meta_path.insert(0, NoModels())
 from cambrian.commands.cli import cli
 cli()
+"""
+
+# Runs main.py, and says on standard error when it compiles.
+TELL_OF_COMPILING = """
+import runpy, sys
+from jax import monitoring
+
+def tell(event, **_):
+    if "compile_requests" in event:
+        print("compiling", file=sys.stderr, flush=True)
+
+monitoring.register_event_listener(tell)
+main = sys.argv[1]
+sys.argv[:2] = [main]
+runpy.run_path(main, run_name="__main__")
 """
 
 
@@ -164,6 +179,7 @@ def test_the_second_run_imports_no_model_and_compiles_nothing(command_with_artif
     assert "artefact was there" in again.outcome.stdout
 
 
+@pytest.mark.slow
 def test_online_gives_the_same_predictions_and_saves_nothing(command_with_artifact, first):
     artifacts = command_with_artifact.artifacts
     online = command_with_artifact.run_tiny("--num_images", 20, "--precision", "float32", "--execution", "online")
@@ -173,6 +189,7 @@ def test_online_gives_the_same_predictions_and_saves_nothing(command_with_artifa
     assert command_with_artifact.artifacts == artifacts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_images", [1, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1])
 def test_any_number_of_images(command_with_artifact, first, num_images):
     run = command_with_artifact.run_tiny("--num_images", num_images, "--precision", "float32", "--threads", 3)
@@ -194,6 +211,7 @@ def test_a_report_as_config_runs_the_same_again(command_with_artifact, first):
     assert report.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_compiled_artifact_runs_without_models_and_weights(command_with_artifact, first, tmp_path):
     compiled = command_with_artifact("--mode", "compile", *COMPILED)
     assert compiled.exit_code == 0
@@ -206,6 +224,7 @@ def test_a_compiled_artifact_runs_without_models_and_weights(command_with_artifa
     assert received.predictions == first[0].predictions
 
 
+@pytest.mark.slow
 def test_accuracy_of_given_weights_on_labelled_images(command, tmp_path):
     weights = write_checkpoint(tmp_path / "weights.safetensors", TINY, seed=3)
     pixels = write_images(tmp_path / "drawn", [f"{index:02d}.png" for index in range(27)])
@@ -247,20 +266,19 @@ def test_accuracy_of_given_weights_on_labelled_images(command, tmp_path):
         assert float(row["probability"]) == pytest.approx(probabilities[index].max(), rel=1e-3)
 
 
-def wait_until(condition, process):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_is_finished(command_with_artifact, tmp_path, signal_number):
-    flags = ("--config", "tiny.py", "--mesh", "1x2", "--num_images", 10**7, "--output_dir", tmp_path / "output")
     predictions = tmp_path / "output" / "predictions.csv"
-    with command_with_artifact.start(*flags, "--precision", "float32") as process:
+    flags = (*COMPILED, "--num_images", 10**7, "--output_dir", tmp_path / "output")
+    with command_with_artifact.start(*flags) as process:
+
+        def has_predictions() -> bool:
+            assert process.poll() is None
+            return predictions.exists() and predictions.read_bytes().count(b"\n") > 1
+
         try:
-            wait_until(lambda: predictions.exists() and predictions.read_bytes().count(b"\n") > 1, process)
+            settle(has_predictions, timeout_s=60)
             process.send_signal(signal_number)
             _, errors = process.communicate(timeout=30)
         finally:
@@ -278,14 +296,16 @@ def test_an_interrupted_run_keeps_what_is_finished(command_with_artifact, tmp_pa
     assert len(rows) % BATCH_SIZE == 0 and len(rows) > 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_leaves_no_artifact(tmp_path):
     command = Command(tmp_path)
-    flags = ("--config", "tiny.py", "--mesh", "1x2", "--num_images", 10**7, "--output_dir", tmp_path / "output")
+    script = tmp_path / "run.py"
+    script.write_text(TELL_OF_COMPILING)
+    flags = (*COMPILED, "--num_images", 10**7, "--output_dir", tmp_path / "output")
     cache = tmp_path / "cache" / "cambrian" / "artifacts"
-    with command.start(*flags) as process:
+    with command.start(*flags, script=(script, ROOT / "main.py")) as process:
         try:
-            wait_until(cache.exists, process)
-            time.sleep(1.0)  # into tracing or compiling, which take longer
+            assert process.stderr and any(line == "compiling\n" for line in process.stderr)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=30)
         finally:
@@ -301,7 +321,7 @@ def test_a_progress_bar_on_a_terminal_only(command_with_artifact, first):
     assert "classifying" not in first[0].outcome.stderr and "\r" not in first[0].outcome.stderr
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
-    flags = ("--config", "tiny.py", "--mesh", "1x2", "--num_images", 20, "--precision", "float32")
+    flags = (*COMPILED, "--num_images", 20)
     with command_with_artifact.start(*flags, stderr=end) as process:
         os.close(end)
         shown = b""

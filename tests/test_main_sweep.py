@@ -20,6 +20,9 @@ ROWS = {  # mesh, threads, batch size → status
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     command = Command(tmp_path_factory.mktemp("home"))

@@ -24,6 +24,7 @@ def trained(tmp_path_factory):
     return command, outcome
 
 
+@pytest.mark.slow
 def test_a_training_writes_report_curves_accuracy_and_weights(trained):
     command, outcome = trained
     output_dir = command.home / "trained"
@@ -50,6 +51,7 @@ def test_a_training_writes_report_curves_accuracy_and_weights(trained):
             assert min(picture.size) > 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["model", "checkpoints"])
 def test_the_trained_weights_run_to_the_same_accuracy(trained, weights):
     command, _ = trained

@@ -30,6 +30,7 @@ def lines(folder):
     return (folder / "results.jsonl").read_bytes().splitlines(keepends=True)
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_it_ends_as_an_undisturbed_one(folder, tmp_path):
     kills = 20
     script = Path(sweep_stand_in.__file__)

@@ -86,7 +86,9 @@ def test_the_grid_runs_in_rounds_over_all_cells_in_a_seeded_order():
     assert trials != [result.trial for result in go(GridSearch(grid.cells, 3, seed=1), Machine(0))]
 
 
-@pytest.mark.parametrize("grid", [PAPER_GRID, LARGE_GRID], ids=["paper", "200 points"])
+@pytest.mark.parametrize(
+    "grid", [PAPER_GRID, pytest.param(LARGE_GRID, marks=pytest.mark.slow)], ids=["paper", "200 points"]
+)
 def test_auto_comes_near_the_best_at_a_quarter_of_the_cost(grid):
     gaps, costs = [], []
     for seed in range(10):
