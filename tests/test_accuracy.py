@@ -47,7 +47,9 @@ def test_accuracy_of_a_confusion_matrix():
     assert [row["recall"] for row in rows] == ["0.750000", "0.000000", ""]
 
 
-@pytest.mark.parametrize("num_classes", [2, 21, 61])
+@pytest.mark.parametrize(
+    "num_classes", [2, pytest.param(21, marks=pytest.mark.slow), pytest.param(61, marks=pytest.mark.slow)]
+)
 def test_the_picture_is_darkest_where_the_images_are(tmp_path, num_classes):
     names = ["a $ in a rather long name of a class", *map(str, range(1, num_classes))]
     draw_confusion(np.eye(num_classes, dtype=int) * 7, names, "all right", tmp_path / "all.png")

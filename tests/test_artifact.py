@@ -108,6 +108,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_no_flax_and_neither_traces_nor_compiles(online, artifact, key, tmp_path):
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", FRESH_PROCESS, artifact, key, tmp_path / "no key"],
@@ -258,6 +259,7 @@ def test_what_others_made_may_not_call_into_this_process(online, artifact, key, 
     assert load(artifact, signing_key=key).kind == "native"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shardy", [True, False])
 def test_marks_of_shardings_are_no_harm(key, tmp_path, shardy):
     before = getattr(jax.config, "jax_use_shardy_partitioner")  # noqa: B009 (unknown to pyright)

@@ -78,6 +78,7 @@ def test_an_unsigned_program_is_loaded_in_a_child_and_a_signed_one_is_not(saved,
     assert [path for path, _ in proved] == [artifact, artifact]
 
 
+@pytest.mark.slow
 def test_a_program_that_never_returns_is_given_up(artifact, online, no_key, monkeypatch):
     def apply(params, images):
         count = jax.lax.while_loop(lambda n: n >= 0, lambda n: (n + 1) % 1000, jnp.int32(0))
@@ -89,6 +90,7 @@ def test_a_program_that_never_returns_is_given_up(artifact, online, no_key, monk
         load(artifact, signing_key=no_key)
 
 
+@pytest.mark.slow
 def test_a_program_that_takes_all_memory_is_refused(artifact, online, no_key):
     def apply(params, images):
         huge = jnp.broadcast_to(images.reshape(-1)[:1].astype(jnp.float32), (2**45,))
@@ -108,6 +110,7 @@ def test_a_child_that_crashes_is_damage(artifact, no_key, monkeypatch):
         load(artifact, signing_key=no_key)
 
 
+@pytest.mark.slow
 def test_the_child_uses_the_bytes_that_the_manifest_states(artifact, online, no_key, monkeypatch):
     """A file replaced between the proof and the load isn't loaded."""
 
@@ -120,6 +123,7 @@ def test_the_child_uses_the_bytes_that_the_manifest_states(artifact, online, no_
         load(artifact, signing_key=no_key)
 
 
+@pytest.mark.slow
 def test_wrong_outputs_are_told_by_the_child(artifact, online, no_key):
     put_program(artifact, online, lambda params, images: jnp.ones((images.shape[0], 10)))
     with pytest.raises(ParityError, match="toy .portable.") as caught:
@@ -127,6 +131,7 @@ def test_wrong_outputs_are_told_by_the_child(artifact, online, no_key):
     assert caught.value.parity.max_relative_error > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [PORTABLE, PARAMETERS, PROBE])
 @pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 4096, b"[" * 100_000])
 def test_nonsense_with_a_digest_that_fits_is_named(artifact, no_key, name, content):
@@ -160,6 +165,7 @@ def test_a_manifest_of_nonsense_is_named(artifact, no_key, content):
 ODD_VALUES = [None, True, -1, 1e300, "", "\ud800", "x" * 10_000, [], [[]], [None], {}, {"": {}}, 2**70]
 
 
+@pytest.mark.slow
 def test_each_field_of_the_manifest_may_be_odd(saved, artifact, no_key, monkeypatch):
     monkeypatch.setattr("cambrian.engine.artifact.load.prove", lambda *_: None)
     values = json.loads((saved / "artifact" / MANIFEST).read_bytes())
@@ -191,6 +197,7 @@ def test_a_file_larger_than_the_memory_is_refused(artifact, no_key, saved):
         load(artifact, signing_key=no_key)
 
 
+@pytest.mark.slow
 def test_a_probe_without_outputs_is_named(artifact, no_key):
     (artifact / PROBE).unlink()
     write_tensors(artifact / PROBE, [("inputs", np.zeros((8, 8, 8, 3), np.uint8))])
@@ -227,6 +234,7 @@ def test_a_key_that_is_no_regular_file_is_refused_at_once(tmp_path):
     signal.alarm(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["truncated", "overwritten", "removed"])
 def test_once_loaded_nothing_of_the_folder_is_needed(saved, artifact, online, harm):
     images = np.random.default_rng(2).integers(0, 256, (8, 8, 8, 3), np.uint8)

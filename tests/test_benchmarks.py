@@ -21,7 +21,7 @@ from cambrian.sharding import MeshShape
 
 BATCH = 3
 CASES = [
-    (side, mode, precision)
+    pytest.param(side, mode, precision, marks=[pytest.mark.slow] * (precision != "float32"))
     for side, entry in SIDES.items()
     for mode in entry.modes
     for precision in entry.precisions

@@ -169,6 +169,7 @@ print(json.dumps([executable.kind, build_ms is not None, executable.parity.max_r
 """
 
 
+@pytest.mark.slow
 def test_two_processes_build_at_once(cache, signing_key, tmp_path):
     marks = [tmp_path / "a", tmp_path / "b"]
     processes = [
@@ -235,6 +236,7 @@ load_or_build(pathlib.Path(sys.argv[1]), "other", toy_program, signing_key=pathl
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_build_left_is_removed_by_a_later_one(cache, signing_key):
     command = [sys.executable, "-c", BUILD_UNTIL_KILLED, cache, signing_key]
     long_ago = time.time() - 3600

@@ -129,7 +129,7 @@ def test_any_legal_mix_of_partitions_gives_the_unsharded_logits(mesh, width, ima
 
 
 @pytest.mark.parametrize("partition", ["auto", "samples", "rows", "channels", "intra_sample"])
-@pytest.mark.parametrize("bottleneck", [True, False])
+@pytest.mark.parametrize("bottleneck", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_each_partition_flag_gives_the_unsharded_logits(partition, bottleneck):
     shape, image_size, batch_size = MeshShape(2, 4), 16, 8
     architecture = Architecture("cifar", blocks=(1, 1), bottleneck=bottleneck, num_classes=10, width=8)
@@ -185,6 +185,7 @@ def test_apply_stands_inside_other_jitted_computation():
     np.testing.assert_allclose(probabilities(list(program.params), images), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_within_its_tolerance_of_float32():
     architecture = Architecture("cifar", blocks=(1, 1), bottleneck=True, num_classes=10, width=16)
     net = network(architecture, 16)

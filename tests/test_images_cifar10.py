@@ -205,6 +205,7 @@ def test_the_newest_prepared_version_is_taken_and_a_damaged_one_named(tmp_path, 
         find_prepared()
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported_even_where_it_is_installed(server, tmp_path):
     stand_in = tmp_path / "packages" / "tensorflow"
     stand_in.mkdir(parents=True)

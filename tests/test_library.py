@@ -99,6 +99,7 @@ class Module(nnx.Module):
         return self.head(self.dropout(nnx.relu(self.norm(self.conv(images))).mean(axis=(1, 2))))
 
 
+@pytest.mark.slow
 def test_an_nnx_module_is_computed_in_evaluation_mode_and_left_as_it_is():
     module = Module(nnx.Rngs(0))
     module.norm.mean.set_value(jnp.full(16, 0.25, jnp.float32))

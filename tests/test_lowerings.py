@@ -68,7 +68,14 @@ def test_lowering_is_the_convolution_at_every_image_size(name, size, stride, pad
         assert relative_error(got, expected) <= TOLERANCE["float32"]
 
 
-@pytest.mark.parametrize("name, dtype", [(name, dtype) for name in LOWERINGS for dtype in LOWERINGS[name].dtypes])
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        pytest.param(name, dtype, marks=[pytest.mark.slow] * (dtype != "float32"))
+        for name in LOWERINGS
+        for dtype in LOWERINGS[name].dtypes
+    ],
+)
 def test_the_finish_adds_bias_and_residual_before_the_relu(name, dtype):
     lowering = usable(name)
     size = next(

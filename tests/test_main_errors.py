@@ -130,7 +130,8 @@ def test_an_invalid_request_is_refused_by_its_mode(command, monkeypatch, flags):
     monkeypatch.chdir(command.home)
     with pytest.raises(UsageError) as refused:
         found = parse(*flags.split())
-        cli._MODES[found["mode"]](found, read_configuration(found))
+        configuration = read_configuration(found)
+        cli._MODES[found["mode"]](found, configuration)
     check_message(str(refused.value), CASES[flags])
 
 
@@ -174,6 +175,7 @@ def test_refused_flags_leave_nothing(silent):
     assert silent[1] == set()
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path):
     outcome = Command(tmp_path)("--mesh", "4by8", "--debug")
     assert outcome.exit_code == 2
@@ -195,6 +197,7 @@ def test_a_refused_run_leaves_a_report_and_no_older_predictions(tmp_path):
     assert [path.name for path in output_dir.iterdir()] == ["report.json"]
 
 
+@pytest.mark.slow
 def test_too_little_device_memory(tmp_path):
     command = Command(tmp_path)
     limit = ("--device_memory_limit", "100KiB")

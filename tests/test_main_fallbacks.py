@@ -77,6 +77,7 @@ def assert_portable(run, reason, built):
     assert [row["predicted"] for row in run.predictions] == [row["predicted"] for row in built.predictions]
 
 
+@pytest.mark.slow
 def test_an_artifact_signed_by_another_key(built, command, artifact):
     manifest = (artifact / MANIFEST).read_bytes()
     foreign_key = command.home / "foreign" / "key"

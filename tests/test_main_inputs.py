@@ -50,6 +50,7 @@ def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, ph
     assert {row["predicted"] for row in run.predictions} <= set(map(str, range(10)))
 
 
+@pytest.mark.slow
 def test_only_bad_images(command, small, tmp_path):
     (tmp_path / "a.jpg").write_text("not an image at all")
     run = command.run(*small, "--data", tmp_path, "--skip_bad_images")
@@ -57,6 +58,7 @@ def test_only_bad_images(command, small, tmp_path):
     assert run.report["first_inference_ms"] is None and run.report["latency_ms_p50"] is None
 
 
+@pytest.mark.slow
 def test_a_split_and_a_number_of_labelled_images(command, small, tmp_path):
     names = [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in "ab" for index in range(4)]
     write_images(tmp_path, names)
@@ -68,6 +70,7 @@ def test_a_split_and_a_number_of_labelled_images(command, small, tmp_path):
     assert "no accuracy: the model has 10 logits without labels, the data 2 classes" in run.report["notes"]
 
 
+@pytest.mark.slow
 def test_accuracy_where_the_classes_are_as_many_as_the_logits(command, small, tmp_path):
     write_images(tmp_path, [f"{label}/{index}.png" for label in "abcdefghij" for index in range(2)])
     run = command.run(*small, "--data", tmp_path)
@@ -77,6 +80,7 @@ def test_accuracy_where_the_classes_are_as_many_as_the_logits(command, small, tm
     assert run.report["top1"] == hits / 20 <= run.report["top5"] <= 1
 
 
+@pytest.mark.slow
 def test_images_are_resized_as_the_weights_stem_asks(command, tmp_path):
     weights = write_checkpoint(tmp_path / "weights.safetensors", Architecture("imagenet", (1,), False, 3, width=4))
     write_images(tmp_path / "photos", ["a.png"])
@@ -91,6 +95,7 @@ def test_images_are_resized_as_the_weights_stem_asks(command, tmp_path):
     assert "256" in note and "--resize 232" in note
 
 
+@pytest.mark.slow
 def test_resize_decides_where_the_weights_do_not(command, tmp_path):
     weights = write_checkpoint(tmp_path / "weights.safetensors", Architecture("imagenet", (1,), False, 3, width=4))
     write_images(tmp_path / "photos", ["a.png"])
@@ -103,6 +108,7 @@ def test_resize_decides_where_the_weights_do_not(command, tmp_path):
     assert (preprocessing["size"], preprocessing["resize_to"]) == ([112, 112], [117, 117])
 
 
+@pytest.mark.slow
 def test_class_folders_that_are_no_labels_end_the_run(command, tmp_path):
     write_images(tmp_path, ["ant/0.png", "cats/0.png"])
     outcome = command("--config", "tiny.py", "--mesh", "1x2", "--batch_size", 8, "--data", tmp_path)
@@ -110,6 +116,7 @@ def test_class_folders_that_are_no_labels_end_the_run(command, tmp_path):
     assert "exactly one of the model's 10 labels, got 'cats' (closest: 'ant')" in outcome.error
 
 
+@pytest.mark.slow
 def test_a_partition_asked_for_is_the_one_that_runs(command, small, photos):
     (photos / "5b.jpg").unlink()
     run = command.run(*small, "--partition", "rows", "--data", photos)

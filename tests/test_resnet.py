@@ -204,6 +204,7 @@ def test_training_mode_normalises_by_the_batch_and_tracks_it():
     assert all(np.array_equal(evaluated[name], tracked[name]) for name in tracked)
 
 
+@pytest.mark.slow
 def test_bfloat16_training_learns_and_keeps_float32_variables():
     architecture = Architecture("cifar", (1, 1), False, 5, width=8)
     model = load_resnet(architecture, random_variables(architecture), dtype=jnp.bfloat16)

@@ -118,6 +118,7 @@ def test_the_front_is_what_nothing_beats_in_both(tmp_path):
     assert speeds == [9, 10, 12]
 
 
+@pytest.mark.slow
 def test_the_cheaper_search_names_what_it_left_out_and_draws_no_time_of_fewer_images(tmp_path, capsys):
     grid = make_grid(threads=tuple(range(1, 41)))
     predictions = {cell: Prediction(10.0 if cell["threads"] <= 20 else 30.0, 64, 0) for cell in grid.cells}

@@ -125,6 +125,7 @@ class Killed(BaseException):
     """Ends a training between two steps, of which nothing but the checkpoints is left."""
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_numbers(tmp_path, undisturbed):
     def stop(progress):
         if progress.step == 5:

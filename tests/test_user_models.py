@@ -138,7 +138,9 @@ print(executable.kind, "flax" in sys.modules, "cambrian.models.lowerings" in sys
 """
 
 
-@pytest.mark.parametrize("model", [pytest.param(nnx_model, marks=pytest.mark.slow), linen_model, plain_function])
+@pytest.mark.parametrize(
+    "model", [*(pytest.param(model, marks=pytest.mark.slow) for model in (nnx_model, linen_model)), plain_function]
+)
 def test_a_users_model_is_sharded_by_its_rules_and_runs_without_its_code(model, mesh, images, tmp_path):
     function, params = model()
     program = program_from_function(function, params, INPUTS, mesh, RULES, name="mine", metadata={"labels": ["a"]})
