@@ -1,4 +1,4 @@
-"""What is printed: notes on standard error, tables on standard output, progress on a terminal."""
+"""Prints notes on standard error, tables on standard output, and progress on a terminal."""
 
 import contextlib
 import sys
@@ -8,23 +8,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-# rich takes a tenth of a second to import, which the first result needn't wait for.
+# Rich takes a tenth of a second to import; the first result doesn't wait for it.
 
 
 def print_note(note: str) -> None:
-    """Tells the user about a deviation from the request."""
+    """Prints a deviation from the request."""
     print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def make_console(width: int = 120) -> "Console":
-    """A console on standard output for plain text.
+    """Makes a console for plain text on standard output.
 
     Args:
-      width: where output goes to a file or another program, which have none.
+      width: width in columns where output doesn't go to a terminal.
     """
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)  # paths may look like markup
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:  # Rich would end the process without a word
+            raise
+
+    console = PlainConsole(highlight=False, markup=False, emoji=False)  # paths may look like markup
     if not console.is_terminal:
         console.width = width
     return console
@@ -32,9 +36,9 @@ def make_console(width: int = 120) -> "Console":
 
 @contextlib.contextmanager
 def progress_bar(total: int, description: str, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, where that is a terminal; gives a function that sets how much is done.
+    """Shows a progress bar on standard error if that is a terminal; yields a function that sets the number done.
 
-    Lines printed on standard output meanwhile stand above it.
+    Lines printed on standard output appear above it.
     """
     if not sys.stderr.isatty():
         yield lambda done: None

@@ -53,6 +53,10 @@ def test_a_single_value_stays_a_single_value():
             "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images",
         ),
         (("--mesh", "1x2,1x4", "--artifact", "some"), "an artifact decides its own mesh"),
+        (
+            ("--threads", ",".join(map(str, range(1, 102))), "--num_images", ",".join(map(str, range(1, 101)))),
+            "a sweep must have at most 10000 configurations, got 10100",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, message):

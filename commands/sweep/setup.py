@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from cambrian.commands.sweep.sweep import Sweep
 from cambrian.sharding import UsageError
 
 _MODES = ("run", "compile")
+_MAX_CONFIGURATIONS = 10_000
 # They change how a sweep is run, not what it is.
 _NOT_OF_THE_COMMAND = ("output_dir", "fresh", "dry_run", "debug")
 
@@ -40,6 +42,9 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
     if mode not in _MODES:
         raise UsageError(f"a sweep needs mode {' or '.join(_MODES)}, got {mode!r}")
     grid = Grid.of(flags.axes)
+    count = math.prod(len(values) for _, values in grid.axes)
+    if count > _MAX_CONFIGURATIONS:
+        raise UsageError(f"a sweep must have at most {_MAX_CONFIGURATIONS} configurations, got {count}")
     artifact = flags["artifact"]
     if artifact and (decided := [flag for flag in grid.varied if flag in DECIDED_BY_ARTIFACT]):
         raise UsageError(

@@ -1,6 +1,7 @@
 """The style of a sweep's pictures, and how they are saved."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ def style() -> Iterator[None]:
 
 
 def start_at_zero(axes: Axes) -> None:
-    """Starts the vertical axis at 0, with room for the topmost marker: matplotlib's margin is a share of the range."""
-    axes.set_ylim(0, 1.06 * axes.dataLim.y1)
+    """Starts the vertical axis at 0, with room for the topmost marker: Matplotlib's margin is a share of the range."""
+    top = axes.dataLim.y1
+    axes.set_ylim(0, 1.06 * top if math.isfinite(top) else None)  # infinite without data
 
 
 def line_style(number: int) -> dict[str, Any]:
