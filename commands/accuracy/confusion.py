@@ -19,6 +19,8 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
     """Draws how often images of each class (rows) were predicted as each class (columns).
 
+    Only classes with images have a row and a column; one column holds the predictions of all others.
+
     Colours show shares of a row, in a scale that works in grey and with any colour vision; numbers count images.
 
     Args:
