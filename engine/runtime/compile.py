@@ -1,16 +1,15 @@
 """Compiling: from a program, or from its portable form, to machine code in this process."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.export import Exported
 from jax.sharding import Mesh
 
 from cambrian.engine.runtime.executable import Analysis, Executable
 from cambrian.sharding import Program, TensorSpec, aligned
+from cambrian.sharding.host import without_compilation_cache
 
 
 def compile_program(program: Program) -> Executable:
@@ -36,7 +35,7 @@ def compile_program(program: Program) -> Executable:
 def compile_apply(program: Program) -> jax.stages.Compiled:
     """Traces and compiles the program's `apply`; its parameters stay where they are."""
     lowered = jit_program(program).lower(*program.abstract_arguments())
-    with _no_compilation_cache():
+    with without_compilation_cache():
         return lowered.compile()
 
 
@@ -56,27 +55,8 @@ def compile_exported(
     params = [spec.abstract(mesh) for spec in param_specs]
     jitted = jax.jit(exported.call, out_shardings=output_spec.sharding(mesh))
     lowered = jitted.lower(params, input_spec.abstract(mesh))
-    with _no_compilation_cache():
+    with without_compilation_cache():
         return lowered.compile()
-
-
-@contextlib.contextmanager
-def _no_compilation_cache() -> Iterator[None]:
-    """Keeps JAX's persistent cache out of a compilation.
-
-    What XLA:CPU loads from there lacks functions once it is serialized again; the artefact does the cache's work.
-    """
-    options = jax.config.values
-    if options["jax_compilation_cache_dir"] is None or not options["jax_enable_compilation_cache"]:
-        yield
-        return
-    jax.config.update("jax_enable_compilation_cache", False)
-    reset_cache()  # JAX looks at the option on its first compilation only, or after this
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
-        reset_cache()
 
 
 def put_params(params: Sequence[np.ndarray], specs: Sequence[TensorSpec], mesh: Mesh) -> list[jax.Array]:

@@ -18,6 +18,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "cpu_threads": "sets PJRT_NPROC while the backend starts: a launch runs on its device's share of the cores",
         "time_slices": "gives XLA's CPU threads time slices of 100 ms (Linux 6.12)",
         "synchronous_dispatch": "makes the CPU backend compute each launch on the thread that launches it",
+        "compilation_cache": "disables JAX's persistent compilation cache while an executable is compiled",
         "cpu_latency": "holds /dev/cpu_dma_latency open while launches run: no core of the machine sleeps deeply",
         "malloc": "makes glibc's malloc return freed memory to the system above a limit, or keep all of it",
     }
