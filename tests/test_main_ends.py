@@ -45,6 +45,7 @@ def test_a_full_standard_output_is_an_error(command, arguments):
     assert (outcome.exit_code, outcome.error) == (1, "OSError: [Errno 28] No space left on device: 'standard output'")
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_an_error_after_the_results_are_written(command, flags):
     reading, writing = os.pipe()
     os.close(reading)
@@ -61,6 +62,7 @@ def test_a_closed_stream_is_refused(command, descriptor):
     assert (outcome.exit_code, outcome.stdout + outcome.stderr) == (2, message)
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_file_and_keeps_whole_batches(command, flags):
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))"  # bytes a file
     outcome = start_after(command, limit, *flags, "--num_images", 4000, "--output_dir", "full")
@@ -73,6 +75,7 @@ def test_a_full_disk_names_the_file_and_keeps_whole_batches(command, flags):
     assert [row["image"] for row in rows] == [f"synthetic_{index:06d}" for index in range(len(rows))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platforms", ["nosuch", "cuda"])
 def test_a_platform_that_is_not_there(command, flags, platforms):
     environment = command.environment | {"JAX_PLATFORMS": platforms}
@@ -83,6 +86,7 @@ def test_a_platform_that_is_not_there(command, flags, platforms):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_running_and_nothing_of_the_run_before(command, flags):
     output = command.home / "killed"
     output.mkdir()
