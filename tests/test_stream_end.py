@@ -82,7 +82,7 @@ def test_of_two_failures_the_first_by_input_order_is_raised(executable):
 
 
 def test_inputs_that_do_not_fit_are_refused(executable):
-    with pytest.raises(UsageError, match=r"inputs need shape \(1…8, 3\)"):
+    with pytest.raises(UsageError, match=r"inputs must have shape \(1…8, 3\)"):
         list(stream(executable, [inputs_of(0, 9)], threads=2))
 
 

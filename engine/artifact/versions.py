@@ -1,10 +1,10 @@
-"""The versions of what a result depends on."""
+"""Versions of the software that a result depends on."""
 
 import importlib.metadata
 import platform
 
 
 def versions() -> dict[str, str]:
-    """Package → version, and Python's and the operating system's."""
+    """Returns package → version, with the versions of Python and the operating system."""
     packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
     return {"python": platform.python_version(), "platform": platform.platform(), **packages}

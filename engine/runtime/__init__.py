@@ -1,1 +1,1 @@
-"""A compiled program at work: compiling, launching, streaming batches, and what it takes and measures."""
+"""A compiled program at work: compiling, launching, streaming batches, measuring time and memory."""

@@ -1,4 +1,4 @@
-"""Compiling: from a program, or from its portable form, to machine code in this process."""
+"""Compiles a program, or its portable form, to machine code in this process."""
 
 from collections.abc import Sequence
 
@@ -33,14 +33,14 @@ def compile_program(program: Program) -> Executable:
 
 
 def compile_apply(program: Program) -> jax.stages.Compiled:
-    """Traces and compiles the program's `apply`; its parameters stay where they are."""
+    """Traces and compiles the program's `apply`, without moving its parameters."""
     lowered = jit_program(program).lower(*program.abstract_arguments())
     with without_compilation_cache():
         return lowered.compile()
 
 
 def jit_program(program: Program):
-    """The program's `apply` under `jax.jit`, with its output sharding."""
+    """Returns the program's `apply` under `jax.jit`, with its output sharding."""
     return jax.jit(program.apply, out_shardings=program.output_spec.sharding(program.mesh))
 
 
@@ -62,6 +62,6 @@ def compile_exported(
 def put_params(params: Sequence[np.ndarray], specs: Sequence[TensorSpec], mesh: Mesh) -> list[jax.Array]:
     """Moves parameters from the host to the devices of `mesh`.
 
-    Virtual CPU devices that hold the same values share one buffer, unless a dimension other than the first is cut.
+    Virtual CPU devices that hold the same values share one buffer, unless a dimension other than the first is sharded.
     """
     return jax.device_put([aligned(array) for array in params], [spec.sharding(mesh) for spec in specs])

@@ -1,4 +1,4 @@
-"""An Executable: a compiled program together with its parameters on the devices."""
+"""Executable: a compiled program with its parameters on the devices."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from cambrian.sharding.host import launches_run_side_by_side, low_cpu_latency
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Analysis:
-    """What XLA says of a compiled program: bytes per device, and floating-point operations of one launch per device."""
+    """XLA's analysis of a compiled program: bytes on each device, and its floating-point operations in one launch."""
 
     argument_bytes: int
     output_bytes: int
@@ -41,18 +41,22 @@ class Executable:
     """A program compiled ahead of time for one mesh and batch size.
 
     Attributes:
-      name: of the model.
-      kind: where it came from: `online` (compiled in this process), `native` (loaded machine code), `portable`
-        (loaded StableHLO, compiled at load).
-      compiled: `compiled(params, inputs) -> outputs`.
-      params: the parameters on the devices, in the order of `param_specs`.
+      name: name of the model.
+      kind: origin of the machine code: `online` (compiled in this process), `native` (loaded), or `portable` (compiled
+        at load from StableHLO).
+      compiled: function `compiled(params, inputs) -> outputs`.
+      params: parameters on the devices, in the order of `param_specs`.
+      param_specs: specs of the parameters.
+      input_spec: spec of the inputs of one launch.
+      output_spec: spec of the outputs of one launch.
+      mesh: mesh that the executable runs on.
       analysis: memory and arithmetic, per device.
-      parity: relative error and top-1 agreement of the probe against the unsharded float32 reference; None before a
-        probe was run.
+      parity: relative error and top-1 agreement of the probe against the unsharded float32 reference; None until a
+        probe has run.
       plan: layer name → partition, lowering and micro_batch; empty for a user's function.
-      metadata: JSON-compatible facts of the program: preprocessing, labels, weights.
-      notes: in words, each way other than asked for.
-      program: what it was compiled from; None once loaded.
+      metadata: JSON-compatible facts of the program, such as preprocessing and labels.
+      notes: human-readable deviations from the request.
+      program: program that it was compiled from; None if it was loaded.
     """
 
     name: str
@@ -72,7 +76,7 @@ class Executable:
 
     @property
     def batch_size(self) -> int:
-        """Number of samples of one launch, over all devices."""
+        """Number of samples in one launch, over all devices."""
         return self.input_spec.shape[0]
 
     @property
@@ -81,10 +85,10 @@ class Executable:
         return self.mesh.devices.flat[0].platform
 
     def put(self, inputs: np.ndarray) -> jax.Array:
-        """Pads up to `batch_size` inputs to a whole batch with zeros and moves it to the devices.
+        """Pads up to `batch_size` inputs with zeros to a whole batch and moves it to the devices.
 
         Raises:
-          UsageError: if shape or dtype aren't the executable's.
+          UsageError: if shape or dtype differ from the executable's.
         """
         return jax.device_put(self._whole_batch(inputs), self.input_spec.sharding(self.mesh))
 
@@ -92,7 +96,7 @@ class Executable:
         shape, dtype = self.input_spec.shape, np.dtype(self.input_spec.dtype)
         if inputs.shape[1:] != shape[1:] or not 1 <= len(inputs) <= shape[0] or inputs.dtype != dtype:
             raise UsageError(
-                f"inputs need shape (1…{shape[0]}, {', '.join(map(str, shape[1:]))}) and dtype {dtype}, "
+                f"inputs must have shape (1…{shape[0]}, {', '.join(map(str, shape[1:]))}) and dtype {dtype}, "
                 f"got {inputs.shape} and {inputs.dtype}"
             )
         if len(inputs) < shape[0]:
@@ -102,30 +106,29 @@ class Executable:
         return inputs
 
     def launch(self, inputs: jax.Array | np.ndarray) -> jax.Array:
-        """Starts a launch on a whole batch, moved by `put` or on the host; returns without waiting for its outputs."""
+        """Starts a launch on a whole batch, from `put` or on the host; returns without waiting for its outputs."""
         return launch(self.compiled, self.params, inputs)
 
     def warm_up(self) -> None:
-        """Runs one launch on zeros to its end."""
+        """Runs one launch on zeros and waits for it."""
         shape, dtype = self.input_spec.shape, self.input_spec.dtype
         self.launch(self.put(np.zeros(shape, dtype))).block_until_ready()
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
-        """The outputs (N, …) for inputs (N, …) of any N, launched batch by batch; nothing is launched for N = 0."""
+        """Returns the outputs (N, …) for inputs (N, …) of any N, launched batch by batch; N = 0 launches nothing."""
         outputs = [np.empty((0, *self.output_spec.shape[1:]), self.output_spec.dtype)]
-        # A launch takes an array of the host sooner than JAX moves it, but computes it in a thread of XLA's.
+        # A launch on a host array starts sooner than JAX moves the array, but computes in a thread of XLA's.
         prepare = self.put if launches_run_side_by_side() else self._whole_batch
         with low_cpu_latency(self.platform):
             for start in range(0, len(inputs), self.batch_size):
                 batch = inputs[start : start + self.batch_size]
-                # np.asarray alone waits for one device of those that hold the same part, while the others still compute
-                # and read the parameters, whose file somebody may replace once this returns.
+                # np.asarray alone waits for one device of each group of replicas, while the others still compute.
                 outputs.append(np.asarray(self.launch(prepare(batch)).block_until_ready())[: len(batch)])
         return np.concatenate(outputs)
 
     def stream(self, batches: Iterable[np.ndarray], threads: int = 2) -> Iterator[np.ndarray]:
-        """The outputs of each batch (0 ≤ N ≤ `batch_size` inputs), in order, computed by `threads` host threads.
+        """Yields the outputs of each batch (0 ≤ N ≤ `batch_size` inputs), in order, computed by `threads` host threads.
 
-        Reads only a few batches ahead of what is consumed, so an endless iterator is fine.
+        Reads only a few batches ahead of the consumer, so `batches` may be endless.
         """
         return stream(self, batches, threads=threads)

@@ -1,12 +1,12 @@
-"""The one place where computations are launched: every launch of the process shares one bound and one order.
+"""Launches computations: all launches of the process share one bound and one order.
 
 XLA:CPU aborts the process when too many multi-device launches are in flight (about 60 on 32 virtual devices), and
 collectives deadlock when two devices are given two launches in different orders. So launches are enqueued one at a
-time, and each holds one of `MAX_LAUNCHES_IN_FLIGHT` slots until its outputs are ready. Nobody has to give a slot back:
+time, and each holds one of `MAX_LAUNCHES_IN_FLIGHT` slots until its outputs are ready. No caller has to return a slot:
 a launch that finds all of them taken waits for the oldest.
 
-Launches on a single CPU device need no order. Where the process was set up for it, the threads that launch compute them
-themselves, as many at once as there are cores.
+Launches on a single CPU device need no order. Where the process is set up for it, each is computed by the thread that
+launches it, as many at once as there are cores.
 """
 
 import collections
@@ -35,21 +35,21 @@ def launch(
 ) -> jax.Array:
     """Starts `compiled(params, inputs)` and returns its outputs without waiting for them.
 
-    Waits first while `MAX_LAUNCHES_IN_FLIGHT` launches of this process, of any executable and thread, are in flight.
-    The outputs of the latest launches are kept alive, at most that many. On a single CPU device, where launches run
-    side by side, it waits for a core instead, and for the outputs, if `inputs` are on the device already.
+    First waits while `MAX_LAUNCHES_IN_FLIGHT` launches of this process, of any executable and thread, are in flight.
+    Keeps the outputs of at most that many launches alive. On a single CPU device where launches run side by side, and
+    with `inputs` on the device, it waits for a core instead, and for the outputs.
 
     Raises:
-      Whatever `compiled` raises. The failure of a launch under way is raised where its own outputs are used.
+      Whatever `compiled` raises. A launch that fails later raises where its outputs are used.
     """
     if launches_run_side_by_side() and isinstance(inputs, jax.Array) and _is_on_one_cpu_device(inputs):
         inputs.block_until_ready()  # XLA would compute it later, in a thread of its own
         with _cores:
             return compiled(params, inputs)
-    # The lock is held while waiting: whoever else wants to launch needs the same slot.
+    # Waits with the lock held: other callers need the same slot.
     with _enqueuing:
         while len(_outputs_in_flight) >= MAX_LAUNCHES_IN_FLIGHT:
-            # A failed launch is over, too. (`is_ready` is no alternative: it crashes on an array that was deleted.)
+            # A failed launch has ended, too. `is_ready` would crash on a deleted array.
             with contextlib.suppress(RuntimeError):
                 _outputs_in_flight[0].block_until_ready()
             _outputs_in_flight.popleft()
@@ -59,7 +59,7 @@ def launch(
 
 
 def launches_computing_at_once(mesh: Mesh, threads: int) -> int:
-    """The launches on `mesh` that compute at once when so many host threads launch."""
+    """Returns the number of launches on `mesh` that compute at once when `threads` host threads launch."""
     side_by_side = launches_run_side_by_side() and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     return min(threads, host_cores()) if side_by_side else 1
 

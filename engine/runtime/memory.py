@@ -1,4 +1,4 @@
-"""Memory: what a run will take, on each device and on the host, and how much there is."""
+"""Memory of a run, on each device and on the host: predicted, measured and available."""
 
 import math
 import resource
@@ -14,7 +14,7 @@ from cambrian.sharding import OutOfMemory
 
 
 def device_memory_bytes(devices: list[jax.Device]) -> int:
-    """Memory of each device: what it reports, or for virtual CPU devices an equal share of the host's."""
+    """Returns the memory of each device as it reports it; of virtual CPU devices an equal share of the host's."""
     stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -22,29 +22,29 @@ def device_memory_bytes(devices: list[jax.Device]) -> int:
 
 
 def predicted_memory_bytes_per_device(executable: Executable, threads: int) -> int:
-    """Bytes a device needs: the parameters, the temporaries, and inputs and outputs of every launch in flight.
+    """Predicts the bytes on a device: parameters, temporaries, and inputs and outputs of every launch in flight.
 
-    A device has the temporaries of the launches that it computes at once. Of a mesh it computes one after the other:
-    with 8 in flight the process was measured to take no more of them than with 2.
+    A device holds the temporaries of the launches that it computes at once. A mesh computes one launch after the other:
+    with 8 in flight, the process was measured to hold no more temporaries than with 2.
     """
     parameters = executable.analysis.argument_bytes - _input_bytes_per_device(executable)
     return parameters + _bytes_in_flight_per_device(executable, threads)
 
 
 def loaded_host_memory_bytes(executable: Executable) -> int:
-    """Bytes the process has with the executable loaded and nothing in flight; to be asked after its first launch."""
-    # XLA frees the first launch's temporaries a while after its outputs are ready, so that some may still be there. But
-    # they were all there at the peak.
+    """Returns the resident bytes with the executable loaded and nothing in flight; call it after the first launch."""
+    # XLA frees the first launch's temporaries some time after its outputs are ready. At the peak all were resident.
     temporaries = executable.mesh.size * executable.analysis.temporary_bytes
     return min(resident_bytes(), max(0, peak_host_memory_bytes() - temporaries))
 
 
 def predicted_host_memory_bytes(executable: Executable, threads: int, loaded_bytes: int) -> int:
-    """Bytes the process needs at most: what it has, and on virtual CPU devices their launches in flight.
+    """Predicts the peak of the process's memory: `loaded_bytes`, and on virtual CPU devices the launches in flight.
 
     Args:
-      loaded_bytes: resident memory with the executable loaded: the process's own, machine code, and the distinct
-        parameters, which virtual devices share.
+      executable: loaded executable.
+      threads: number of host threads that launch it.
+      loaded_bytes: resident memory with the executable loaded, including the parameters, which virtual devices share.
     """
     if executable.platform != "cpu":
         return loaded_bytes
@@ -55,7 +55,9 @@ def check_device_memory(executable: Executable, threads: int, limit_bytes: int |
     """Predicts the memory of a device and compares it with the limit.
 
     Args:
-      limit_bytes: None for the device's memory.
+      executable: loaded executable.
+      threads: number of host threads that launch it.
+      limit_bytes: largest memory of a device; None for all that it has.
 
     Returns:
       The prediction in bytes.
@@ -74,12 +76,12 @@ def check_device_memory(executable: Executable, threads: int, limit_bytes: int |
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process."""
+    """Returns the resident memory of this process."""
     return psutil.Process().memory_info().rss
 
 
 def peak_host_memory_bytes() -> int:
-    """The most resident memory this process has had."""
+    """Returns the peak of this process's resident memory."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -101,6 +103,6 @@ def _input_bytes_per_device(executable: Executable) -> int:
 
 
 def bytes_per_launch(executable: Executable) -> int:
-    """Bytes of inputs, outputs and temporaries that one launch takes on each device."""
+    """Returns the bytes of inputs, outputs and temporaries of one launch on each device."""
     analysis = executable.analysis
     return _input_bytes_per_device(executable) + analysis.output_bytes + analysis.temporary_bytes

@@ -1,4 +1,4 @@
-"""What a run is measured by: the times of its batches, summarised under the report's keys."""
+"""Times of a run's batches, summarised under the report's keys."""
 
 import dataclasses
 import threading
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchTimes:
-    """When one batch left each phase, in seconds of `time.perf_counter`; a batch of no samples was never launched."""
+    """When one batch left each phase, in seconds of `time.perf_counter`; an empty batch is not launched."""
 
     num_samples: int
     handed_over: float  # to a host thread
@@ -25,13 +25,13 @@ class Summary:
     """A run's times under the report's keys; None where nothing was measured.
 
     Attributes:
-      wall_ms: from the first batch handed over to the last result.
+      wall_ms: time from the first batch handed over to the last result.
       images_per_second: samples over `wall_ms`.
       device_images_per_second: samples over the time in which at least one launch was in flight.
-      latency_ms_p50, latency_ms_p90, latency_ms_p99: percentiles, by linear interpolation, over the batches' times from
+      latency_ms_p50, latency_ms_p90, latency_ms_p99: percentiles, by linear interpolation, of the batches' times from
         decoded to outputs on the host.
-      decode_ms, host_to_device_ms, execute_ms, device_to_host_ms, postprocess_ms: sums over the batches, so with
-        several threads more than `wall_ms`; a launch executes from enqueued to ready, behind those before it.
+      decode_ms, host_to_device_ms, execute_ms, device_to_host_ms, postprocess_ms: sums over the batches, which
+        exceed `wall_ms` with several threads; a launch executes from enqueued to ready, after the launches before it.
     """
 
     wall_ms: float | None = None
@@ -48,7 +48,7 @@ class Summary:
 
 
 class Timeline:
-    """The times of a run's batches, added by several threads."""
+    """Collects the times of a run's batches from several threads."""
 
     def __init__(self):
         self._batches: list[BatchTimes] = []
@@ -59,7 +59,7 @@ class Timeline:
             self._batches.append(batch)
 
     def summary(self) -> Summary:
-        """The summary of the batches added so far."""
+        """Returns the summary of the batches added so far."""
         with self._lock:
             batches = list(self._batches)
         if not batches:

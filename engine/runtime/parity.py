@@ -1,4 +1,4 @@
-"""Parity: whether an executable computes what the unsharded float32 reference computes, on one batch, the probe."""
+"""Parity: compares an executable with the unsharded float32 reference on one batch, the probe."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -18,11 +18,11 @@ NUM_PROBE_SAMPLES = 64  # distinct ones
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parity:
-    """How far outputs are from their reference.
+    """Difference of outputs from their reference.
 
     Attributes:
       max_relative_error: the largest, over the samples, of norm(output - reference) / norm(reference).
-      top1_agreement: share of samples with the same largest class; None unless outputs are (N, classes).
+      top1_agreement: share of samples with the same most probable class; None unless outputs are (N, classes).
     """
 
     max_relative_error: float
@@ -32,13 +32,13 @@ class Parity:
 def compare(outputs: np.ndarray, reference: np.ndarray) -> Parity:
     """Compares outputs (N, …) with their reference (N, …), in float64.
 
-    A sample whose reference is all zeros has error 0 if its output is too, else infinity; one NaN makes the error NaN.
+    A sample whose reference is zero has error 0 if its output is zero, else infinity; one NaN makes the error NaN.
 
     Raises:
       ValueError: if the shapes differ.
     """
     if outputs.shape != reference.shape:
-        raise ValueError(f"outputs and reference need the same shape, got {outputs.shape} and {reference.shape}")
+        raise ValueError(f"outputs and reference must have the same shape, got {outputs.shape} and {reference.shape}")
     expected = reference.astype(np.float64).reshape(len(reference), -1)
     difference = outputs.astype(np.float64).reshape(len(outputs), -1) - expected
     error, norm = np.linalg.norm(difference, axis=1), np.linalg.norm(expected, axis=1)
@@ -50,7 +50,7 @@ def compare(outputs: np.ndarray, reference: np.ndarray) -> Parity:
 
 
 def probe_inputs(spec: TensorSpec, samples: np.ndarray | None = None) -> np.ndarray:
-    """One whole batch for `spec`, the same every time.
+    """Returns one whole batch for `spec`, the same every time.
 
     A batch of more than `NUM_PROBE_SAMPLES` repeats them in an order without pattern: a sample in the wrong place is
     noticed, and the reference has few samples to compute.
@@ -74,14 +74,14 @@ def probe_inputs(spec: TensorSpec, samples: np.ndarray | None = None) -> np.ndar
 
 
 def reference_outputs(program: Program, inputs: np.ndarray) -> np.ndarray:
-    """The float32 outputs of the program's reference for `probe_inputs`, each distinct sample computed once."""
+    """Returns the reference's float32 outputs for `probe_inputs`; computes each distinct sample once."""
     order = _probe_order(len(inputs))
     distinct = inputs[np.unique(order, return_index=True)[1]]
     return np.asarray(program.reference(distinct), np.float32)[order]
 
 
 def _probe_order(batch_size: int) -> np.ndarray:
-    """Which of the distinct samples each place of a batch holds; all of them occur."""
+    """The index of the distinct sample at each place of a batch; all of them occur."""
     distinct = min(batch_size, NUM_PROBE_SAMPLES)
     repeated = np.random.default_rng(1).integers(0, max(distinct, 1), batch_size - distinct)
     return np.concatenate([np.arange(distinct), repeated])
@@ -91,7 +91,7 @@ def run_probe(executable: "Executable", inputs: np.ndarray, reference: np.ndarra
     """Launches the executable once on a whole batch, which also warms it up, and compares its outputs.
 
     Raises:
-      ParityError: if the relative error is above `tolerance`, or isn't a number.
+      ParityError: if the relative error exceeds `tolerance` or is NaN.
     """
     parity = compare(executable(inputs), reference)
     if not parity.max_relative_error <= tolerance:
