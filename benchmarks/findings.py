@@ -44,9 +44,9 @@ def _best_split(measured: Sequence[Standing]) -> str:
     eligible = [dataclasses.replace(standing, eligible=True) for standing in measured]
     group = best_group(eligible, Objective("wall_ms"))
     meshes = list(dict.fromkeys(str(standing.cell["mesh"]) for standing in group))
-    text = f"the shortest time has {group[0].name}: {number(group[0].median('wall_ms'))} ms"
+    text = f"the fastest is {group[0].name}: {number(group[0].median('wall_ms'))} ms"
     if len(meshes) > 1:
-        text += f"; within noise of it also mesh {', '.join(meshes[1:])}"
+        text += f"; within noise of it are mesh {', '.join(meshes[1:])}"
     if _PAPER_BEST not in meshes:
         paper = [standing for standing in measured if standing.cell["mesh"] == _PAPER_BEST]
         if paper:
@@ -67,8 +67,8 @@ def _effect_of_threads(grid: Grid, measured: Sequence[Standing]) -> str:
     counts = grid.values("threads")
     verdict = "slower" if middle > 1 + UNSTABLE_ABOVE else "faster" if middle < 1 - UNSTABLE_ABOVE else "neither"
     return (
-        f"{verdict}: from the fewest threads to the most ({min(counts)} to {max(counts)} where measured) the time "
-        f"changes by a factor of {middle:.2f} in the median over the meshes, {min(ratios):.2f} to {max(ratios):.2f}"
+        f"{verdict}: from the fewest to the most threads ({min(counts)} to {max(counts)} where measured), the time "
+        f"changes by a factor of {middle:.2f} (median over the meshes, {min(ratios):.2f} to {max(ratios):.2f})"
     )
 
 

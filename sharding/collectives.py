@@ -1,7 +1,7 @@
 """Collectives over the model axis, for use inside `jax.shard_map`.
 
 Activations are (N, H, W, C), local to one device. Partition `rows` exchanges halos before each window, partition
-`input_channels` sums partial results, and a transition stands between two layers that want different layouts.
+`input_channels` sums partial results, and a transition changes the layout between layers that want different ones.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""How a picture becomes the input of a program that reads images."""
+"""Preprocessing: how an image becomes the input of a program."""
 
 import dataclasses
 import math
@@ -21,16 +21,17 @@ class Preprocessing:
     """Resize, crop or pad around the centre, scale to 0…1, normalise.
 
     Attributes:
-      size: height and width of the input, in pixels.
-      resize_to: target height and width of `resize`, in pixels; None for `none`.
-      mean, std: per channel in the order of `channels`, for pixels scaled to 0…1.
-      resize: `shortest_edge`: the shorter side becomes resize_to[0], the longer one is rounded down. `cover` and
-        `contain`: the picture just covers `resize_to` or just fits into it; sides are rounded half to even. `exact`:
-        to `resize_to`, ignoring the aspect ratio. `none`.
+      size: height and width of the input in pixels.
+      resize_to: target height and width of `resize` in pixels; None for `none`.
+      mean: mean of each channel, in the order of `channels`, of pixels scaled to 0…1.
+      std: standard deviation of each channel, in the order of `channels`, of pixels scaled to 0…1.
+      resize: `shortest_edge` resizes the shorter side to resize_to[0] and rounds the longer one down. `cover` and
+        `contain` make the image just cover `resize_to` or just fit into it, and round sides half to even. `exact`
+        resizes to `resize_to`, ignoring the aspect ratio. `none` doesn't resize.
       interpolation: one of INTERPOLATIONS, antialiased.
-      resampler: whose arithmetic to follow, `pillow` (timm, torchvision) or `torch` (transformers).
-      offset_rounding: how a crop offset of half a pixel is rounded, `half_even` or `floor`.
-      fill: (R, G, B) of the pixels around a picture smaller than `size`; an odd one goes right or below.
+      resampler: implementation to reproduce, `pillow` (timm, torchvision) or `torch` (transformers).
+      offset_rounding: rounding of a crop offset of half a pixel, `half_even` or `floor`.
+      fill: (R, G, B) of the padding around an image smaller than `size`; an odd pixel goes right or below.
       channels: channel order of the input, `RGB` or `BGR`.
 
     Raises:
@@ -72,7 +73,7 @@ class Preprocessing:
             raise UsageError(f"fill must be three integers from 0 to 255, got {self.fill!r}")
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width, before the crop, of a picture of `height` and `width`."""
+        """Returns the height and width, before the crop, of an image of `height` and `width`."""
         if self.resize_to is None:
             return height, width
         if self.resize == "exact":
@@ -86,7 +87,7 @@ class Preprocessing:
         return max(round(height / ratio), 1), max(round(width / ratio), 1)
 
     def crop(self, resized: tuple[int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """For the rows and columns of a resized picture: the first one kept, its place in the input, their number."""
+        """Returns, for rows and for columns of a resized image, (first one kept, its index in the input, number)."""
         rows, columns = (self._span(*sides) for sides in zip(resized, self.size, strict=True))
         return rows, columns
 
@@ -97,7 +98,7 @@ class Preprocessing:
         return round(spare / 2) if self.offset_rounding == "half_even" else spare // 2, 0, size
 
     def with_size(self, image_size: int) -> "Preprocessing":
-        """The same for squares of `image_size` pixels: the crop keeps its fraction of the picture."""
+        """Returns the same preprocessing for squares of `image_size` pixels; the crop stays the same fraction."""
         if self.size == (image_size, image_size):
             return self
         resize_to = None
@@ -106,13 +107,13 @@ class Preprocessing:
                 max(round(target * image_size / side), 1)
                 for target, side in zip(self.resize_to, self.size, strict=True)
             )
-            # An edge that left a crop of two sizes must leave the square.
+            # The larger edge, so that the resized image covers the square.
             edge = max(height, width)
             resize_to = (edge, edge) if self.resize == "shortest_edge" else (height, width)
         return dataclasses.replace(self, size=(image_size, image_size), resize_to=resize_to)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON-compatible values."""
+        """Returns all fields as JSON-compatible values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -121,14 +122,15 @@ class Preprocessing:
         """The inverse of `to_json`.
 
         Raises:
-          UsageError: naming `source`, if a field is missing, unknown, of the wrong type or out of range.
+          UsageError: if a field is missing, unknown, of the wrong type or out of range (names `source`).
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(value, Mapping) or set(value) != names:
             got = ", ".join(sorted(map(str, value))) if isinstance(value, Mapping) else repr(value)
             raise UsageError(f"{source}: expected preprocessing with {', '.join(sorted(names))}, got {got:.300}")
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
         try:
-            return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in value.items()})
+            return cls(**values)
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from None
 
@@ -139,7 +141,7 @@ def is_size(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is an int or float that float32 holds."""
+    """Whether `value` is an int or float that float32 can represent."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 3e38
 
 

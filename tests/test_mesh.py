@@ -52,7 +52,7 @@ def test_more_virtual_devices_than_the_limit_are_refused(monkeypatch):
 
 
 def test_a_missing_or_unknown_platform_is_refused():
-    with pytest.raises(UsageError, match="expected a platform that JAX finds here, got tpu"):
+    with pytest.raises(UsageError, match="expected a platform that JAX can start here, one of cpu, got tpu"):
         acquire_devices(1, "tpu")
     with pytest.raises(UsageError, match="expected a platform among auto, cpu, gpu, tpu, got 'npu'"):
         acquire_devices(1, "npu")

@@ -118,9 +118,9 @@ def test_the_papers_findings_beside_those_of_a_sweep():
             made.append(Result(Trial(cell, round=round), "ok", elapsed_s=1.0, report=report))
     standings = rank(grid.cells, {cell: grid.name(cell) for cell in grid.cells}, made, Objective(), {}, {})
     split, more_threads, overflow = findings(grid, standings)
-    assert split.here == "the shortest time has mesh 4x8, threads 2: 1002 ms"
-    assert more_threads.here.startswith("slower: from the fewest threads to the most (2 to 4 where measured)")
-    assert "by a factor of 1.25 in the median over the meshes, 1.20 to 1.30" in more_threads.here
+    assert split.here == "the fastest is mesh 4x8, threads 2: 1002 ms"
+    assert more_threads.here.startswith("slower: from the fewest to the most threads (2 to 4 where measured)")
+    assert "by a factor of 1.25 (median over the meshes, 1.20 to 1.30)" in more_threads.here
     assert overflow.here == "0 of 4 overflow"
     assert findings(GRID, ranked(results(t1=(10,)))) == []
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a training: for each step kept a folder with the state, by orbax, the facts to go on, and digests.
+"""Checkpoints of a training: a folder per step with the state, written by orbax, the facts to resume from, and digests.
 
-A checkpoint gets its name by one rename when it is complete, so a kill at any moment leaves the one before it. Its
-digests are verified before anything else of it is read.
+A complete checkpoint is renamed into place, so a kill at any moment leaves the previous one intact. Its digests are
+verified before anything else is read.
 """
 
 import contextlib
@@ -26,27 +26,27 @@ from cambrian.sharding import UsageError
 
 _STATE, _FACTS, _DIGESTS = "state", "facts.json", "digests.json"
 _UNFINISHED = ".unfinished-"
-_NUM_KEPT = 2  # the last, and the one before it in case the disk fills up or a file is damaged
+_NUM_KEPT = 2  # the last one, and the one before it in case the disk fills up or a file is damaged
 
 
 class Checkpoints:
-    """The checkpoints of one training in a folder, which the first one makes."""
+    """The checkpoints of one training in a folder, which the first checkpoint creates."""
 
     def __init__(self, folder: Path):
-        self.folder = folder.absolute()  # orbax takes no other
+        self.folder = folder.absolute()  # orbax requires an absolute path
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        self._damage: dict[int, str] = {}  # by step; empty for a whole checkpoint
+        self._damage: dict[int, str] = {}  # step → damage; empty for an intact checkpoint
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, whole or damaged, in ascending order."""
+        """Returns the steps of all checkpoints, intact or damaged, in ascending order."""
         entries = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(int(entry.name) for entry in entries if entry.name.isdecimal() and entry.is_dir())
 
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint; None if there are no checkpoints.
+        """Returns the step of the newest intact checkpoint; None if there are no checkpoints.
 
         Raises:
-          UsageError: naming the damaged file of the newest one, if all are damaged.
+          UsageError: if all are damaged (names the damaged file of the newest one).
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -57,21 +57,21 @@ class Checkpoints:
         return None
 
     def damaged(self) -> list[str]:
-        """What is wrong with each checkpoint that is newer than the newest whole one."""
+        """Returns the damage of each checkpoint that is newer than the newest intact one."""
         latest = self.latest_step()
         return [self.damage(step) for step in self.steps() if latest is not None and step > latest]
 
     def damage(self, step: int) -> str:
-        """What is wrong with a checkpoint, naming the file; empty if every file has the digest written with it."""
+        """Returns the damage of a checkpoint, naming the file; empty if all files match their digests."""
         if step not in self._damage:
             self._damage[step] = _find_damage(self.folder / str(step))
         return self._damage[step]
 
     def save(self, state: TrainState, facts: dict[str, Any]) -> None:
-        """Writes a checkpoint of the state's step, and removes old ones; `facts` are JSON-compatible.
+        """Writes a checkpoint of the state's step and removes old ones; `facts` is JSON-compatible.
 
         Raises:
-          OSError: if it can't be written.
+          OSError: if the checkpoint can't be written.
         """
         step = int(state.step)
         path, unfinished = self.folder / str(step), self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
@@ -80,7 +80,7 @@ class Checkpoints:
             self._orbax.save(unfinished / _STATE, args=ocp.args.PyTreeSave(_tree_of(state)))
             _write_json(unfinished / _FACTS, facts)
             _write_json(unfinished / _DIGESTS, _digests(unfinished))
-            if path.exists():  # damaged, so that the training went on from an older one
+            if path.exists():  # a damaged one: the training resumed from an older one
                 shutil.rmtree(path)
             unfinished.rename(path)
         finally:
@@ -89,26 +89,27 @@ class Checkpoints:
         older = [other for other in self.steps() if other < step]
         kept = [other for other in older if not self._damage.get(other)][1 - _NUM_KEPT :]
         outdated = [self.folder / str(other) for other in older if other not in kept]
-        for folder in (*outdated, *self.folder.glob(f"{_UNFINISHED}*")):  # the latter from killed processes
+        for folder in (*outdated, *self.folder.glob(f"{_UNFINISHED}*")):  # killed processes leave unfinished ones
             shutil.rmtree(folder)
 
     def facts(self, step: int) -> dict[str, Any]:
-        """The facts of a checkpoint.
+        """Reads the facts of a checkpoint.
 
         Raises:
-          UsageError: if it can't be read.
+          UsageError: if the checkpoint can't be read.
         """
         with _reading(self.folder / str(step)):
             return json.loads((self.folder / str(step) / _FACTS).read_text(encoding="utf-8"))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of a checkpoint.
+        """Reads the state of a checkpoint.
 
         Args:
-          like: a state of the same shapes and dtypes; what is restored gets its shardings.
+          step: step of the checkpoint.
+          like: a state with the shapes, dtypes and shardings to restore.
 
         Raises:
-          UsageError: if it can't be read.
+          UsageError: if the checkpoint can't be read.
         """
         tree = _tree_of(like)
         args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
@@ -118,7 +119,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), flat)
 
     def read(self, step: int) -> dict[str, Any]:
-        """The arrays of a checkpoint on the host, whatever devices it was written from: one dict for each field."""
+        """Reads the arrays of a checkpoint to the host, whatever devices they were on: one dict per field."""
         path = self.folder / str(step)
         with _reading(path):
             metadata = self._orbax.metadata(path / _STATE).item_metadata
@@ -129,16 +130,17 @@ class Checkpoints:
 
 
 def read_trained(path: Path) -> tuple[Architecture, dict[str, np.ndarray], Description, tuple[str, ...]]:
-    """Reads the trained network of a checkpoint: the averaged weights where the training kept an average.
+    """Reads the trained network of a checkpoint: the averaged weights if the training kept averages.
 
     Args:
-      path: the folder of one step, or that of all, of which the newest whole one is taken.
+      path: folder of one step, or the folder of all steps for the newest intact one.
 
     Returns:
-      The architecture, its variables, preprocessing and labels, and a note for each newer checkpoint that is damaged.
+      The architecture, its variables, the description of preprocessing and labels, and a note for each newer damaged
+      checkpoint.
 
     Raises:
-      UsageError: if it is no checkpoint, can't be read, or is damaged, naming the file.
+      UsageError: if the path isn't a checkpoint, can't be read, or is damaged (names the file).
     """
     # A folder of checkpoints may be named by a number, too.
     is_step = path.name.isdecimal() and any((path / name).exists() for name in (_STATE, _FACTS, _DIGESTS))
@@ -158,17 +160,17 @@ def read_trained(path: Path) -> tuple[Architecture, dict[str, np.ndarray], Descr
     fields = {name: state.get(name, {}) for name in TrainState._fields}
     variables = {name: np.asarray(value) for name, value in trained_variables(TrainState(**fields)).items()}
     with _reading(path):
-        told = facts["architecture"] | {"blocks": tuple(facts["architecture"]["blocks"])}
-        return Architecture(**told), variables, Description.from_json(facts["description"], path), tuple(notes)
+        architecture = Architecture(**facts["architecture"] | {"blocks": tuple(facts["architecture"]["blocks"])})
+        return architecture, variables, Description.from_json(facts["description"], path), tuple(notes)
 
 
 def model_facts(architecture: Architecture, description: Description) -> dict[str, Any]:
-    """What `read_trained` needs among the facts of a checkpoint."""
+    """Returns the facts of a checkpoint that `read_trained` reads."""
     return {"architecture": dataclasses.asdict(architecture), "description": description.to_json()}
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Name → SHA-256 of every file in a folder but for the digests themselves."""
+    """Name → SHA-256 of every file in a folder except the digests themselves."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / _DIGESTS:
@@ -199,7 +201,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _tree_of(state: TrainState) -> dict[str, Any]:
-    """The state as nested dicts without empty ones; the optimizer's leaves are named by their paths."""
+    """The state as nested dicts without empty ones; leaves of the optimizer are named by their paths."""
     tree: dict[str, Any] = {}
     for path, leaf in jax.tree.leaves_with_path(state):
         field, *rest = path
@@ -216,7 +218,7 @@ def _leaf(tree: dict[str, Any], path: tuple[Any, ...]) -> jax.Array:
 
 
 def _name(entry: Any) -> str:
-    return entry.name  # GetAttrKey, of a NamedTuple's field
+    return entry.name  # of a GetAttrKey, the key of a NamedTuple's field
 
 
 def _key(rest: list[Any]) -> str:
@@ -229,6 +231,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except Exception as error:  # whatever orbax, tensorstore and a damaged JSON make of it
+    except Exception as error:  # orbax, tensorstore and damaged JSON raise errors of many types
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"a checkpoint of a training must be readable, got {path}: {reason}") from error

@@ -6,7 +6,7 @@ import reprlib
 from cambrian.sharding import UsageError
 
 OPTIMIZERS = ("sgd", "adamw")
-_RANGES = {  # field → its least and its largest value
+_RANGES = {  # field → smallest and largest value
     "epochs": (1, 10**6),
     "batch_size": (1, 2**20),
     "learning_rate": (1e-12, 1e6),

@@ -119,20 +119,20 @@ def _devices_of(platform: str | None, configured: bool) -> list[jax.Device]:
             settings.enter_context(long_time_slices())
         try:
             return jax.local_devices(backend=platform)
-        except Exception as error:  # a plugin raises what it likes
-            asked = platform or f"JAX_PLATFORMS={jax.config.jax_platforms}"
+        except Exception as error:  # plugins raise errors of any type
+            requested = platform or f"JAX_PLATFORMS={jax.config.values['jax_platforms']}"
             reason = next(iter(str(error).splitlines()), type(error).__name__).partition(" (set JAX_PLATFORMS")[0]
             raise UsageError(
-                f"expected one of the platforms that JAX starts here, {_platforms_here()}, got {asked}: {reason}"
+                f"expected a platform that JAX can start here, one of {_platforms_here()}, got {requested}: {reason}"
             ) from None
 
 
 def _platforms_here() -> str:
-    """Names the platforms that JAX starts if it isn't told which, without leaving a backend started."""
+    """Returns the names of the platforms that JAX starts by default, without leaving a backend running."""
     try:
         found = jax.extend.backend.backends()
     except Exception:  # no backend runs, because the requested one doesn't start
-        requested = jax.config.jax_platforms
+        requested = jax.config.values["jax_platforms"]
         jax.config.update("jax_platforms", "")
         try:
             found = jax.extend.backend.backends()
