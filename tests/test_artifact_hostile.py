@@ -79,6 +79,7 @@ def test_an_unsigned_program_is_loaded_in_a_child_and_a_signed_one_is_not(saved,
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_program_that_never_returns_is_given_up(artifact, online, no_key, monkeypatch):
     def apply(params, images):
         count = jax.lax.while_loop(lambda n: n >= 0, lambda n: (n + 1) % 1000, jnp.int32(0))
@@ -90,6 +91,7 @@ def test_a_program_that_never_returns_is_given_up(artifact, online, no_key, monk
         load(artifact, signing_key=no_key)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_program_that_takes_all_memory_is_refused(artifact, online, no_key):
     def apply(params, images):
@@ -111,6 +113,7 @@ def test_a_child_that_crashes_is_damage(artifact, no_key, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_child_uses_the_bytes_that_the_manifest_states(artifact, online, no_key, monkeypatch):
     """A file replaced between the proof and the load isn't loaded."""
 
@@ -131,6 +134,7 @@ def test_wrong_outputs_are_told_by_the_child(artifact, online, no_key):
     assert caught.value.parity.max_relative_error > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [PORTABLE, PARAMETERS, PROBE])
 @pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 4096, b"[" * 100_000])
@@ -166,6 +170,7 @@ ODD_VALUES = [None, True, -1, 1e300, "", "\ud800", "x" * 10_000, [], [[]], [None
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_each_field_of_the_manifest_may_be_odd(saved, artifact, no_key, monkeypatch):
     monkeypatch.setattr("cambrian.engine.artifact.load.prove", lambda *_: None)
     values = json.loads((saved / "artifact" / MANIFEST).read_bytes())
@@ -187,6 +192,7 @@ def test_a_manifest_of_endless_size_is_not_read(artifact, no_key):
         load(artifact, signing_key=no_key)
 
 
+@pytest.mark.slow
 def test_a_file_larger_than_the_memory_is_refused(artifact, no_key, saved):
     with (artifact / PARAMETERS).open("r+b") as file:
         file.truncate(2**43)
@@ -197,6 +203,7 @@ def test_a_file_larger_than_the_memory_is_refused(artifact, no_key, saved):
         load(artifact, signing_key=no_key)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_probe_without_outputs_is_named(artifact, no_key):
     (artifact / PROBE).unlink()
@@ -235,7 +242,9 @@ def test_a_key_that_is_no_regular_file_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("harm", ["truncated", "overwritten", "removed"])
+@pytest.mark.parametrize(
+    "harm", ["truncated", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("overwritten", "removed"))]
+)
 def test_once_loaded_nothing_of_the_folder_is_needed(saved, artifact, online, harm):
     images = np.random.default_rng(2).integers(0, 256, (8, 8, 8, 3), np.uint8)
     native, portable = (load(artifact, signing_key=saved / key) for key in ("key", "absent"))

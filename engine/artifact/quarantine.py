@@ -53,6 +53,8 @@ def prove(path: Path, manifest: Manifest) -> None:
         )
     except subprocess.TimeoutExpired:
         raise DamagedArtifact(_refusal(path, f"no result in {TIME_LIMIT_S:g} s")) from None
+    except OSError as error:
+        raise DamagedArtifact(_refusal(path, f"no process: {one_line(error)}")) from error
     verdict = _verdict(path, child)
     if "parity" in verdict:
         raise ParityError(verdict["error"], Parity(*verdict["parity"]))
