@@ -148,7 +148,7 @@ def test_a_failed_download_says_how_to_get_it_otherwise(server, host, reason, tm
     with pytest.raises(UsageError) as raised:
         open_images()
     message = str(raised.value)
-    assert message.startswith(f"CIFAR-10 is needed from {url}, or that file as {tmp_path}/downloads/gone.tar.gz, got: ")
+    assert message.startswith(f"expected CIFAR-10 from {url}, or that file as {tmp_path}/downloads/gone.tar.gz, got: ")
     assert reason in message and "\n" not in message
     assert find_prepared() is None
     assert not [*tmp_path.glob("downloads/*.gz")]
@@ -169,7 +169,7 @@ def test_an_archive_that_is_not_the_published_one_is_refused(server, by_hand, tm
     if by_hand:
         (tmp_path / "downloads").mkdir()
         shutil.copy(server.archive, tmp_path / "downloads")
-    with pytest.raises(UsageError, match=f"needs the SHA-256 0000.*, got {server.archive_sha256}"):
+    with pytest.raises(UsageError, match=f"must have the SHA-256 0000.*, got {server.archive_sha256}"):
         open_images()
     assert (tmp_path / "downloads" / server.archive.name).exists() == by_hand
     assert find_prepared() is None
@@ -189,7 +189,7 @@ def test_another_file_format_is_not_taken_for_readable(tmp_path, monkeypatch):
     (folder / "dataset_info.json").write_text(json.dumps({"name": "cifar10", "fileFormat": "tfrecord"}))
     assert find_prepared() is None
     assert choose_data(CLASSES, 10)[0] == "cifar10_sample"
-    with pytest.raises(UsageError, match=f"prepared as array_record is needed, got tfrecord in {folder}"):
+    with pytest.raises(UsageError, match=f"must be prepared as array_record, got tfrecord in {folder}"):
         open_images()
 
 

@@ -77,7 +77,8 @@ def test_the_wheel_holds_cambrian_alone_with_its_data(wheel):
     packages = {name.split("/")[1] for name in names if name.startswith("cambrian/") and name.count("/") > 1}
     assert packages == {*OURS, "weights"}
     weights = (f"weights/resnet101_cifar10/{name}" for name in ("model.safetensors", "config.json", "README.md"))
-    for name in ("py.typed", "commands/sweep/page.html.jinja", "models/costs/shipped/amd_epyc.jsonl", *weights):
+    sample = "commands/images/cifar10_sample/cifar10_test_sample.zip"
+    for name in ("py.typed", "commands/sweep/page.html.jinja", "models/costs/shipped/amd_epyc.jsonl", sample, *weights):
         assert f"cambrian/{name}" in names
     in_checkout = {path.relative_to(ROOT).as_posix() for part in OURS for path in (ROOT / part).rglob("*.py")}
     in_wheel = {name.removeprefix("cambrian/") for name in names if name.endswith(".py")}

@@ -1,4 +1,4 @@
-"""A whole labelled source in memory, as training takes it."""
+"""Loads a whole labelled source into memory, for training."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +16,7 @@ def load_arrays(source: ModelImages, threads: int) -> tuple[np.ndarray, np.ndarr
       Images (N, H, W, 3) uint8 and labels (N,) int32, in the source's order.
 
     Raises:
-      UsageError: if an image has no label, or can't be read.
+      UsageError: if an image has no label or can't be read.
     """
     if source.class_names is None:
         raise UsageError(

@@ -36,7 +36,7 @@ class Cifar10Source:
 
 
 def open_cifar10(split: str) -> Cifar10Source:
-    """Opens a split of CIFAR-10; downloads and prepares it first, unless that was done before.
+    """Opens a split of CIFAR-10, which is downloaded and prepared the first time.
 
     Raises:
       UsageError: if there is no such split, the download fails, or CIFAR-10 is prepared in another file format.
@@ -47,7 +47,7 @@ def open_cifar10(split: str) -> Cifar10Source:
     builder: Any = tfds.builder_from_directory(folder)  # its annotations don't fit its use
     if split not in builder.info.splits:
         raise UsageError(f"split of CIFAR-10 must be one of {', '.join(sorted(builder.info.splits))}, got {split!r}")
-    # The image stays encoded: TFDS would decode it by OpenCV or Pillow, whichever is installed.
+    # Images stay encoded: TFDS would decode them with OpenCV or Pillow, whichever is installed.
     records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     return Cifar10Source(split, records, tuple(builder.info.features["label"].names))
 
@@ -56,8 +56,8 @@ def _prepare() -> Path:
     if prepared := prepared_formats():
         folder, file_format = next(iter(prepared.items()))
         raise UsageError(
-            f"CIFAR-10 prepared as {FILE_FORMAT} is needed, got {file_format} in {folder}: "
-            "with TFDS_DATA_DIR=FOLDER it is prepared in another folder"
+            f"CIFAR-10 must be prepared as {FILE_FORMAT}, got {file_format} in {folder}: "
+            "TFDS_DATA_DIR=FOLDER prepares it in another folder"
         )
     import tensorflow_datasets as tfds
 
@@ -66,10 +66,10 @@ def _prepare() -> Path:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        # TFDS tells of its progress on stdout, which belongs to results.
+        # TFDS prints its progress on stdout, which is for results.
         with contextlib.redirect_stdout(sys.stderr):
             builder = Cifar10(data_dir=data_dir(), file_format=FILE_FORMAT)
             builder.download_and_prepare()
     except OSError as error:
-        raise UsageError(f"TFDS_DATA_DIR must be a folder that CIFAR-10 fits in, got {data_dir()}: {error}") from error
+        raise UsageError(f"TFDS_DATA_DIR must be a folder with room for CIFAR-10, got {data_dir()}: {error}") from error
     return Path(builder.data_dir)

@@ -1,6 +1,6 @@
-"""Prepares CIFAR-10 as the builder of TensorFlow Datasets (TFDS) does, but without TensorFlow.
+"""Prepares CIFAR-10 like the builder of TensorFlow Datasets (TFDS), but without TensorFlow.
 
-The stock builder needs it to unpack the archive, to read its files and to encode the images. Names, order and labels
+The stock builder uses TensorFlow to unpack the archive, read its files and encode the images. Names, order and labels
 are the same. Importing this module imports TFDS.
 """
 
@@ -20,7 +20,7 @@ from cambrian.commands.images.cifar10_archive import fetch_archive
 
 _FOLDER = "cifar-10-batches-bin"
 _FILES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
-# An image is its label, then a plane of 32 rows each for red, green and blue (www.cs.toronto.edu/~kriz/cifar.html).
+# Per image: its label, then the red, the green and the blue plane, 32 rows each (www.cs.toronto.edu/~kriz/cifar.html).
 _IMAGE_BYTES = 1 + 3 * 32 * 32
 
 

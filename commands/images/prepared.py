@@ -1,4 +1,4 @@
-"""Which CIFAR-10 is prepared on this machine, seen from files alone: importing TFDS to ask takes half a second."""
+"""Finds prepared CIFAR-10 by its files alone: importing TFDS takes half a second."""
 
 import json
 import os
@@ -7,20 +7,20 @@ from pathlib import Path
 
 from cambrian.sharding import UsageError
 
-# The one format with random access that TFDS reads without TensorFlow.
+# The only format with random access that TFDS reads without TensorFlow.
 FILE_FORMAT = "array_record"
 
 
 def data_dir() -> Path:
-    """The folder in which TFDS keeps its data sets: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """The folder of TFDS's data sets: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find_prepared() -> Path | None:
-    """The folder of the newest prepared CIFAR-10 that can be read without TensorFlow; None if there is none.
+    """The folder of the newest prepared CIFAR-10 that is readable without TensorFlow; None without one.
 
     Raises:
-      UsageError: if a description of a prepared CIFAR-10 is damaged.
+      UsageError: if the description of a version is damaged.
     """
     readable = [folder for folder, file_format in prepared_formats().items() if file_format == FILE_FORMAT]
     return max(readable, key=lambda folder: [int(part) for part in folder.name.split(".")], default=None)
@@ -39,5 +39,5 @@ def prepared_formats() -> dict[Path, str]:
         try:
             formats[info.parent] = json.loads(info.read_text()).get("fileFormat", "tfrecord")
         except (OSError, ValueError) as error:
-            raise UsageError(f"a TFDS data set is needed, got {info}: {error}") from None
+            raise UsageError(f"expected the description of a TFDS data set, got {info}: {error}") from None
     return formats

@@ -1,4 +1,4 @@
-"""Image sources: random access to images, each read at the moment it is asked for."""
+"""Image sources: random access to images that are read on demand."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from cambrian.sharding import Preprocessing, UsageError
 
 
 class Image(NamedTuple):
-    """One image as a model reads it.
+    """A preprocessed image.
 
     Attributes:
       name: identifies it in its source, such as `cat/0012.jpg`.
@@ -25,11 +25,11 @@ class Image(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """Images by index. `read` may be called by many threads at once and keeps nothing, so memory is bounded.
+    """Images by index. `read` is thread-safe.
 
     Attributes:
-      description: what is read, for the report.
-      class_names: what labels index into, in the source's own order; None without labels.
+      description: as the report names it.
+      class_names: the names that labels index into, in the source's own order; None without labels.
     """
 
     @property
@@ -60,7 +60,7 @@ class UnreadableImage(UsageError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvenSample:
-    """`count` images of a source at even distances, in its order: of a source sorted by class, some of every class."""
+    """`count` images of a source at even distances, so that a source sorted by class keeps every class."""
 
     source: ImageSource
     count: int
@@ -92,8 +92,8 @@ class ModelImages:
     """A source's images as a model reads and numbers them.
 
     Attributes:
-      class_names: what labels index into; None without labels.
-      label_of_class: the source's number of a class → the label.
+      class_names: the names that labels index into; None without labels.
+      label_of_class: number of a class in the source → label.
     """
 
     source: ImageSource

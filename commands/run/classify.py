@@ -1,4 +1,4 @@
-"""Classifies images: batches for the host threads, predictions in input order, and what they add up to."""
+"""Classifies images: batches for the host threads, predictions in input order, and their tally."""
 
 import dataclasses
 from collections.abc import Generator, Iterator
@@ -17,15 +17,15 @@ _TOP = 5
 
 
 class Prediction(NamedTuple):
-    """What an image was classified as.
+    """The classification of an image.
 
     Attributes:
-      image: its name in its source.
-      label: its class; None where it has none.
-      predicted: the most probable class.
+      image: name in its source.
+      label: name of its class; None without one.
+      predicted: name of the most probable class.
       probability: of that class, from 0 to 1.
-      label_index: number of the label among the class names; None where it has none.
-      top_indices: numbers of the five most probable logits, the most probable first.
+      label_index: index of the label among the class names; None without one.
+      top_indices: indices of the five most probable logits, the most probable first.
     """
 
     image: str
@@ -42,8 +42,8 @@ class ClassifiedBatch:
 
     Attributes:
       indices: of the images in their source.
-      predictions: of those that could be read.
-      skipped: what was wrong with each of the others.
+      predictions: of the readable images.
+      skipped: name and error of each unreadable image.
     """
 
     indices: range
@@ -83,7 +83,7 @@ def classify(
     skip_bad_images: bool = False,
     timeline: Timeline | None = None,
 ) -> Generator[ClassifiedBatch, None, None]:
-    """The predictions for all images, batch by batch, in input order.
+    """Yields the predictions for all images, batch by batch, in input order.
 
     Args:
       threads: number of host threads that decode, launch and rank.
@@ -94,7 +94,7 @@ def classify(
     """
     labels = tuple(executable.metadata.get("labels", ()))
     class_names = images.class_names or labels
-    # Where logits and classes are as many, they are numbered alike, and the classes name both.
+    # Numbered alike, the classes name both.
     predicted_names = class_names if numbered_alike(executable, images) else labels
 
     def decode(batch: "_Batch") -> np.ndarray:
@@ -141,7 +141,7 @@ def classify(
 
 @dataclasses.dataclass(slots=True)
 class _Batch:
-    """Indices into the source; a host thread fills in what it read."""
+    """Indices into the source; the host thread that decodes them fills in the rest."""
 
     indices: range
     names: list[str] = dataclasses.field(default_factory=list)
@@ -165,11 +165,11 @@ def numbered_alike(executable: Executable, images: ModelImages) -> bool:
 
 @dataclasses.dataclass(slots=True)
 class Tally:
-    """What the finished part of a run adds up to.
+    """Sums over the finished part of a run.
 
     Attributes:
       num_images: images classified.
-      skipped: what was wrong with each image that could not be read.
+      skipped: name and error of each unreadable image.
       top5_hits: images whose label was among the five most probable classes.
       confusion: (classes, classes), images by label and prediction; None where labels don't number the logits.
     """
@@ -187,7 +187,7 @@ class Tally:
         return cls(confusion=np.zeros((num_classes, num_classes), np.int64) if counts else None)
 
     def add(self, batch: ClassifiedBatch) -> None:
-        """Takes a finished batch into account."""
+        """Adds a finished batch."""
         self.num_images += len(batch.predictions)
         self.skipped += batch.skipped
         for prediction in batch.predictions:

@@ -1,4 +1,4 @@
-"""What a training starts from: model, variables, labelled images, and a head for their classes."""
+"""The start of a training: model, variables, labelled images, and a head for their classes."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ TRAIN_SPLIT = "train"
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Setup:
-    """A model to be trained.
+    """A model to train.
 
     Attributes:
       notes: deviations from the request.
@@ -32,7 +32,7 @@ class Setup:
 
 
 def recipe_of(config: ConfigFile) -> tuple[Recipe, list[str]]:
-    """The recipe that a config file defines, else the default one, and notes.
+    """The recipe of a config file, or the default one, and notes.
 
     Raises:
       UsageError: if `RECIPE` is something else.
@@ -46,7 +46,7 @@ def recipe_of(config: ConfigFile) -> tuple[Recipe, list[str]]:
 
 
 def set_up(configuration: Configuration) -> Setup:
-    """Model and variables, whose head is still that of the weights or the configuration."""
+    """Model and variables; the head is still the one of the weights or the configuration."""
     model = with_image_size(configuration.model, configuration)
     if configuration.weights in ("auto", "random"):
         architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
@@ -60,7 +60,7 @@ def set_up(configuration: Configuration) -> Setup:
                 f"--config needs weights of {needed.name} with the {needed.stem} stem, got {given.architecture.name} "
                 f"with the {given.architecture.stem} stem in {configuration.weights}"
             )
-        # The data decide on the head.
+        # The data decides the head.
         told = {name: value for name, value in told.items() if name not in ("num_classes", "labels")}
     model = with_image_size(model_of_weights(configuration, told), configuration)
     return Setup(model, given.architecture, given.variables, given.notes)

@@ -49,7 +49,8 @@ class Executable(engine.Executable):
         """Classifies images, in the order of their sorted names.
 
         Args:
-          images: a folder (FOLDER/CLASS/image, FOLDER/SPLIT/CLASS/image, or images), `cifar10` or `synthetic`.
+          images: a folder (FOLDER/CLASS/image, FOLDER/SPLIT/CLASS/image, or images), `cifar10`, `cifar10_sample` (1,000
+            packaged test images) or `synthetic`.
           threads: number of host threads that decode, launch and rank.
           split: which split, where the data has splits.
           num_images: 0 for all; a smaller number than there are takes that many at even distances.
