@@ -148,13 +148,11 @@ def weights_identity(configuration: Configuration) -> str:
                 if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
             ]
             folder = path
-        elif path.is_file() or not path.exists():
+        else:
             # A file's name and the configuration beside it decide how it is read.
             beside = (path.parent / name for name in ("config.json", "preprocessor_config.json"))
             files = [path, *(file for file in beside if file.is_file())]
             folder = path.parent
-        else:
-            raise UsageError(f"weights must be auto, random, a file or a folder, got {path}, which is none of these")
         digests = {file.relative_to(folder).as_posix(): _file_digest(file) for file in files}
     except OSError as error:
         raise UsageError(

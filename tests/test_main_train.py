@@ -30,6 +30,7 @@ def test_a_training_writes_report_curves_accuracy_and_weights(trained):
     output_dir = command.home / "trained"
     assert outcome.notes == [
         "no RECIPE in resnet101_cifar10.py: training by the default one, 30 epochs",
+        "3×3 stem computed with stride 1 and without pooling: the weights don't state either",
         "new head for the 2 classes of the data",
     ]
     report = json.loads((output_dir / "report.json").read_text())

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -79,6 +80,21 @@ def test_the_artefact_key_follows_the_shipped_weights(tmp_path, monkeypatch):
         file.seek(-1, io.SEEK_END)
         file.write(b"\x7f")
     assert weights_identity(DEFAULT) != before
+
+
+def test_the_artefact_key_follows_what_is_read_of_a_file(tmp_path):
+    def identity(name: str) -> str:
+        return weights_identity(dataclasses.replace(DEFAULT, weights=str(tmp_path / name)))
+
+    (tmp_path / "model.safetensors").write_bytes(b"tensors")
+    (tmp_path / "renamed.safetensors").write_bytes(b"tensors")
+    before = identity("model.safetensors")
+    assert before == identity("model.safetensors") != identity("renamed.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    assert identity("model.safetensors") != before
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(cambrian.UsageError, match="weights must be a file or a folder, got the FIFO .*pipe"):
+        identity("pipe")
 
 
 @pytest.mark.slow

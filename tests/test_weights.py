@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -282,6 +283,14 @@ def test_a_file_of_another_format_is_refused(tmp_path, content, message):
     path = saved(checkpoint(SMALL), tmp_path)
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
     with pytest.raises(UsageError, match=re.escape(f"weights {message.format(path=path)}")):
+        read_weights(path)
+
+
+def test_floats_that_numpy_lacks_are_refused(tmp_path):
+    header = json.dumps({"x": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"8")
+    with pytest.raises(UsageError, match=re.escape(f"safetensors file, got {path}: ") + ".*float8_e4m3fn"):
         read_weights(path)
 
 

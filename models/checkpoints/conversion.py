@@ -157,7 +157,7 @@ def _convert(tensor: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarra
 
 
 def _float32(tensor: np.ndarray, what: str) -> np.ndarray:
-    if tensor.dtype.kind != "f" and not tensor.dtype.name.startswith(("bfloat16", "float8")):
+    if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
         raise UsageError(f"{what} must hold floating-point numbers, got {tensor.dtype}")
     with np.errstate(over="ignore"):  # what doesn't fit into float32 becomes infinite
         value = tensor.astype(np.float32)

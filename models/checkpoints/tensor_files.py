@@ -42,12 +42,12 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Reads all tensors of a safetensors file, by name.
 
     Raises:
-      UsageError: if it isn't a safetensors file.
+      UsageError: if it isn't a safetensors file, or holds floats of 8 bits or fewer.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.offset_keys()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, AttributeError) as error:  # AttributeError: a dtype that NumPy lacks
         raise UsageError(f"weights must be a readable safetensors file, got {path}: {error}") from None
 
 
@@ -72,8 +72,12 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     try:
         # A free pickle could run any code: weights_only allows tensors and plain containers. A Namespace, in which
         # timm's training keeps its flags, is one too.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with (
+            path.open("rb") as file,  # of a path, PyTorch would take the suffix for the format
+            warnings.catch_warnings(action="ignore"),
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError and others, by the kind of damage
         raise UsageError(
             f"weights must be tensors only, in a file of PyTorch, got {path}, which its weights_only reader refuses: "
