@@ -1,1 +1,1 @@
-"""What main.py does: a file or a folder for each mode, and what the modes share."""
+"""The modes of main.py, a file or a folder each, and what they share."""

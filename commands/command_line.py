@@ -1,4 +1,4 @@
-"""Command lines made of flags: what a sweep runs, and what it names as its answer."""
+"""Makes command lines from flags, for the runs of a sweep and for its answer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from cambrian.commands.flags import Flags
 
 
 def command_line(flags: Flags, chosen: Mapping[str, Any]) -> list[str]:
-    """The arguments that give every flag its value in `flags`, without those at their default.
+    """Returns the arguments that give every flag its value in `flags`, without those at their default.
 
     Args:
       chosen: flag → another value for it; None leaves it out.
@@ -15,7 +15,7 @@ def command_line(flags: Flags, chosen: Mapping[str, Any]) -> list[str]:
     arguments = []
     for name, value in (dict(flags.values) | dict(chosen)).items():
         default = flags.defaults[name]
-        # A default must be stated where the command line or --config states another value.
+        # A default must be stated if the command line or --config sets another value.
         is_default = value == default and flags[name] == default and name not in flags.given
         if value is None or is_default:
             continue

@@ -7,7 +7,7 @@ from cambrian.commands.executables import make_executable
 
 
 def compile_command(configuration: Configuration) -> None:
-    """Builds the artefact, or finds it in the cache, loads it and prints its directory on standard output.
+    """Builds the artefact unless it is cached, loads it, and prints its directory on standard output.
 
     Raises:
       UsageError, DamagedArtifact, ParityError: as `make_executable`.

@@ -6,10 +6,10 @@ from absl import flags
 
 
 class OneOrMore(flags.ArgumentParser):
-    """Parses `2,4,8` to a tuple, and a single value to that value, so that only a sweep meets tuples.
+    """Parses `2,4,8` to a tuple, and a single value to that value, so that only sweeps have tuples.
 
     Args:
-      parser: of one value.
+      parser: parser of one value.
     """
 
     def __init__(self, parser: flags.ArgumentParser):
@@ -18,10 +18,10 @@ class OneOrMore(flags.ArgumentParser):
         self.syntactic_help = f"{parser.syntactic_help}; or several, separated by commas".lstrip("; ")
 
     def parse(self, argument: Any) -> Any:
-        """Reads text, one value, or the list that a report.json holds.
+        """Parses text, a single value, or a list from a report.json.
 
         Raises:
-          ValueError, TypeError: as the parser of one value, or where a value comes twice.
+          ValueError, TypeError: as the parser of one value, or if a value is repeated.
         """
         if isinstance(argument, str):
             items = [item.strip() for item in argument.split(",")]

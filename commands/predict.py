@@ -1,4 +1,4 @@
-"""What a configuration is expected to take, by its plan, before anything is built."""
+"""Predicts time and memory of a configuration from its plan, before anything is built."""
 
 import dataclasses
 import functools
@@ -15,13 +15,13 @@ from cambrian.sharding.host import computes_bfloat16, planned_as
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one configuration is expected to take.
+    """The predicted time and memory of a configuration.
 
     Attributes:
-      launch_ms: milliseconds of one launch.
-      batch_size: images of a launch, over all devices.
-      bytes_per_device: memory of a device.
-      launches_at_once: number of launches that compute side by side.
+      launch_ms: time of a launch.
+      batch_size: images per launch, over all devices.
+      bytes_per_device: memory of each device.
+      launches_at_once: number of launches that compute concurrently.
     """
 
     launch_ms: float
@@ -35,7 +35,7 @@ class Prediction:
 
 
 def predict(configuration: Configuration) -> Prediction | None:
-    """The prediction on CPU by the cost table in force; None where nothing is known before a backend is started.
+    """Predicts a run on CPU by the current cost table; returns None if that would take a running backend or weights.
 
     Raises:
       UsageError: if the mesh can't cut the model as the configuration asks.
@@ -77,7 +77,7 @@ def _plan_costs(
     make_plan = functools.partial(models.make_plan, network, mesh, batch_size, "cpu", precision, partition)
     try:
         plan = make_plan(memory_limit_bytes=memory_limit_bytes)
-    except OutOfMemory:  # what it would need is shown beside the limit
+    except OutOfMemory:  # the need is shown beside the limit
         plan = make_plan()
     samples = -(-batch_size // mesh.num_devices)
     activations = samples * max(math.prod(layer.in_shape) + math.prod(layer.out_shape) for layer in network)

@@ -45,9 +45,9 @@ def test_a_single_value_stays_a_single_value():
         (("--mesh", "1x2,4by8"), "a mesh must be written MODELxDATA, such as 4x8, got '4by8'"),
         (("--precision", "float32,int8"), "precision must be one of auto, float32, bfloat16, got 'int8'"),
         (("--mesh", "1x2,1x4", "--batch_size", "3"), "batch_size must be a multiple of the data axis"),
-        (("--mesh", "1x2,1x4", "--mode", "fly"), "a sweep needs mode run or compile, got 'fly'"),
-        (("--mesh", "1x1,1x2", "--mode", "train"), "a sweep needs mode run or compile, got 'train'"),
-        (("--mesh", "1x1,1x2", "--mode", "plan"), "a sweep needs mode run or compile, got 'plan'"),
+        (("--mesh", "1x2,1x4", "--mode", "fly"), "mode must be run or compile for a sweep, got 'fly'"),
+        (("--mesh", "1x1,1x2", "--mode", "train"), "mode must be run or compile for a sweep, got 'train'"),
+        (("--mesh", "1x1,1x2", "--mode", "plan"), "mode must be run or compile for a sweep, got 'plan'"),
         (
             ("--mesh", "1x2,1x4", "--data", "absent"),
             "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images",

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cambrian.commands.predict import Prediction
 from cambrian.commands.sweep.display import Display
+from cambrian.commands.sweep.figures.mesh_threads import time_against_threads
 from cambrian.commands.sweep.figures.pareto import pareto_front
-from cambrian.commands.sweep.figures.time import time_against_threads
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.sweep import run_sweep
 from cambrian.commands.sweep.write_results import write_results

@@ -1,1 +1,1 @@
-"""Accuracy over labelled images: shares with intervals, the classes, the confusion matrix."""
+"""Accuracy over labelled images: top-1 and top-5 with intervals, per class, and the confusion matrix."""

@@ -1,1 +1,1 @@
-"""`--mode plan`: the plan of an executable, its predicted time beside the measured one."""
+"""`--mode plan`: the plan of an executable with predicted and measured times."""

@@ -1,4 +1,4 @@
-"""`--mode plan`: shows the configuration's plan, its predicted time beside the measured one."""
+"""`--mode plan`: shows the configuration's plan with predicted and measured times."""
 
 import statistics
 
@@ -18,11 +18,11 @@ from cambrian.sharding.host import low_cpu_latency
 
 
 def plan_command(configuration: Configuration, tune: bool) -> None:
-    """Makes the executable, measures its launches, prints its plan as a table and draws it.
+    """Makes the executable, times its launches, and prints and draws its plan.
 
     Raises:
-      UsageError: as `make_executable`; if the executable has no plan, the cost table can't be written, or an artifact's
-        plan should be tuned.
+      UsageError: as `make_executable`; if the executable has no plan, the cost table can't be written, or --tune is
+        given with an artifact.
     """
     if configuration.artifact and tune:
         raise UsageError(f"an artifact has its plan: leave --tune out, got {configuration.artifact}")
@@ -49,10 +49,9 @@ def plan_command(configuration: Configuration, tune: bool) -> None:
 
 
 def launch_milliseconds(executable: Executable, threads: int) -> float:
-    """The median time of a launch on images that are on the devices already.
+    """Returns the median time of a launch on images that are already on the devices.
 
-    Launches run one at a time, except on a single CPU device where the launches of `threads` host threads compute side
-    by side.
+    Launches run one at a time, except on a single CPU device, where those of `threads` host threads run concurrently.
     """
     inputs = executable.put(np.asarray(probe_inputs(executable.input_spec))).block_until_ready()
     executable.launch(inputs).block_until_ready()

@@ -1,4 +1,4 @@
-"""`--tune`: measures what this machine's cost table lacks for planning a configuration."""
+"""`--tune`: measures the costs that planning a configuration needs on this machine."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from cambrian.sharding.host import keep_freed_memory, low_cpu_latency
 
 
 def tune_table(configuration: Configuration) -> None:
-    """Measures the costs that are missing; a run that was interrupted goes on where it stopped.
+    """Measures missing costs; an interrupted run resumes.
 
     Raises:
       UsageError: if the cost table can't be written.
@@ -50,7 +50,7 @@ def _with_progress_bar(parts: list[Any]) -> Iterator[Any]:
 
 
 def note_on_costs(platform: str) -> None:
-    """Says so where plans are made by costs of another machine."""
+    """Prints a note if plans use another machine's costs."""
     measured_on = models.current_cost_table(platform).machine.get("device", "no machine")
     if measured_on != machine_of(platform)["device"]:
-        print_note(f"planned by costs measured on {measured_on}; --tune measures this machine's")
+        print_note(f"planned by costs measured on {measured_on}; --tune measures this machine")

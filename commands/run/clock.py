@@ -1,4 +1,4 @@
-"""The time since this process was started."""
+"""Time since the start of this process."""
 
 import os
 import sys
@@ -9,9 +9,9 @@ import psutil
 
 
 def milliseconds_since_process_start() -> float:
-    """How long ago the system started this process, interpreter and imports included."""
+    """Returns the time since the system started this process, including interpreter and imports."""
     if sys.platform == "linux":
-        # Since boot, in ticks of 10 ms; psutil adds the time of boot, which the kernel gives in whole seconds.
+        # Ticks of 10 ms since boot; psutil would add the boot time, which the kernel gives in whole seconds.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return 1e3 * (time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)

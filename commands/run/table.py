@@ -12,7 +12,7 @@ _PHASES = ("decode", "host_to_device", "execute", "device_to_host", "postprocess
 
 
 def print_table(report: Report) -> None:
-    """Prints what a person wants to know of a run on standard output."""
+    """Prints the main results of a run on standard output."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=_title(report), title_justify="left")
     for name, value in _rows(report):
         table.add_row(name, value)

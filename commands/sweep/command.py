@@ -1,4 +1,4 @@
-"""The command of a sweep: listed, built, or run to its answer."""
+"""The command of a sweep: lists, builds or runs its configurations."""
 
 import sys
 import tempfile
@@ -21,10 +21,10 @@ from cambrian.commands.sweep.write_results import write_results
 
 
 def sweep_command(flags: Flags, program: Sequence[str]) -> int:
-    """Does what the flags ask of a sweep; see `sweep_of_flags` for the arguments.
+    """Runs the sweep that flags describe, see `sweep_of_flags`.
 
     Returns:
-      The exit code: 0 if at least one configuration ran well (in mode compile: if all could be built), else 1.
+      The exit code: 0 if at least one configuration succeeded (in mode compile: if all were built), else 1.
 
     Raises:
       UsageError, KeyboardInterrupt, OSError: as `sweep_of_flags` and `run_sweep`.
@@ -38,7 +38,7 @@ def sweep_command(flags: Flags, program: Sequence[str]) -> int:
     try:
         outcome = run_sweep(sweep, Display(sweep.objective))
     except KeyboardInterrupt:
-        print(f"what is finished stands in {sweep.path}; the same command goes on from there", file=sys.stderr)
+        print(f"finished results are in {sweep.path}; the same command resumes", file=sys.stderr)
         raise
     return 0 if write_results(sweep, outcome) else 1
 

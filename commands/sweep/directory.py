@@ -1,4 +1,4 @@
-"""The directory of a sweep: one command's, and one process's at a time."""
+"""The directory of a sweep, which belongs to one command and to one process at a time."""
 
 import contextlib
 import fcntl
@@ -21,17 +21,17 @@ _LOCK = "lock"
 
 @contextlib.contextmanager
 def sweep_directory(path: Path, identity: Mapping[str, Any], fresh: bool) -> Iterator[None]:
-    """Holds `path` for this process, and makes it the directory of the sweep that `identity` describes.
+    """Locks `path` for this process, and makes it the directory of the sweep that `identity` describes.
 
-    The system gives the lock back however the process ends.
+    The lock ends with the process.
 
     Args:
       identity: JSON-compatible; `command` as a user types it, and `environment`, all that its results depend on.
-      fresh: remove what a sweep left there.
+      fresh: remove the results of an earlier sweep.
 
     Raises:
-      UsageError: if another process holds it, it can't be written to, or, unless `fresh`, it was made by another
-        command or in another environment.
+      UsageError: if another process holds the lock, the directory can't be written to, or, unless `fresh`, it belongs
+        to another command or environment.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def sweep_directory(path: Path, identity: Mapping[str, Any], fresh: bool) -> Ite
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UsageError(f"output_dir must be a folder that can be written to, got {path}: {error.strerror}") from None
+        raise UsageError(f"output_dir must be a writable folder, got {path}: {error.strerror}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,7 +55,7 @@ def sweep_directory(path: Path, identity: Mapping[str, Any], fresh: bool) -> Ite
 
 
 def _clear(path: Path) -> None:
-    # Results go first: if this is cut short, whoever owns the directory finds it without any.
+    # Results go first: if this is interrupted, the directory holds a sweep without results.
     (path / RESULTS).unlink(missing_ok=True)
     for name in (TRIALS, FIGURES):
         shutil.rmtree(path / name, ignore_errors=True)

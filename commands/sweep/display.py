@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a live table on a terminal, a line for each configuration elsewhere."""
+"""Shows a running sweep: a live table on a terminal, a line per configuration elsewhere."""
 
 import dataclasses
 import sys
@@ -15,15 +15,15 @@ from cambrian.commands.sweep.text import duration, result_text, with_spread
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class State:
-    """A moment of a sweep.
+    """The state of a sweep.
 
     Attributes:
-      stage: of the search.
-      running: the trial under way, in words; empty at the end.
-      num_done, num_left: trials.
-      time_left_s: None while unknown.
-      best: so far.
-      settled: the configurations that no trial is to come of.
+      stage: stage of the search.
+      running: description of the current trial; empty at the end.
+      num_done, num_left: numbers of trials.
+      time_left_s: estimated seconds; None while unknown.
+      best: best configuration so far.
+      settled: configurations with no trials left.
     """
 
     stage: str
@@ -36,7 +36,7 @@ class State:
 
 
 class Display:
-    """Shows states as they come; a context manager, because a live table has an end."""
+    """Displays states; a context manager, which ends the live table."""
 
     def __init__(self, objective: Objective):
         self._objective = objective

@@ -8,13 +8,13 @@ from typing import Any
 from cambrian.sharding import MeshShape
 from cambrian.sharding.host import launches_at_once
 
-# The number of images doesn't enter an executable, host threads only by how many launches compute at once.
+# Host threads enter an executable only by the number of launches that compute at once.
 _NOT_OF_THE_EXECUTABLE = ("threads", "num_images")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cell:
-    """One combination: (flag, value) for every flag that a sweep may vary, in a fixed order."""
+    """One configuration: (flag, value) for every flag that a sweep can vary, in a fixed order."""
 
     values: tuple[tuple[str, Any], ...]
 
@@ -27,7 +27,7 @@ class Cell:
 
     @property
     def executable(self) -> "Cell":
-        """What decides the executable: cells that are equal in it share one."""
+        """The values that determine the executable; cells that agree in them share one."""
         flags = self.flags
         mesh = MeshShape.parse(str(flags["mesh"]))
         at_once = launches_at_once(mesh.num_devices, flags["threads"], flags["precision"])
@@ -40,7 +40,7 @@ class Grid:
     """The cells of a sweep.
 
     Attributes:
-      axes: (flag, its values) for every flag that a sweep may vary, those with a single value included.
+      axes: (flag, values) for every flag that a sweep can vary, including those with a single value.
     """
 
     axes: tuple[tuple[str, tuple[Any, ...]], ...]
@@ -65,10 +65,10 @@ class Grid:
         return dict(self.axes)[flag]
 
     def name(self, cell: Cell) -> str:
-        """What sets a cell apart from the others: `mesh 4x8, threads 2`."""
+        """Names a cell by its varied flags: `mesh 4x8, threads 2`."""
         chosen = [(flag, value) for flag, value in cell.values if flag in self.varied]
         return ", ".join(f"{flag} {value}" for flag, value in chosen or [("mesh", cell["mesh"])])
 
     def folder(self, cell: Cell) -> str:
-        """The same as the name of a folder: `mesh=4x8,threads=2`."""
+        """The same as a folder name: `mesh=4x8,threads=2`."""
         return self.name(cell).replace(", ", ",").replace(" ", "=")

@@ -1,8 +1,8 @@
-"""The cheaper search: leave out what is predicted to be slow, then successive halving.
+"""The cheaper search: prune cells predicted to be slow, then successive halving.
 
 Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization" (2016): all candidates
-get a little of the budget, the better third of them more. Here the budget is the number of images; the last few
-candidates run as often and as long as in a full grid.
+get a small budget, the better third a larger one. The budget is the number of images; the finalists run as often and as
+long as in a full grid.
 """
 
 import dataclasses
@@ -16,24 +16,24 @@ from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.result import MEASURE, OK, Result, Trial
 from cambrian.commands.sweep.search import Stage, failure, failures, shuffled
 
-# A prediction is good to a quarter: what is predicted to take 1.25 / 0.75 of the best can't be the best.
+# Predictions are accurate to 25%: a cell predicted at more than 1.25 / 0.75 of the best time can't be the best.
 _PRUNE_ABOVE = 1.25 / 0.75
-# Of the images; the third and last rung has all of them.
+# Shares of the images on the first two rungs; the third has all.
 _FRACTIONS = (0.25, 0.5)
-_KEPT = 3  # one of so many goes on to the next rung
+_KEPT = 3  # one in three cells reaches the next rung
 _MOST_FINALISTS = 3
-# The first rung ends when it has taken this share of the full grid's estimated time. With the second, at most a third
-# of its trials at twice the images, and the finalists, at most a tenth of all cells, that stays below a quarter.
+# The first rung ends after this share of the full grid's estimated time. Together with the second rung (at most a third
+# of the trials at twice the images) and the finalists (at most a tenth of all cells), the search takes below a quarter.
 _FIRST_RUNG_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HalvingSearch:
-    """Some of the cells with a quarter of the images, a third of those with half, up to three `repeats` times with all.
+    """Runs cells with a quarter of the images, a third of them with half, and up to three `repeats` times with all.
 
     Attributes:
-      num_images: of each cell, all images of a full run.
-      predictions: of each cell, where there is one.
+      num_images: cell → images of a full run.
+      predictions: cell → prediction, if there is one.
     """
 
     cells: tuple[Cell, ...]
@@ -74,13 +74,13 @@ class HalvingSearch:
         return Stage(f"finalists, round {pending[0].round} of {self.repeats}" if pending else "", tuple(pending))
 
     def candidates(self) -> list[Cell]:
-        """The cells that prediction leaves, the fastest first; equals, or all without predictions, in seeded order."""
+        """Returns the cells that aren't pruned, fastest prediction first; ties are in seeded order."""
         pruned = self.pruned()
         left = [cell for cell in shuffled(self.cells, self.seed, 0) if cell not in pruned]
         return sorted(left, key=self._predicted_ms_per_image)
 
     def pruned(self) -> dict[Cell, str]:
-        """The cells that are predicted to be too slow to be the best, and why."""
+        """Returns cells predicted to be too slow to be the best → the reason."""
         predicted = {cell: ms for cell in self.cells if (ms := self._predicted_ms_per_image(cell)) > 0}
         if not predicted:
             return {}
@@ -97,7 +97,7 @@ class HalvingSearch:
 
     def _trial(self, cell: Cell, fraction: float) -> Trial:
         total, prediction = self.num_images[cell], self.predictions.get(cell)
-        # Two whole launches at least; a lone or padded one tells little.
+        # At least two full launches: a single or padded one isn't representative.
         batch_size = cell["batch_size"] or (prediction.batch_size if prediction else 1)
         launches = max(2, math.ceil(total * fraction / batch_size))
         num_images = launches * batch_size
@@ -113,7 +113,7 @@ class HalvingSearch:
         return statistics.mean(whole_s) * len(self.cells) * self.repeats if whole_s else math.inf
 
     def _share_of(self, trial: Trial) -> float:
-        """How many times the trial's images a full run has."""
+        """Returns the ratio of the images of a full run to those of the trial."""
         return self.num_images[trial.cell] / trial.num_images if trial.num_images else 1.0
 
     def _best(self, cells: Sequence[Cell], fraction: float, done: Mapping[Trial, Result], count: int) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""results.jsonl: a line for each finished trial, on the disk before the next one starts."""
+"""results.jsonl: a line per finished trial, on the disk before the next trial starts."""
 
 import json
 import os
@@ -12,9 +12,9 @@ RESULTS = "results.jsonl"
 
 
 class ResultLog:
-    """The results of a sweep, which its one writer appends to.
+    """The results of a sweep, for a single writer.
 
-    A line that a killed sweep left unfinished is cut off: its trial runs again.
+    A partial line of a killed sweep is removed, and its trial runs again.
 
     Raises:
       UsageError: naming the line, if one isn't a result.
@@ -36,7 +36,7 @@ class ResultLog:
             os.truncate(path, len(finished))
 
     def append(self, result: Result) -> None:
-        """Adds a result, which is on the disk when this returns."""
+        """Appends a result durably."""
         is_new = not self._path.exists()
         with self._path.open("ab") as file:
             file.write(json.dumps(result.to_json(), ensure_ascii=False).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""What a sweep looks for: the report key to be best in, and what a configuration must keep to."""
+"""The objective of a sweep: a report key to optimise, under constraints."""
 
 import dataclasses
 import math
@@ -10,12 +10,12 @@ _MORE_IS_BETTER = ("images_per_second",)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Objective:
-    """A report key to be best in, under constraints.
+    """A report key to optimise, under constraints.
 
     Attributes:
-      key: images_per_second (the most), latency_ms_p99 or wall_ms (the least).
-      max_latency_ms: the most that latency_ms_p99 may be; None for anything.
-      min_top1: the least that top1 may be, from 0 to 1; None for anything.
+      key: images_per_second (maximised), latency_ms_p99 or wall_ms (minimised).
+      max_latency_ms: upper limit on latency_ms_p99; None for no limit.
+      min_top1: lower limit on top1, from 0 to 1; None for no limit.
     """
 
     key: str = "images_per_second"
@@ -27,13 +27,13 @@ class Objective:
         return self.key in _MORE_IS_BETTER
 
     def cost(self, value: float | None) -> float:
-        """The value of `key` as something to be small, for sorting; infinite where there is none."""
+        """Returns the value of `key` as a cost to minimise; infinite for None."""
         if value is None:
             return math.inf
         return -value if self.more_is_better else value
 
     def violation(self, values: Mapping[str, Any]) -> str | None:
-        """Which constraint report values don't keep to, in words; None if they keep to all."""
+        """Describes the constraint that report values violate; None if there is none."""
         latency, top1 = values.get("latency_ms_p99"), values.get("top1")
         if self.max_latency_ms is not None and (latency is None or latency > self.max_latency_ms):
             got = "none" if latency is None else f"{latency:.1f}"

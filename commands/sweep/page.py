@@ -1,4 +1,4 @@
-"""report.html: the whole answer in one file that needs no network."""
+"""report.html: the results of a sweep in one file that needs no network."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ def html_page(
     environment: Mapping[str, str],
     commands: Mapping[str, str],
 ) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
       answer: sentences that name the best configuration.
       winner: the command line that runs it; empty if there is none.
       rows: the ranked table under `HEADERS`.
-      figures: caption → SVG file, which is embedded.
-      commands: what → the command line of it.
+      figures: caption → SVG file to embed.
+      commands: description → command line.
     """
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_TEMPLATE.read_text())
     return template.render(

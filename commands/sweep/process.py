@@ -1,4 +1,4 @@
-"""One trial's process: started, watched, ended."""
+"""Runs the process of a trial to its end."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 STDOUT, STDERR = "stdout.txt", "stderr.txt"
-_MARK = "CAMBRIAN_SWEEP"  # in the environment of each trial: whose it is
+_MARK = "CAMBRIAN_SWEEP"  # environment variable of each trial that names its sweep
 _GRACE_S = 10.0
 
 
@@ -21,10 +21,10 @@ class Ended:
     """How a process ended.
 
     Attributes:
-      exit_code: the process's; less than 0 for the signal that ended it.
-      timed_out: whether it was ended because its time was over.
-      elapsed_s: seconds from its start to its end.
-      oom_kills: processes that the kernel killed meanwhile for want of memory, on the whole machine; None if unknown.
+      exit_code: the process's exit code; negative for the signal that ended it.
+      timed_out: whether it exceeded its time limit.
+      elapsed_s: seconds from start to end.
+      oom_kills: number of out-of-memory kills on this machine in that time; None if unknown.
     """
 
     exit_code: int
@@ -36,16 +36,16 @@ class Ended:
 def run_process(command: Sequence[str], folder: Path, *, timeout_s: float, owner: str) -> Ended:
     """Runs a command to its end, with its output in `folder`.
 
-    The command and all it starts form a session of their own, so that none of it outlives this call, and Ctrl-C at the
-    terminal reaches only this process.
+    The command and its children form a session, so that none outlives this call and Ctrl-C at the terminal reaches only
+    this process.
 
     Args:
       timeout_s: seconds after which it is killed.
-      owner: written to its environment, for `kill_leftovers`.
+      owner: value of an environment variable by which `kill_leftovers` finds it.
 
     Raises:
       OSError: if it can't be started.
-      KeyboardInterrupt: in this process; the command is ended first, with time to write its report.
+      KeyboardInterrupt: after the command was terminated, with time to write its report.
     """
     kills_before = _oom_kills()
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def run_process(command: Sequence[str], folder: Path, *, timeout_s: float, owner
 
 
 def kill_leftovers(owner: str) -> int:
-    """Kills what a sweep that was itself killed has left running, which would disturb the times; returns how many."""
+    """Kills processes of a killed sweep, which would disturb measurements; returns their number."""
     killed = 0
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

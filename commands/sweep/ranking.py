@@ -1,4 +1,4 @@
-"""Where each configuration stands once its trials have ended, and which is best."""
+"""Ranks configurations by the results of their trials."""
 
 import dataclasses
 import statistics
@@ -17,14 +17,15 @@ NOT_RUN, PRUNED = "not_run", "pruned"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Standing:
-    """What a sweep knows of one configuration.
+    """The results of one configuration.
 
     Attributes:
-      status: of its trials, `not_run` or `pruned` (left out by prediction, or measured less than the others).
-      overflow, reason: see `Result`; a reason also where a constraint isn't kept to.
-      reports: of its ok trials with the most images.
-      complete: whether these have all the images of the configuration.
-      failed: the result that isn't ok, if any.
+      status: status of its trials, `not_run`, or `pruned` (by prediction, or by the search).
+      overflow, reason: see `Result`; `reason` also describes a violated constraint.
+      reports: reports of its successful trials with the most images.
+      complete: whether these cover all images of the configuration.
+      eligible: whether it succeeded within the constraints.
+      failed: its failed result, if any.
     """
 
     cell: Cell
@@ -46,7 +47,7 @@ class Standing:
         return statistics.median(values) if values else None
 
     def spread(self, key: str) -> float | None:
-        """Largest less smallest value, as a share of the median; None of fewer than two, or around 0."""
+        """Returns (max - min) / median; None for fewer than two values or a median of 0."""
         values = self.values(key)
         middle = statistics.median(values) if values else 0.0
         return (max(values) - min(values)) / middle if len(values) > 1 and middle else None
@@ -55,12 +56,12 @@ class Standing:
         return (self.spread(key) or 0.0) > UNSTABLE_ABOVE
 
     def fact(self, key: str) -> Any:
-        """What doesn't vary between runs, such as the batch size chosen; of a failed trial, if it came to it."""
+        """Returns a value that is the same in all runs, such as the batch size; a failed trial may have it too."""
         reports = self.reports or ((self.failed.report,) if self.failed else ())
         return next((value for report in reports if (value := report.get(key)) is not None), None)
 
     def range(self, key: str) -> tuple[float, float]:
-        """The values that noise may give: those seen, or, of a single run, within the spread of a stable one."""
+        """Returns the range of noise: the observed one, or for a single run the spread of a stable configuration."""
         values = self.values(key)
         if len(values) > 1:
             return min(values), max(values)
@@ -75,9 +76,9 @@ def rank(
     predictions: Mapping[Cell, Prediction | None],
     pruned: Mapping[Cell, str],
 ) -> list[Standing]:
-    """The standings, best first: those that keep to the constraints, by the objective; then the others with a reason.
+    """Ranks the configurations: eligible ones by the objective, then the others.
 
-    Where some were measured with fewer images, they stand behind those measured with all.
+    Configurations measured with fewer images come after those measured with all.
     """
     failed = failures(results)
     reports: dict[Cell, dict[int, list[dict[str, Any]]]] = {}
@@ -90,7 +91,7 @@ def rank(
         common = {"cell": cell, "name": names[cell], "prediction": predictions.get(cell)}
         by_images = reports.get(cell, {})
         if (result := failure(cell, failed)) is not None:
-            # What it did before doesn't count: it can't be relied on.
+            # Earlier successes of a configuration that fails don't count.
             standings.append(
                 Standing(**common, status=result.status, overflow=result.overflow, reason=result.reason, failed=result)
             )
@@ -101,7 +102,7 @@ def rank(
             keys = ("latency_ms_p99", "top1")
             violation = objective.violation({key: standing.median(key) for key in keys})
             if standing.median(objective.key) is None:
-                violation = f"{objective.key} is needed, got none: no image could be read"
+                violation = f"expected a value of {objective.key}, got none: no image could be read"
             standings.append(dataclasses.replace(standing, eligible=violation is None, reason=violation))
         elif cell in pruned:
             standings.append(Standing(**common, status=PRUNED, reason=pruned[cell]))
@@ -114,10 +115,7 @@ def rank(
 
 
 def best_group(ranking: Sequence[Standing], objective: Objective) -> list[Standing]:
-    """The best configuration, then those that it can't be told from: whose range of values meets its own.
-
-    Empty if none keeps to the constraints.
-    """
+    """Returns the best configuration and those whose range of values overlaps with its own; empty without any."""
     if not ranking or not ranking[0].eligible:
         return []
     best = ranking[0]

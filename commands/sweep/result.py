@@ -1,4 +1,4 @@
-"""What a sweep runs, one trial at a time, and what each comes to."""
+"""Trials of a sweep and their results."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ class Trial:
     """One process to run.
 
     Attributes:
-      cell: the configuration; of a build, any one of those that share the executable.
-      stage: `build` (make the executable ready) or `measure`.
-      round: counts the runs of one cell with the same number of images, from 1.
-      num_images: images to run; 0 for as many as the configuration says.
+      cell: the configuration; for a build, any one that shares the executable.
+      stage: `build` (make the executable) or `measure`.
+      round: number of the run of a cell with the same number of images, from 1.
+      num_images: images to run; 0 for the configuration's number.
     """
 
     cell: Cell
@@ -33,12 +33,12 @@ class Result:
     """How a trial ended.
 
     Attributes:
-      status: `ok`; `out_of_memory`; `timeout`; `crashed` (ended by a signal); `refused` (flags or input make no sense);
+      status: `ok`; `out_of_memory`; `timeout`; `crashed` (ended by a signal); `refused` (invalid flags or input);
         `failed`.
-      overflow: where memory ran out, whether that was `predicted` or `observed`; else None.
-      reason: why it isn't ok, in words; else None.
-      elapsed_s: seconds of the whole process, its start and loading included.
-      report: the run's report.json, less what is long; empty of a build, or where there is none.
+      overflow: `predicted` or `observed` if memory ran out, else None.
+      reason: description of the failure; None if ok.
+      elapsed_s: seconds of the whole process, including start and loading.
+      report: the run's report.json without its long values; empty for a build or a missing report.
     """
 
     trial: Trial

@@ -1,7 +1,8 @@
-"""What to run next: a pure function of the results so far, so that a resumed sweep goes on as an undisturbed one."""
+"""Chooses the next trials: a pure function of the results, so that a resumed sweep equals an uninterrupted one."""
 
 import dataclasses
 import random
+import statistics
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,12 +12,12 @@ from cambrian.commands.sweep.result import BUILD, MEASURE, OK, Result, Trial
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stage:
-    """What is to run now.
+    """A stage of a search.
 
     Attributes:
       name: such as `round 2 of 3`.
       pending: its trials that haven't run, in order; empty when the search is done.
-      later: about how many trials come after them.
+      later: approximate number of trials after them.
     """
 
     name: str
@@ -25,16 +26,13 @@ class Stage:
 
 
 class Search(Protocol):
-    """A way to go through the cells."""
+    """A strategy that chooses trials."""
 
     def stage(self, results: Sequence[Result]) -> Stage: ...
 
 
 def failures(results: Sequence[Result]) -> dict[Cell, Result]:
-    """The first result that isn't ok, of each cell and of each executable that couldn't be built.
-
-    Neither is tried again: it is a result.
-    """
+    """Returns the first failure of each cell, and of each executable that couldn't be built; neither is retried."""
     failed: dict[Cell, Result] = {}
     for result in results:
         if result.status != OK:
@@ -44,12 +42,12 @@ def failures(results: Sequence[Result]) -> dict[Cell, Result]:
 
 
 def failure(cell: Cell, failed: dict[Cell, Result]) -> Result | None:
-    """Why a cell has no result, its own or that of its executable."""
+    """Returns the failure of a cell or of its executable."""
     return failed.get(cell) or failed.get(cell.executable)
 
 
 def shuffled(cells: Sequence[Cell], seed: int, round: int) -> list[Cell]:
-    """The order of one round: the same for the same seed, another for each round, so that drift hits no cell always."""
+    """Returns the order of a round, which differs between rounds so that drift doesn't favour a cell."""
     order = list(cells)
     random.Random(f"{seed}, {round}").shuffle(order)
     return order
@@ -57,7 +55,7 @@ def shuffled(cells: Sequence[Cell], seed: int, round: int) -> list[Cell]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GridSearch:
-    """Every cell, `repeats` times, in rounds over all of them."""
+    """Runs every cell `repeats` times, in rounds over all cells."""
 
     cells: tuple[Cell, ...]
     repeats: int
@@ -74,3 +72,23 @@ class GridSearch:
         ]
         name = f"round {pending[0].round} of {self.repeats}" if pending else ""
         return Stage(name, tuple(pending))
+
+
+def time_left_s(stage: Stage, results: Sequence[Result]) -> float | None:
+    """Estimates the seconds until a sweep ends, from the times of its trials so far; None before the first.
+
+    A pending trial counts as much as its configuration's earlier ones, else as the mean.
+    """
+    took: dict[object, list[float]] = {}
+    for result in results:
+        if result.trial.stage == MEASURE and result.status == OK:
+            took.setdefault(result.trial.cell, []).append(result.elapsed_s)
+    if not took:
+        return None
+    mean_s = statistics.mean(seconds for several in took.values() for seconds in several)
+    pending_s = sum(statistics.mean(took.get(trial.cell, [mean_s])) for trial in stage.pending)
+    builds = [result for result in results if result.trial.stage == BUILD]
+    built = {result.trial.cell.executable for result in builds}
+    unbuilt = {trial.cell.executable for trial in stage.pending} - built if builds else set()
+    build_s = statistics.mean(result.elapsed_s for result in builds) if builds else 0.0
+    return pending_s + stage.later * mean_s + len(unbuilt) * build_s

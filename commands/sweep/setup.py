@@ -1,12 +1,15 @@
-"""From flags to a sweep."""
+"""Makes a sweep from flags."""
 
 import dataclasses
 import hashlib
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cambrian.commands.command_line import command_line
 from cambrian.commands.configuration import Configuration
@@ -14,33 +17,34 @@ from cambrian.commands.flags import DECIDED_BY_ARTIFACT, SWEEP_FLAGS, Flags, rea
 from cambrian.commands.images import choose_data, open_source
 from cambrian.commands.predict import predict
 from cambrian.commands.program import build_digest
-from cambrian.commands.sweep.environment import environment
 from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.sweep import Sweep
+from cambrian.engine.artifact.versions import versions
 from cambrian.sharding import UsageError
+from cambrian.sharding.host import cpu_model
 
 _MODES = ("run", "compile")
 _MAX_CONFIGURATIONS = 10_000
-# They change how a sweep is run, not what it is.
+# Flags that don't identify a sweep.
 _NOT_OF_THE_COMMAND = ("output_dir", "fresh", "dry_run", "debug")
 
 
 def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
-    """The sweep that flags ask for.
+    """Makes the sweep that flags describe.
 
-    A combination that makes no sense is refused with its reason and the others run; a value that makes no sense with
-    any other is an error.
+    An invalid combination is refused with its reason and the others run; a value that is invalid in every combination
+    is an error.
 
     Args:
-      program: what runs one configuration, less its flags: interpreter and file.
+      program: interpreter and script that run one configuration, without flags.
 
     Raises:
-      UsageError: if a flag or the data makes no sense.
+      UsageError: if a flag or the data is invalid.
     """
     mode = flags["mode"]
     if mode not in _MODES:
-        raise UsageError(f"a sweep needs mode {' or '.join(_MODES)}, got {mode!r}")
+        raise UsageError(f"mode must be {' or '.join(_MODES)} for a sweep, got {mode!r}")
     grid = Grid.of(flags.axes)
     count = math.prod(len(values) for _, values in grid.axes)
     if count > _MAX_CONFIGURATIONS:
@@ -74,7 +78,7 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
     return Sweep(
         grid=grid,
         path=Path(flags["output_dir"] or f"runs/sweep-{directory}"),
-        identity={"command": command, "model": _jsonable(model), "environment": environment(build_digest("cpu"))},
+        identity={"command": command, "model": _jsonable(model), "environment": _environment(build_digest("cpu"))},
         run_command=run_command,
         build_command=None if artifact else build_command,
         answer=lambda cell: shlex.join([*typed, *arguments(cell, output_dir=None)]),
@@ -88,6 +92,18 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         timeout_s=flags["timeout_s"],
         fresh=flags["fresh"],
     )
+
+
+def _environment(source: str) -> dict[str, str]:
+    """Describes what results depend on besides the command; `source` is a digest of the code that builds programs."""
+    return {
+        "processor": cpu_model(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        **versions(),
+        "source": source[:16],
+    }
 
 
 def _configurations(flags: Flags, grid: Grid) -> tuple[dict[Cell, Configuration], dict[Cell, str]]:
@@ -109,7 +125,7 @@ def _configurations(flags: Flags, grid: Grid) -> tuple[dict[Cell, Configuration]
 
 
 def _count_images(configurations: dict[Cell, Configuration], refused: dict[Cell, str]) -> dict[Cell, int]:
-    """How many images each cell has; moves cells that ask for more than there are to `refused`."""
+    """Counts each cell's images; moves cells that request more than there are to `refused`."""
     counts: dict[int, int | UsageError] = {}
     for configuration in configurations.values():
         if configuration.num_images not in counts:
@@ -151,7 +167,7 @@ def _as_typed(program: Path) -> list[str]:
 
 
 def _jsonable(value: Any) -> Any:
-    """`value` as JSON gives it back, tuples as lists, so that it can be compared with what was written."""
+    """Returns `value` as JSON restores it, with lists for tuples, for comparison with a written one."""
     if isinstance(value, dict):
         return {key: _jsonable(item) for key, item in value.items()}
     return [_jsonable(item) for item in value] if isinstance(value, (list, tuple)) else value

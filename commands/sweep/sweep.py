@@ -1,4 +1,4 @@
-"""A sweep: trials one after the other, each in its own process, until the search has no more."""
+"""Runs a sweep: its trials one after another, each in its own process, until the search is done."""
 
 import dataclasses
 import shutil
@@ -16,8 +16,7 @@ from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.process import kill_leftovers, run_process
 from cambrian.commands.sweep.ranking import Standing, best_group, rank
 from cambrian.commands.sweep.result import BUILD, MEASURE, REFUSED, Result, Trial
-from cambrian.commands.sweep.search import GridSearch, Search, Stage
-from cambrian.commands.sweep.time_left import time_left_s
+from cambrian.commands.sweep.search import GridSearch, Search, Stage, time_left_s
 from cambrian.commands.sweep.verdict import judge
 
 # (cell, number of images or 0 for its own, output folder) → the command that runs it.
@@ -26,21 +25,22 @@ RunCommand = Callable[[Cell, int, Path], list[str]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sweep:
-    """Everything that decides a sweep.
+    """The definition of a sweep.
 
     Attributes:
       path: its directory.
       identity: see `sweep_directory`.
-      run_command: the command of one measurement, which writes report.json to the folder given.
-      build_command: the command that makes a cell's executable ready; None where no trial needs one.
-      answer: the command line that runs a cell, as a user types it.
-      refused: cells that make no sense, and why.
-      predictions, num_images: of each cell; the images of a full run.
+      run_command: returns the command of a measurement, which writes report.json to the given folder.
+      build_command: returns the command that makes a cell's executable; None if none is needed.
+      answer: returns the command line that runs a cell, as a user types it.
+      refused: invalid cell → reason.
+      predictions: cell → prediction.
+      num_images: cell → images of a full run.
       search: `grid` or `auto`.
-      repeats: full runs of each configuration measured.
-      seed: of the order.
-      timeout_s: for each process.
-      fresh: start over.
+      repeats: number of full runs of each measured configuration.
+      seed: seed of the order.
+      timeout_s: time limit of each process.
+      fresh: whether to start over.
     """
 
     grid: Grid
@@ -69,20 +69,20 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a sweep came to: every configuration, best first, and all results in the order in which they ended."""
+    """The ranked configurations, best first, and all results in the order in which the trials ended."""
 
     standings: list[Standing]
     results: list[Result]
 
 
 def run_sweep(sweep: Sweep, display: Display) -> Outcome:
-    """Runs what the search asks for and isn't in the directory's results yet.
+    """Runs the trials that the search chooses and that the directory has no results for.
 
-    A trial that overflows, crashes, hangs or is refused is a result, and the sweep goes on.
+    A trial that overflows, crashes, times out or is refused is a result, and the sweep continues.
 
     Raises:
       UsageError: as `sweep_directory` and `ResultLog`.
-      KeyboardInterrupt: after the trial under way was ended; it has no result and runs again.
+      KeyboardInterrupt: after the current trial was terminated; it has no result and will run again.
       OSError: if a trial's process can't be started.
     """
     with sweep_directory(sweep.path, sweep.identity, sweep.fresh):
@@ -112,7 +112,7 @@ def _search(sweep: Sweep) -> tuple[Search, dict[Cell, str]]:
 
 
 def _next_trial(sweep: Sweep, stage: Stage, results: list[Result]) -> Trial | None:
-    """The first pending trial, or the build of its executable, which is done once for all cells that share it."""
+    """Returns the first pending trial, or first the build of its executable, which cells share."""
     if not stage.pending:
         return None
     trial = stage.pending[0]
@@ -124,7 +124,7 @@ def _next_trial(sweep: Sweep, stage: Stage, results: list[Result]) -> Trial | No
 
 def _run(sweep: Sweep, trial: Trial) -> Result:
     folder = sweep.path / TRIALS / sweep.grid.folder(trial.cell) / _folder_name(trial)
-    shutil.rmtree(folder, ignore_errors=True)  # of a trial that was cut short
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted trial
     folder.mkdir(parents=True)
     if trial.stage == BUILD:
         assert sweep.build_command is not None

@@ -1,4 +1,4 @@
-"""The ranking as a table on the terminal, in Markdown, and everything measured as CSV."""
+"""The ranking as a table on the terminal and in Markdown, and all measurements as CSV."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective) -> str:
-    """A line for each configuration, best first: its flags, how it ended, medians and the range of the objective."""
+    """Returns a CSV row per configuration, best first: flags, status, medians and the range of the objective."""
     text = io.StringIO()
     table = csv.writer(text)
     flags = [flag for flag, _ in grid.axes]

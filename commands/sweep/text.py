@@ -1,4 +1,4 @@
-"""Standings in words, the same on the terminal, in Markdown, HTML and CSV."""
+"""Text that describes results, the same on the terminal, in Markdown and in HTML."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ UNITS = {"images_per_second": "images/s", "latency_ms_p99": "ms latency p99", "w
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number with `digits` decimals, or none from 100 upwards; empty for None."""
+    """Formats a number with `digits` decimals, or none from 100 upwards; empty for None."""
     if value is None:
         return ""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """Such as `45 s`, `12 min`, `3 h 20 min`."""
+    """Formats a duration: `45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
 
 
 def with_spread(standing: Standing, key: str) -> str:
-    """A median with unit and spread: `45.1 images/s (spread 3%)`."""
+    """Formats a median with unit and spread: `45.1 images/s (spread 3%)`."""
     spread = standing.spread(key)
     seen = "one run" if spread is None else f"spread {spread:.0%}"
     unstable = ", unstable" if standing.is_unstable(key) else ""
@@ -33,14 +33,14 @@ def with_spread(standing: Standing, key: str) -> str:
 
 
 def status_text(standing: Standing) -> str:
-    """The status in words."""
+    """Describes the status."""
     if standing.status == OVERFLOW:
         return f"out of memory, {standing.overflow}"
     return standing.status.replace("_", " ")
 
 
 def result_text(standing: Standing, objective: Objective) -> str:
-    """The one line of a configuration: what it reached, or why it has no result."""
+    """Describes a configuration's result, or why it has none, in one line."""
     reason = f": {standing.reason}" if standing.reason else ""
     if standing.status != OK:
         return status_text(standing) + reason
@@ -50,7 +50,7 @@ def result_text(standing: Standing, objective: Objective) -> str:
 
 
 def remark(standing: Standing, objective: Objective) -> str:
-    """What a row of the ranking says beside its numbers; empty if nothing."""
+    """Returns the remark in a row of the ranking; may be empty."""
     if standing.status != OK:
         return status_text(standing) + (f": {standing.reason}" if standing.reason else "")
     remarks = [] if standing.complete else [f"{standing.reports[0]['num_images']} images only"]
@@ -65,7 +65,7 @@ HEADERS = ("", "configuration", "images/s", "spread", "p99 ms", "wall ms", "MiB 
 
 
 def rows(standings: Sequence[Standing], best: Sequence[Standing], objective: Objective) -> list[tuple[str, ...]]:
-    """The ranked table: a row for each standing, under `HEADERS`; = marks those that can't be told from the best."""
+    """Returns the ranking's rows under `HEADERS`; = marks configurations indistinguishable from the best."""
     made = []
     for place, standing in enumerate(standings, start=1):
         mark = str(place) if standing.eligible else ""

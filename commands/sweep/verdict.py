@@ -1,4 +1,4 @@
-"""What the end of a trial's process means."""
+"""Judges how a trial ended, from its process and report."""
 
 import json
 import re
@@ -12,12 +12,12 @@ from cambrian.commands.sweep.result import BUILD, CRASHED, FAILED, OK, OVERFLOW,
 
 PREDICTED, OBSERVED = "predicted", "observed"
 _LONG = ("flags", "plan", "skipped_images")
-# What XLA, C++ and Python say where an allocation fails.
+# Messages of XLA, C++ and Python about a failed allocation.
 _EXHAUSTED = re.compile(r"RESOURCE_EXHAUSTED|std::bad_alloc|\bMemoryError\b")
 
 
 def judge(trial: Trial, ended: Ended, folder: Path, timeout_s: float) -> Result:
-    """The result of a trial from how its process ended, and from the standard error and the report in `folder`."""
+    """Returns the result of a trial, from its process's end and the standard error and report in `folder`."""
     report = _read_report(folder)
     kept = {name: value for name, value in report.items() if name not in _LONG}
 
@@ -36,7 +36,7 @@ def judge(trial: Trial, ended: Ended, folder: Path, timeout_s: float) -> Result:
     reason = report.get("failure_reason") or _last_line(stderr) or f"exit code {ended.exit_code}"
     if ended.exit_code == 2:
         return result(REFUSED, reason)
-    # OutOfMemory is what the engine raises before launching; whatever the allocator says comes after.
+    # The engine raises OutOfMemory before it launches; later failures come from an allocator.
     if reason.startswith("OutOfMemory: "):
         return result(OVERFLOW, reason, PREDICTED)
     if report.get("status") == "out_of_memory" or _EXHAUSTED.search(reason):

@@ -1,4 +1,4 @@
-"""The end of a sweep: ranking, pictures and pages written, the answer printed."""
+"""Writes a sweep's ranking, pictures and page, and prints its answer."""
 
 import datetime
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def write_results(sweep: Sweep, outcome: Outcome) -> bool:
     """Writes summary.csv, ranking.md, figures/ and report.html, and prints ranking and answer.
 
     Returns:
-      Whether at least one configuration ran well.
+      Whether at least one configuration succeeded.
     """
     standings, objective = outcome.standings, sweep.objective
     best = best_group(standings, objective)
@@ -55,7 +55,7 @@ def write_results(sweep: Sweep, outcome: Outcome) -> bool:
 
 
 def answer(standings: Sequence[Standing], best: Sequence[Standing], sweep: Sweep) -> list[str]:
-    """The answer in sentences: the best, what it can't be told from, what is unstable or went wrong."""
+    """Returns the answer in sentences: the best, its equals, and what is unstable or failed."""
     key = sweep.objective.key
     sentences = []
     if best:
@@ -88,6 +88,6 @@ def _environment(sweep: Sweep, outcome: Outcome) -> dict[str, str]:
 
 
 def _notes(standings: Sequence[Standing]) -> list[str]:
-    """What runs did otherwise than asked, each thing once."""
+    """Returns the notes of all runs, each once."""
     notes = (note for standing in standings for report in standing.reports for note in report.get("notes", ()))
     return list(dict.fromkeys(notes))

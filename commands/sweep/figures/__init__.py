@@ -1,13 +1,12 @@
-"""The pictures of a sweep, as PNG and SVG; told apart by marker, line and hatching too, so that grey is enough."""
+"""The pictures of a sweep, as PNG and SVG; markers, line styles and hatching distinguish series in grey."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from cambrian.commands.sweep.figures.heat import heat_map
+from cambrian.commands.sweep.figures.mesh_threads import heat_map, time_against_threads
 from cambrian.commands.sweep.figures.pareto import pareto
 from cambrian.commands.sweep.figures.phases import phase_split
 from cambrian.commands.sweep.figures.style import save, style
-from cambrian.commands.sweep.figures.time import time_against_threads
 from cambrian.commands.sweep.grid import Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import Standing
@@ -16,7 +15,7 @@ from cambrian.commands.sweep.ranking import Standing
 def draw_figures(
     grid: Grid, standings: Sequence[Standing], best: Sequence[Standing], objective: Objective, folder: Path
 ) -> dict[str, Path]:
-    """Draws what the results allow into `folder`, each picture as NAME.png and NAME.svg.
+    """Draws the pictures for which there are results into `folder`, each as NAME.png and NAME.svg.
 
     Returns:
       Caption → path of the SVG.

@@ -1,4 +1,4 @@
-"""Throughput against latency, and the configurations that nothing beats in both."""
+"""Throughput against latency, and the configurations on the Pareto front."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ _MOST_LABELS = 8
 
 
 def pareto_front(standings: Sequence[Standing]) -> list[Standing]:
-    """Those than which no other has both more images/s and a lower p99 latency, by latency."""
+    """Returns the standings that no other beats in both images/s and p99 latency, by latency."""
     front: list[Standing] = []
     for standing in sorted(standings, key=lambda s: (_latency(s), -_speed(s))):
         if not front or _speed(standing) > _speed(front[-1]):
@@ -21,7 +21,7 @@ def pareto_front(standings: Sequence[Standing]) -> list[Standing]:
 
 
 def pareto(measured: Sequence[Standing], best: Sequence[Standing]) -> Figure:
-    """A point for each configuration with a result, the front as a line, the best marked."""
+    """Draws a point per configuration, the Pareto front as a line, and marks the best."""
     figure = Figure(figsize=(7.2, 4.6))
     axes = figure.add_subplot()
     front = pareto_front([standing for standing in measured if standing.complete] or list(measured))

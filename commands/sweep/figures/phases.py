@@ -1,4 +1,4 @@
-"""What the host threads' time goes into, configuration by configuration."""
+"""How the host threads spend their time, by configuration."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _MOST_BARS = 40
 
 
 def phase_split(measured: Sequence[Standing]) -> Figure:
-    """Shares of the threads' summed time, best configuration on top; what is not `execute` also as a number."""
+    """Draws shares of the threads' total time, the best configuration on top, with the share outside `execute`."""
     shown = measured[:_MOST_BARS]
     times = np.array([[standing.median(f"{phase}_ms") or 0.0 for phase in PHASES] for standing in shown])
     totals = times.sum(axis=1, keepdims=True)
