@@ -136,6 +136,7 @@ def assert_portable(executable, online, reason):
     np.testing.assert_allclose(executable(inputs), online(inputs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_users_artifact(online, artifact, tmp_path):
     load_key(tmp_path / "other key")
     before = (artifact / MANIFEST).read_bytes()
@@ -146,6 +147,7 @@ def test_another_users_artifact(online, artifact, tmp_path):
     assert (artifact / MANIFEST).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_altered_manifest_is_not_trusted_nor_signed(online, artifact, key):
     values = json.loads((artifact / MANIFEST).read_text())
     values["fingerprint"]["jax"] = "0.1.0"
@@ -249,6 +251,7 @@ def put_callback(artifact, key, executable):
     edit(artifact, key, files=manifest.files | {PORTABLE: FileRecord.of(data)})
 
 
+@pytest.mark.slow
 def test_what_others_made_may_not_call_into_this_process(online, artifact, key, tmp_path):
     put_callback(artifact, key, online)
     refused = pytest.raises(DamagedArtifact, match=f"{artifact / PORTABLE} must .* calls '{CALLBACK}'")

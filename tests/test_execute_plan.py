@@ -280,7 +280,7 @@ def test_the_logits_of_a_dense_layer_by_onednn_stay_float32():
 
 
 @pytest.mark.parametrize(("mesh", "partition"), [(MeshShape(2, 2), "rows"), (MeshShape(2, 1), "channels")])
-@pytest.mark.parametrize("size", [(16, 20), (16, 9)])
+@pytest.mark.parametrize("size", [(16, 20), pytest.param((16, 9), marks=pytest.mark.slow)])
 def test_images_of_two_sizes_give_the_unsharded_logits(mesh, partition, size):
     architecture, batch_size = Architecture("imagenet", (1, 1), True, 6, width=4), 4
     plan = plan_of(network(architecture, size), mesh, batch_size, partition)

@@ -66,9 +66,7 @@ CASES = {
 AS_A_PROCESS = (
     "--nonsense 3",
     "photos",
-    "--mesh 4by8",
     "--config threads.json",
-    "--data empty",
     "--mode train --mesh 2x1",
     f"{TINY} --mesh 1x2 --weights depth.safetensors",
     f"{TINY} --mesh 4x1 --partition rows",

@@ -77,7 +77,7 @@ def updates_of(recipe: Recipe, params: dict, gradients: dict, steps: int) -> dic
     return {name: np.asarray(value) for name, value in params.items()}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_only_kernels_decay(optimizer):
     recipe = Recipe(optimizer=optimizer, learning_rate=0.1, weight_decay=0.5, warmup_epochs=0)
     names = ["conv1.kernel", "bn1.scale", "bn1.bias", "fc.kernel", "fc.bias"]
