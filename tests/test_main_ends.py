@@ -82,7 +82,7 @@ def test_a_platform_that_is_not_there(command, flags, platforms):
     outcome = command(*flags, "--output_dir", "platform", env=environment)
     assert outcome.exit_code == 2
     assert outcome.error.startswith(
-        f"expected one of the platforms that JAX starts here, cpu, got JAX_PLATFORMS={platforms}: "
+        f"expected a platform that JAX can start here, one of cpu, got JAX_PLATFORMS={platforms}: "
     )
 
 
