@@ -23,7 +23,11 @@ def test_differences_in_words(here):
     assert difference({"jax": here["jax"]}, here) == f"built with jaxlib unknown, here {here['jaxlib']}"
     assert "device ids 0, 1, 2, 3 and 4 more, here 8, 9" in str(difference(here, fingerprint(jax.devices()[8:16])))
     assert difference(here | {"future": 1}, here) == "built with future 1, here unknown"
-    assert difference(here | {"device ids": here["device ids"][::-1]}, here) is not None
+    swapped = here | {"device ids": [1, 0, *here["device ids"][2:]]}
+    assert difference(swapped, here) == "built with device ids 1, 0, here 0, 1"
+    long = "LLVM " + "x" * 100
+    built, found = here | {"platform version": f"{long} 20"}, here | {"platform version": f"{long} 21"}
+    assert difference(built, found) == f"built with platform version …{'x' * 18} 20, here …{'x' * 18} 21"
 
 
 def test_only_flags_that_change_the_code_count(here, monkeypatch):
