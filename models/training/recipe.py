@@ -9,7 +9,7 @@ OPTIMIZERS = ("sgd", "adamw")
 _RANGES = {  # field → smallest and largest value
     "epochs": (1, 10**6),
     "batch_size": (1, 2**20),
-    "learning_rate": (1e-12, 1e6),
+    "learning_rate": (1e-12, 1e30),
     "warmup_epochs": (0, 10**6),
     "weight_decay": (0, 1e6),
     "crop_padding": (0, 8192),
