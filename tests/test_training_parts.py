@@ -105,7 +105,7 @@ def test_sgd_has_nesterov_momentum():
         ({"mixup_alpha": float("nan")}, "mixup_alpha must be from 0 to 1000000.0, got nan"),
         ({"momentum": "0.9"}, "momentum must be of type float, got '0.9'"),
         ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1, got 1.0"),
-        ({"learning_rate": 0.0}, "learning_rate must be from 1e-12 to 1000000.0, got 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be from 1e-12 to 1e+30, got 0.0"),
         ({"epochs": 2, "warmup_epochs": 2.0}, "warmup_epochs must be below the 2 epochs, got 2.0"),
     ],
 )
