@@ -17,6 +17,7 @@ from cambrian.models.resnet.architecture import (
     ResidualBlock,
     residual_blocks,
 )
+from cambrian.models.resnet.batch_norm import normalise_by_batch
 from cambrian.models.resnet.variables import Variables, check_variables
 
 # Initial value of the last scale of a block: blocks start as identities (Goyal et al., arXiv:1706.02677, section 5.1).
@@ -116,7 +117,13 @@ class BatchNorm(nnx.BatchNorm):
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
-        return super().__call__(x, use_running_average, mask=mask).astype(x.dtype)
+        if nnx.module.first_from(use_running_average, self.use_running_average, error_msg="train() or eval() first"):
+            return super().__call__(x, True, mask=mask).astype(x.dtype)
+        assert self.scale is not None and self.bias is not None
+        y, mean, var = normalise_by_batch(x, self.scale.get_value(), self.bias.get_value())
+        for running, value in ((self.mean, mean), (self.var, var)):
+            running.set_value(self.momentum * running.get_value() + (1 - self.momentum) * value)
+        return y
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:

@@ -32,6 +32,7 @@ from cambrian.models.training.steps import (
     trained_variables,
 )
 from cambrian.sharding import DATA_AXIS, UsageError, mesh_shape
+from cambrian.sharding.host import without_compilation_cache
 
 _SECONDS_PER_CALL = 1.0  # short enough to show progress, long enough that the host's time doesn't matter
 _EVALUATION_BATCH = 256
@@ -149,9 +150,9 @@ def train(
                 in_one_launch=mesh.devices.flat[0].platform != "cpu",
             )  # fmt: skip
             count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-            run = (
-                jax.jit(steps, donate_argnums=0, out_shardings=replicated).lower(state, images, labels, count).compile()
-            )
+            jitted = jax.jit(steps, donate_argnums=0, out_shardings=replicated)
+            with without_compilation_cache():  # which can't hold the calls of oneDNN
+                run = jitted.lower(state, images, labels, count).compile()
         planned = min(call_steps, steps_per_epoch - step % steps_per_epoch)
         began = time.perf_counter()
         state, last_loss = run(state, images, labels, jax.device_put(np.int32(planned), replicated))
@@ -222,8 +223,9 @@ def check_batch(recipe: Recipe, mesh: Mesh) -> None:
 
 
 def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean of -log p(label), for logits (N, classes) and labels (N,)."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    """Returns the mean of -log p(label), for logits (N, classes) and labels (N,); NaN where logits aren't finite."""
+    with np.errstate(invalid="ignore"):
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_sums = np.log(np.exp(shifted).sum(axis=1))
     return float((log_sums - shifted[np.arange(len(labels)), labels]).mean())
 

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 
 import jax
 from flax import nnx
+from jax import lax
 from jax.typing import DTypeLike
 
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.flax_resnet import abstract_resnet
+from cambrian.models.training.convolution import Convolve
 
 Arrays = dict[str, jax.Array]
 Apply = Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, Arrays]]
@@ -24,7 +26,9 @@ def split_variables(variables: Mapping[str, jax.Array]) -> tuple[Arrays, Arrays]
     return {name: value for name, value in variables.items() if name not in statistics}, statistics
 
 
-def network_function(architecture: Architecture, dtype: DTypeLike, training: bool) -> Apply:
+def network_function(
+    architecture: Architecture, dtype: DTypeLike, training: bool, convolution: Convolve = lax.conv_general_dilated
+) -> Apply:
     """Returns a traceable function `apply(params, statistics, images) -> (logits, new statistics)`.
 
     It maps normalised images (N, H, W, 3) to float32 logits (N, classes). Convolutions and activations are of `dtype`,
@@ -33,6 +37,9 @@ def network_function(architecture: Architecture, dtype: DTypeLike, training: boo
     """
     model = abstract_resnet(architecture, dtype)
     model.train() if training else model.eval()
+    for _, module in nnx.iter_graph(model):
+        if isinstance(module, nnx.Conv):
+            module.conv_general_dilated = convolution
     graphdef, abstract = nnx.split(model)
     paths = dict(nnx.to_flat_state(abstract))
 

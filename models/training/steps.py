@@ -19,6 +19,7 @@ from cambrian.models.execution.build_program import normaliser
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.variables import Variables
 from cambrian.models.training.augment import cutout, mixup, random_crop, random_flip
+from cambrian.models.training.convolution import training_convolution
 from cambrian.models.training.network import Arrays, network_function, split_variables
 from cambrian.models.training.optimizer import make_optimizer
 from cambrian.models.training.recipe import Recipe
@@ -110,7 +111,7 @@ def steps_function(
     """
     steps_per_epoch = recipe.steps_per_epoch(num_images)
     optimizer = make_optimizer(recipe, steps_per_epoch)
-    apply = network_function(architecture, dtype, training=True)
+    apply = network_function(architecture, dtype, training=True, convolution=training_convolution(mesh))
     normalise = normaliser(mean, std)
     part_size = recipe.batch_size // recipe.accumulation_steps
     by_data = NamedSharding(mesh, P(None, DATA_AXIS))
