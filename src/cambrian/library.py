@@ -88,6 +88,7 @@ def resnet(
     stem: str = "cifar",
     num_classes: int | None = None,
     image_size: int = 0,
+    resize: int = 0,
     seed: int = 0,
 ) -> Model:
     """A ResNet v1.5 (He et al., arXiv:1512.03385, with the stride on the 3×3 convolution).
@@ -101,6 +102,8 @@ def resnet(
       stem: `cifar` (3×3) or `imagenet` (7×7, stride 2, max pooling).
       num_classes: number of logits; None for 10 with the CIFAR stem and 1000 with the ImageNet one.
       image_size: height and width of the images in pixels; 0 for the checkpoint's, else 32 or 224.
+      resize: shorter side in pixels to which images are resized before they are cropped, for a checkpoint that doesn't
+        state it; 0 for the default.
       seed: of random weights.
 
     Raises:
@@ -115,6 +118,7 @@ def resnet(
             mesh=MeshShape(1, 1),
             weights=os.fspath(weights),
             image_size=image_size,
+            resize=resize,
             seed=seed,
         )
     )
@@ -264,6 +268,7 @@ def load(
     Raises:
       DamagedArtifact: naming the file that is missing, cut short, altered, of another key, or not to be trusted.
       UsageError: if there is no such directory or the devices don't suffice.
+      OutOfMemory: if the memory doesn't hold it.
       ParityError: if the probe's outputs are too far from the reference.
     """
     key = None if signing_key is None else Path(signing_key)
