@@ -180,7 +180,8 @@ def test_what_is_hashed_is_what_is_returned(tmp_path, num_bytes):
     record = FileRecord(hashlib.sha256(data).hexdigest(), num_bytes)
     content = read_verified(path, record)
     path.write_bytes(b"changed")
-    assert content.tobytes() == data and content.ctypes.data % 64 == 0 and not content.flags.writeable
+    assert content.tobytes() == data and not content.flags.writeable
+    assert not num_bytes or content.ctypes.data % 64 == 0
 
 
 def test_a_file_that_is_not_what_its_record_states_is_named(tmp_path):
