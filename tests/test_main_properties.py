@@ -5,21 +5,17 @@ import json
 
 import pytest
 from absl import flags
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from cambrian.commands.configuration import RANGES, Configuration, parse_bytes
 from cambrian.commands.flags import Flags, define_flags, help_text, read_configuration
 from cambrian.sharding import MeshShape, UsageError
 from flag_values import parse
+from strategies import BOUNDED, JSON, TEXTS
 
 _VALUES = flags.FlagValues()
 define_flags(_VALUES)
 NAMES = [flag.name for flag in _VALUES.flags_by_module_dict()["cambrian.commands.flags"]]
-BOUNDED = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([10**12, 10**400, 2**63, -1, 0, 1]))
-TEXTS = st.one_of(st.text(max_size=400), NUMBERS.map(str), st.from_regex(r"\d{1,30}x\d{1,30}", fullmatch=True))
-SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
-JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3))
 
 
 def check(found: Flags) -> None:
