@@ -111,11 +111,12 @@ def test_missing_and_empty_folders_and_files_are_refused(tmp_path):
 
 
 def test_a_name_that_is_not_utf8_can_be_read_and_written_down(tmp_path):
-    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
-    write(tmp_path / "a.png")
-    os.rename(tmp_path / "a.png", path)
-    source, _ = open_images(tmp_path)
-    assert source[0].name == "caf\N{REPLACEMENT CHARACTER}.png"
+    write(tmp_path / "a" / "a.png")
+    os.rename(tmp_path / "a" / "a.png", os.fsencode(tmp_path) + b"/a/caf\xe9.png")
+    os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/caf\xe9")
+    source, _ = open_images(tmp_path, num_logits=1)
+    shown = "caf\N{REPLACEMENT CHARACTER}"
+    assert (source[0].name, source.class_names) == (f"{shown}/{shown}.png", (shown,))
 
 
 # Classes and the weights' labels

@@ -33,6 +33,10 @@ def image_file(kind: str) -> bytes:
     return file.getvalue()
 
 
+def as_utf8(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def check_image(content: bytes) -> None:
     with contextlib.suppress(UnreadableImage):
         pixels = decode_image(io.BytesIO(content), "image", PREPROCESSING)
@@ -66,7 +70,7 @@ def test_any_names_of_class_folders(names, split):
                 assert len(source) == 1 and source.class_names is None
             else:
                 assert len(source) == len(shown) and source.class_names is not None
-                assert sorted(source.class_names) == sorted(shown)
+                assert sorted(source.class_names) == sorted(map(as_utf8, shown))
 
 
 @BOUNDED

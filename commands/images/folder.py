@@ -36,9 +36,7 @@ class FolderSource:
     def read(self, index: int, preprocessing: Preprocessing) -> Image:
         file, label = self.files[index]
         path = os.path.join(self.folder, file)
-        # A file name need not be valid UTF-8, but the predictions and the report are.
-        name = os.fsencode(file).decode("utf-8", errors="replace")
-        return Image(name, decode_image(path, path, preprocessing), label)
+        return Image(_as_utf8(file), decode_image(path, path, preprocessing), label)
 
 
 def open_folder(folder: str, split: str) -> tuple[FolderSource, list[str]]:
@@ -78,7 +76,12 @@ def open_folder(folder: str, split: str) -> tuple[FolderSource, list[str]]:
         notes.append(f"{len(others)} files in {folder} that aren't JPEG or PNG images ignored, such as {others[0]}")
     if listing.images:
         notes.append(f"no accuracy: the images in {folder} have no labels")
-    return FolderSource(folder, tuple(files), tuple(listing.folders) or None), notes
+    return FolderSource(folder, tuple(files), tuple(map(_as_utf8, listing.folders)) or None), notes
+
+
+def _as_utf8(name: str) -> str:
+    """A file name need not be valid UTF-8, but predictions and reports are."""
+    return os.fsencode(name).decode("utf-8", errors="replace")
 
 
 class _Listing(NamedTuple):
