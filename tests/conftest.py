@@ -1,6 +1,8 @@
 """Tests run on virtual CPU devices, with strict dtype promotion and a short collective timeout: a deadlock fails."""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=60"
 
@@ -22,3 +24,25 @@ def user_folders(tmp_path_factory):
         for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TFDS_DATA_DIR"):
             patch.setenv(variable, str(home / variable.lower()))
         yield
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A folder with an artefact of the toy program, and the key that it is signed with."""
+    from cambrian.engine import compile_program, save
+    from toy_program import toy_program
+
+    folder = tmp_path_factory.mktemp("saved")
+    save(compile_program(toy_program()), folder / "artifact", folder / "key")
+    return folder
+
+
+@pytest.fixture
+def artifact(saved, tmp_path):
+    """A copy of that artefact."""
+    return Path(shutil.copytree(saved / "artifact", tmp_path / "artifact"))
+
+
+@pytest.fixture
+def key(saved):
+    return saved / "key"

@@ -2,7 +2,6 @@ import dataclasses
 import errno
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import threading
@@ -30,23 +29,6 @@ from toy_program import BATCH_SIZE, toy_program
 @pytest.fixture(scope="module")
 def online():
     return compile_program(toy_program())
-
-
-@pytest.fixture(scope="module")
-def saved(online, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    save(online, folder / "artifact", folder / "key")
-    return folder
-
-
-@pytest.fixture
-def artifact(saved, tmp_path):
-    return pathlib.Path(shutil.copytree(saved / "artifact", tmp_path / "artifact"))
-
-
-@pytest.fixture
-def key(saved):
-    return saved / "key"
 
 
 def edit(artifact, key, **changes):

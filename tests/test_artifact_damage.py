@@ -9,29 +9,9 @@ from jax.sharding import PartitionSpec as P
 from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE, PROBE
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, Manifest, read_manifest
-from cambrian.engine.artifact.save import save
 from cambrian.engine.artifact.signing import load_key
 from cambrian.engine.errors import DamagedArtifact
-from cambrian.engine.runtime.compile import compile_program
 from cambrian.sharding import TensorSpec, UsageError
-from toy_program import toy_program
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    save(compile_program(toy_program()), folder / "artifact", folder / "key")
-    return folder
-
-
-@pytest.fixture
-def artifact(saved, tmp_path):
-    return pathlib.Path(shutil.copytree(saved / "artifact", tmp_path / "artifact"))
-
-
-@pytest.fixture
-def key(saved):
-    return saved / "key"
 
 
 def cut(path):

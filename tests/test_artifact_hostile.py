@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import pathlib
-import shutil
 import signal
 import socket
 
@@ -19,7 +18,6 @@ from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE, PROBE
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import MANIFEST, FileRecord
 from cambrian.engine.artifact.portable import load_portable
-from cambrian.engine.artifact.save import save
 from cambrian.engine.artifact.signing import read_key
 from cambrian.engine.artifact.tensor_file import write_tensors
 from cambrian.engine.errors import DamagedArtifact, ParityError
@@ -31,18 +29,6 @@ from toy_program import toy_program
 @pytest.fixture(scope="module")
 def online():
     return compile_program(toy_program())
-
-
-@pytest.fixture(scope="module")
-def saved(online, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    save(online, folder / "artifact", folder / "key")
-    return folder
-
-
-@pytest.fixture
-def artifact(saved, tmp_path):
-    return pathlib.Path(shutil.copytree(saved / "artifact", tmp_path / "artifact"))
 
 
 @pytest.fixture

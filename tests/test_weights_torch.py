@@ -9,32 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from cambrian.models.checkpoints.naming import NAMINGS
 from cambrian.models.checkpoints.weights import read_weights
-from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.variables import random_variables
 from cambrian.sharding import UsageError
-
-SMALL = Architecture("cifar", (1, 2), True, 5, width=4)
-
-
-def checkpoint(architecture: Architecture, naming: str = "torchvision") -> dict[str, np.ndarray]:
-    to_torch = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-    tensors = {}
-    for variable, value in random_variables(architecture).items():
-        key = NAMINGS[naming](variable)
-        tensors[key] = np.ascontiguousarray(value.transpose(to_torch[value.ndim]))
-        if key.endswith("running_var"):
-            tensors[key.replace("running_var", "num_batches_tracked")] = np.array(1, np.int64)
-    return tensors
-
-
-def saved(tensors: dict[str, np.ndarray], folder: Path) -> Path:
-    path = folder / "model.safetensors"
-    save_file(tensors, path)
-    return path
+from checkpoint_tensors import SMALL, checkpoint, saved
 
 
 def torch_file(state: Any, folder: Path, name: str = "model.pth", **options: Any) -> Path:
