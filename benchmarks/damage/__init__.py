@@ -1,0 +1,1 @@
+"""What `benchmarks/faults.py` damages, and how each case is judged."""
