@@ -82,7 +82,7 @@ def _main(argv: list[str]) -> int:
 def _program(started: str) -> list[str]:
     """Returns the interpreter's arguments that start this program again."""
     is_script = started.endswith(".py") and not os.path.samefile(started, __file__)
-    return [started] if is_script else ["-m", __spec__.name]
+    return [started] if is_script else ["-P", "-m", __spec__.name]  # -P: without the user's folder in sys.path
 
 
 # Each mode imports its own packages: a run needs neither Flax nor Matplotlib.

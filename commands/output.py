@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import signal
 import sys
 import tempfile
@@ -44,9 +45,12 @@ def make_output_dir(configuration: Configuration) -> Path:
     """Makes the output folder of a command: the requested one, or a new one under runs/.
 
     Raises:
-      UsageError: if it can't be written to.
+      UsageError: if it can't be written to, or holds the weights, which an earlier training may have left there.
     """
     path = Path(configuration.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{configuration.mesh}")
+    weights = configuration.weights
+    if weights not in ("auto", "random") and Path(weights).resolve().is_relative_to(path.resolve()):
+        raise UsageError(f"output_dir must be a folder without the weights that are read, got {path} with {weights}")
     try:
         if configuration.output_dir:
             path.mkdir(parents=True, exist_ok=True)
@@ -69,14 +73,15 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
     """Keeps `output_dir`/report.json true to the run inside this context, however that ends.
 
     On entry the report replaces that of an earlier run, with status `running`, and then the earlier run's results are
-    removed. On exit it has the final status. A process that is killed leaves `running`.
+    removed; a folder without such a report is somebody else's, and nothing is removed there. On exit the report has the
+    final status. A process that is killed leaves `running`.
 
     Args:
       hint: printed beside the folder after a failure.
     """
-    report.status = "running"
+    report.status, had_report = "running", _holds_report(output_dir)
     report.write(output_dir)
-    for name in RESULTS:
+    for name in RESULTS if had_report else ():
         (output_dir / name).unlink(missing_ok=True)
     try:
         yield
@@ -91,6 +96,15 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
         raise
     report.status, report.peak_host_memory_bytes = "ok", peak_host_memory_bytes()
     report.write(output_dir)
+
+
+def _holds_report(output_dir: Path) -> bool:
+    """Whether an earlier run or training has left its report in the folder."""
+    try:
+        report = json.loads((output_dir / REPORT).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(report, dict) and {"flags", "status"} <= report.keys()
 
 
 def failure(error: BaseException) -> tuple[str, str]:

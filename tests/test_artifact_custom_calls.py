@@ -61,7 +61,7 @@ def test_a_program_is_saved_without_being_compiled(saved, tmp_path):
 
 
 def test_what_calls_into_this_process_is_refused_unsigned(saved, tmp_path):
-    with pytest.raises(DamagedArtifact, match="without custom calls, got one that calls '__onednn.convolution'"):
+    with pytest.raises(DamagedArtifact, match="unless .*, got one that calls '__onednn.convolution'"):
         load(saved[0] / "artifact", signing_key=tmp_path / "another key")
 
 

@@ -129,6 +129,7 @@ def test_a_function_without_rules_is_cut_by_the_batch_alone():
     ("arguments", "message"),
     [
         ({"mesh": "4by8"}, "a mesh must be written MODELxDATA"),
+        ({"mesh": (4, 8)}, r"a mesh must be written MODELxDATA, such as '4x8', got \(4, 8\)"),
         ({"batch_size": 3, "mesh": "1x2"}, "batch_size must be a multiple of the data axis of 2"),
         ({"precision": "int8"}, "precision must be one of auto, float32, bfloat16, got 'int8'"),
         ({"partition": "columns"}, "partition must be one of .*, got 'columns'"),

@@ -185,6 +185,7 @@ def test_a_refused_run_leaves_a_report_and_no_older_predictions(tmp_path):
     output_dir = tmp_path / "output"
     output_dir.mkdir()
     (output_dir / "predictions.csv").write_text("of an earlier run")
+    (output_dir / "report.json").write_text('{"flags": {}, "status": "ok"}')
     outcome = Command(tmp_path)(
         "--config", "tiny.py", "--mesh", "4x1", "--partition", "rows", "--output_dir", output_dir
     )
@@ -193,6 +194,27 @@ def test_a_refused_run_leaves_a_report_and_no_older_predictions(tmp_path):
     assert report["status"] == "failed"
     assert report["failure_reason"] == f"UsageError: {outcome.error}"
     assert [path.name for path in output_dir.iterdir()] == ["report.json"]
+
+
+def test_a_folder_without_a_report_loses_nothing(tmp_path):
+    command = Command(tmp_path)
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    for name in ("metrics.csv", "model/config.json"):
+        (tmp_path / "mine" / name).write_text("mine")
+    refused = ("--config", "tiny.py", "--mesh", "4x1", "--partition", "rows", "--output_dir", "mine")
+    assert command(*refused).exit_code == 2
+    assert (tmp_path / "mine" / "metrics.csv").read_text() == "mine"
+    assert (tmp_path / "mine" / "model" / "config.json").read_text() == "mine"
+
+
+def test_the_output_folder_holds_no_weights_that_are_read(tmp_path):
+    command = Command(tmp_path)
+    weights = command.small_flags()[1]
+    outcome = command("--weights", weights, "--output_dir", tmp_path)
+    assert outcome.exit_code == 2 and (tmp_path / "small.safetensors").exists()
+    assert outcome.error == (
+        f"output_dir must be a folder without the weights that are read, got {tmp_path} with {weights}"
+    )
 
 
 @pytest.mark.slow

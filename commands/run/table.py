@@ -27,7 +27,8 @@ def _title(report: Report) -> str:
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
-    yield "images", f"{report.num_images} of {report.data}"
+    data, count = report.data or "", f"{report.num_images} of "
+    yield "images", data if data.startswith(count) else count + data
     if report.skipped_images:
         yield "skipped", f"{len(report.skipped_images)} unreadable images"
     if report.images_per_second is not None:

@@ -162,7 +162,7 @@ def _count(configuration: Configuration) -> int | UsageError:
 
 def _as_typed(program: Path) -> list[str]:
     if program.suffix != ".py":
-        return [program.name]  # the installed command
+        return ["cambrian"]  # the installed command, by its script or its module
     return ["python", program.name if program.resolve().parent == Path.cwd() else str(program)]
 
 

@@ -72,7 +72,10 @@ def read_portable(path: Path, manifest: Manifest, is_signed: bool) -> Exported:
     with damage_named(path, "a program that JAX can read"):
         exported = from_portable(data.tobytes())
         if not is_signed and (targets := custom_call_targets(exported)):
-            raise DamagedArtifact(f"{path} must hold a program without custom calls, got one that calls {targets[0]!r}")
+            raise DamagedArtifact(
+                f"{path} must hold a program without custom calls, unless it is signed with this user's key, "
+                f"got one that calls {targets[0]!r}"
+            )
     return exported
 
 

@@ -166,6 +166,8 @@ def compile(
       UsageError: if an argument is out of its range, the devices don't suffice, or the mesh can't cut the model.
       OutOfMemory: if no plan fits the devices.
     """
+    if not isinstance(mesh, (str, MeshShape)):
+        raise UsageError(f"a mesh must be written MODELxDATA, such as '4x8', got {mesh!r}")
     shape = mesh if isinstance(mesh, MeshShape) else MeshShape.parse(mesh)
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
