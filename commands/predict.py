@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from cambrian import models
 from cambrian.commands.configuration import Configuration, ModelConfig, default_batch_size
-from cambrian.engine.runtime.launch import MAX_LAUNCHES_IN_FLIGHT
-from cambrian.sharding import MeshShape, OutOfMemory, total_ms
+from cambrian.sharding import Layout, MeshShape, OutOfMemory, layouts, local_samples, total_ms
 from cambrian.sharding.host import computes_bfloat16, planned_as
 
 
@@ -58,8 +57,7 @@ def predict(configuration: Configuration) -> Prediction | None:
         configuration.partition,
         configuration.device_memory_limit_bytes,
     )
-    in_flight = min(configuration.threads, MAX_LAUNCHES_IN_FLIGHT)
-    return Prediction(launch_ms, batch_size, weight_bytes + in_flight * working_bytes, at_once)
+    return Prediction(launch_ms, batch_size, weight_bytes + at_once * working_bytes, at_once)
 
 
 @functools.cache
@@ -79,8 +77,16 @@ def _plan_costs(
         plan = make_plan(memory_limit_bytes=memory_limit_bytes)
     except OutOfMemory:  # the need is shown beside the limit
         plan = make_plan()
-    samples = -(-batch_size // mesh.num_devices)
-    activations = samples * max(math.prod(layer.in_shape) + math.prod(layer.out_shape) for layer in network)
+    activations = max(
+        local_samples(plan[layer.name].partition, mesh, batch_size)
+        * sum(
+            math.prod(shape) // (mesh.model if layout in (Layout.ROWS, Layout.CHANNELS) else 1)
+            for shape, layout in zip(
+                (layer.in_shape, layer.out_shape), layouts(layer, plan[layer.name].partition), strict=True
+            )
+        )
+        for layer in network
+    )
     return (
         total_ms(plan.costs),
         sum(cost.weight_bytes for cost in plan.costs),
