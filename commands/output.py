@@ -87,7 +87,8 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
         yield
     except BaseException as error:
         report.status, report.failure_reason = failure(error)
-        print(f"finished results are in {output_dir}{hint}", file=sys.stderr)
+        finished = any((output_dir / name).exists() for name in RESULTS)
+        print(f"{'finished results are' if finished else 'the report is'} in {output_dir}{hint}", file=sys.stderr)
         report.peak_host_memory_bytes = peak_host_memory_bytes()
         try:
             report.write(output_dir)

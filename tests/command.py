@@ -36,7 +36,8 @@ CONFIG = Preset(
     )
 )
 """
-REMARKS = ("note: ", "building the executable", "finished results are in ")  # lines on stderr besides an error
+# Lines on stderr besides an error.
+REMARKS = ("note: ", "building the executable", "finished results are in ", "the report is in ")
 
 
 @dataclasses.dataclass(frozen=True)
