@@ -25,7 +25,9 @@ def wheel(tmp_path_factory) -> Path:
     source = folder / "source"  # a copy, because setuptools builds within the tree
     for part in (*OURS, "src", "weights"):
         if (ROOT / part).exists():
-            shutil.copytree(ROOT / part, source / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / part, source / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+            )
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     command = ["pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", folder, source]

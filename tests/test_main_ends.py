@@ -32,12 +32,14 @@ def start_after(command: Command, statement: str, *flags: object):
     return command(*flags, script=(script, ROOT / "main.py"))
 
 
+@pytest.mark.slow
 def test_help_lists_the_flags_and_succeeds(command):
     outcome = command("--help")
     assert (outcome.exit_code, outcome.stderr) == (0, "")
     assert outcome.stdout.index("  --mode ") < outcome.stdout.index("  --mesh* ") < outcome.stdout.index("  --repeats ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("--helpfull",)])
 def test_a_full_standard_output_is_an_error(command, arguments):
     with open("/dev/full", "w") as full:
@@ -55,6 +57,7 @@ def test_a_closed_pipe_is_an_error_after_the_results_are_written(command, flags)
     assert read_report(command.home / "piped")["status"] == "ok"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("descriptor", [1, 2])
 def test_a_closed_stream_is_refused(command, descriptor):
     outcome = start_after(command, f"os.close({descriptor})", "--mesh", "1x1")
@@ -92,7 +95,7 @@ def test_a_killed_run_leaves_running_and_nothing_of_the_run_before(command, flag
     output.mkdir()
     old = ("report.json", "predictions.csv", "classes.csv", "confusion.png", "metrics.csv", "curves_float32.png")
     for name in old:
-        (output / name).write_text('{"status": "ok"}')
+        (output / name).write_text('{"flags": {}, "status": "ok"}')
     predictions = output / "predictions.csv"
     with command.start(*flags, "--num_images", 10**7, "--output_dir", output) as process:
         try:

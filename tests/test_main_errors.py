@@ -118,6 +118,7 @@ def run_all(command: Command, flags: Iterable[str]) -> dict[str, Outcome]:
         return dict(zip(flags, pool.map(lambda each: command(*each.split()), flags), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", AS_A_PROCESS)
 def test_an_invalid_request_is_refused_in_one_line(outcomes, flags):
     check_refusal(outcomes[flags], CASES[flags])

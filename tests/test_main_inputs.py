@@ -27,6 +27,7 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_text_file_named_jpg_ends_the_run(command, small, photos, tmp_path):
     outcome = command(*small, "--data", photos, "--output_dir", tmp_path / "output")
     assert outcome.exit_code == 2
@@ -36,6 +37,7 @@ def test_a_text_file_named_jpg_ends_the_run(command, small, photos, tmp_path):
     assert (report["status"], report["failure_reason"]) == ("failed", f"UnreadableImage: {reason}")
 
 
+@pytest.mark.slow
 def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, photos):
     run = command.run(*small, "--data", photos, "--skip_bad_images")
     assert run.report["num_images"] == 9

@@ -168,6 +168,7 @@ def test_a_killed_process_leaves_what_another_goes_on_from(tmp_path, undisturbed
     assert epochs == undisturbed[1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_training_is_refused(undisturbed):
     with pytest.raises(UsageError, match="a training must resume from its own checkpoint, with seed 1, got 0 in"):
         run(undisturbed[2], seed=1)
@@ -232,6 +233,7 @@ def test_adamw_with_every_augmentation_trains(tmp_path):
     assert not np.array_equal(variables["fc.kernel"], initial_variables(TINY)["fc.kernel"])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_it(tmp_path):
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30, warmup_epochs=0.0, momentum=0.0)
     with pytest.raises(
@@ -285,6 +287,7 @@ def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_refused_by_name(tmp_path, 
                 read_weights(path)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_the_last_whole_checkpoint(tmp_path, undisturbed):
     folder = Path(shutil.copytree(undisturbed[2], tmp_path / "damaged"))
     older, newest = Checkpoints(folder).steps()
