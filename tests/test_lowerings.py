@@ -45,6 +45,7 @@ def test_every_window_has_a_lowering_that_needs_no_library_and_every_lowering_a_
     assert {name for name, _, _ in CASES} == set(LOWERINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "padding", [pytest.param("same", marks=pytest.mark.slow), pytest.param("halo", marks=pytest.mark.slow), "none"]
 )
