@@ -61,7 +61,7 @@ def test_lowering_is_the_convolution_at_every_image_size(name, size, stride, pad
     sizes = [one for one in (1, 2, 3, 8, 9) if all(one + sum(pad) >= size for pad in pads)]  # a window must fit
     batches = [random.standard_normal((2, one, one, 5), np.float32) for one in sizes]
     weights = [jnp.asarray(array) for array in lowering.transform(kernel)]
-    window, finish = Window(size, stride, pads), plain(6, "float32")
+    window, finish = Window.square(size, stride, pads), plain(6, "float32")
     every = jax.jit(lambda batches, w: [lowering.apply(x, w, window, finish) for x in batches])(batches, weights)
     for images, got in zip(batches, every, strict=True):
         expected = convolve(images, kernel, stride, pads)
@@ -88,7 +88,10 @@ def test_the_finish_adds_bias_and_residual_before_the_relu(name, dtype):
     kernel = random.standard_normal((size, size, 16, 16), np.float32) / size / 4
     bias = random.standard_normal(16, np.float32)
     weights = [jnp.asarray(array, dtype) for array in lowering.transform(kernel)]
-    finish, window = Finish(jnp.asarray(bias), jnp.asarray(residual), relu=True, dtype=dtype), Window(size, 1, pads)
+    finish, window = (
+        Finish(jnp.asarray(bias), jnp.asarray(residual), relu=True, dtype=dtype),
+        Window.square(size, 1, pads),
+    )
     got = jax.jit(lambda x, w: lowering.apply(x, w, window, finish))(images, weights)
     expected = convolve(images, kernel, 1, pads) + bias + residual.astype(np.float64)
     assert got.dtype == dtype
@@ -112,7 +115,7 @@ def test_onednn_computes_the_same_of_a_packed_kernel(name, in_channels, out_chan
     if dtype not in lowering.dtypes:
         return
     random = np.random.default_rng(4)
-    window = Window(3, 1, ((1, 1), (1, 1)))
+    window = Window.square(3, 1, ((1, 1), (1, 1)))
     images = random.standard_normal((2, 5, 6, in_channels), np.float32)
     kernel = random.standard_normal((3, 3, in_channels, out_channels), np.float32) / in_channels**0.5
     assert lowering.pack is not None
@@ -141,7 +144,9 @@ def test_onednn_keeps_a_float32_result_of_bfloat16_operands():
     lowering, random = usable("onednn"), np.random.default_rng(5)
     x = random.standard_normal((2, 1, 1, 64), np.float32).astype("bfloat16")
     kernel = random.standard_normal((1, 1, 64, 10), np.float32).astype("bfloat16")
-    got = lowering.apply(jnp.asarray(x), [jnp.asarray(kernel)], Window(1, 1, ((0, 0), (0, 0))), plain(10, "float32"))
+    got = lowering.apply(
+        jnp.asarray(x), [jnp.asarray(kernel)], Window.square(1, 1, ((0, 0), (0, 0))), plain(10, "float32")
+    )
     expected = convolve(x, kernel, 1, ((0, 0), (0, 0)))
     assert got.dtype == jnp.float32
     assert relative_error(got, expected) <= TOLERANCE["float32"]

@@ -25,7 +25,7 @@ def reference(images, kernel, window):
     return lax.conv_general_dilated(
         images,
         kernel,
-        (window.stride, window.stride),
+        window.stride,
         window.padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=lax.Precision.HIGHEST,
@@ -35,7 +35,7 @@ def reference(images, kernel, window):
 def operands(size, stride, length, channels, dtype, number=3):
     in_channels, out_channels = channels
     padding = (size - 1) // 2
-    window = Window(size, stride, ((padding, padding), (padding, padding)))
+    window = Window.square(size, stride, ((padding, padding), (padding, padding)))
     random = np.random.default_rng(0)
     shapes = [(number, length, length, in_channels), (size, size, in_channels, out_channels)]
     shapes.append((number, *window.out_size(shapes[0]), out_channels))
@@ -71,7 +71,7 @@ def test_convolution_and_its_gradients_are_those_of_jax(size, stride, length, ch
 def test_each_device_convolves_its_part_of_the_batch(size, stride):
     window, (images, kernel, dy) = operands(size, stride, 8, (16, 16), "float32", number=4)
     call = training_convolution(make_mesh(MeshShape(1, 2), jax.devices()[:2]))
-    strides, padding = (window.stride, window.stride), window.padding
+    strides, padding = window.stride, window.padding
     got = jax.jit(lambda *args: with_gradients(lambda x, k: call(x, k, strides, padding), *args))(images, kernel, dy)
     assert_close(got, with_gradients(lambda x, k: reference(x, k, window), images, kernel, dy), 1e-5)
 

@@ -44,7 +44,7 @@ class LayerCase:
     @property
     def window(self) -> Window:
         rows, columns = self.padding
-        return Window(self.kernel, self.stride, ((rows, rows), (columns, columns)))
+        return Window.square(self.kernel, self.stride, ((rows, rows), (columns, columns)))
 
     @property
     def in_shape(self) -> tuple[int, int, int, int]:

@@ -136,11 +136,11 @@ def layer_function(layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype) -> Calla
             return mean_pool(x, layer.in_shape[:2], plan.partition == Partition.ROWS).astype(dtype)
         if layer.kind == Kind.MAX_POOL:
             x, padding = _pad_window(layer, plan.partition, x, fill=-jnp.inf)
-            return max_pool(x, Window(layer.kernel, layer.stride, padding))
+            return max_pool(x, Window.square(layer.kernel, layer.stride, padding))
         *kernel, bias = params
         summed = plan.partition == Partition.INPUT_CHANNELS
         x, padding = _pad_window(layer, plan.partition, x, fill=0.0)
-        window = Window(layer.kernel, layer.stride, padding)
+        window = Window.square(layer.kernel, layer.stride, padding)
         finish = Finish(bias, residual, layer.relu, out_dtype(layer.kind, str(dtype)), summed)
         return LOWERINGS[plan.lowering].apply(x, kernel, window, finish)
 

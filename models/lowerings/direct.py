@@ -15,7 +15,7 @@ def _native(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: F
         lax.conv_general_dilated(
             x,
             kernel[0],
-            window_strides=(window.stride, window.stride),
+            window_strides=window.stride,
             padding=window.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=lax.Precision.HIGHEST,
@@ -25,12 +25,12 @@ def _native(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: F
 
 
 def _matmul(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
-    stride = window.stride
-    return finish(_contract_channels(x[:, ::stride, ::stride], kernel[0]))
+    rows, columns = window.stride
+    return finish(_contract_channels(x[:, ::rows, ::columns], kernel[0]))
 
 
 def _im2col(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
-    size, stride = window.size, window.stride
+    size, stride = window.size[0], window.stride[0]
     (above, _), (left, _) = window.padding
     out_rows, out_columns = window.out_size(x.shape)
     # Taps that read only padding are left out: on a 1×1 image, only the centre of a 3×3 kernel remains.

@@ -19,17 +19,25 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, righ
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Window:
-    """The size and stride of a square kernel, and the padding of its images."""
+    """Size, stride and dilation of a kernel along (rows, columns), and the padding of its images."""
 
-    size: int
-    stride: int
+    size: tuple[int, int]
+    stride: tuple[int, int]
     padding: Padding
+    dilation: tuple[int, int] = (1, 1)
+
+    @classmethod
+    def square(cls, size: int, stride: int, padding: Padding) -> "Window":
+        """A window with the same size and stride along rows and columns."""
+        return cls((size, size), (stride, stride), padding)
 
     def out_size(self, shape: Sequence[int]) -> tuple[int, int]:
         """Returns (H', W') of the convolution of images of this shape (N, H, W, C)."""
         sizes = (
-            (length + sum(pad) - self.size) // self.stride + 1
-            for length, pad in zip(shape[1:3], self.padding, strict=True)
+            (length + sum(pad) - dilation * (size - 1) - 1) // stride + 1
+            for length, pad, size, stride, dilation in zip(
+                shape[1:3], self.padding, self.size, self.stride, self.dilation, strict=True
+            )
         )
         return next(sizes), next(sizes)
 

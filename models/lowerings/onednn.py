@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from cambrian.models.lowerings.activations import ACTIVATIONS
 from cambrian.models.lowerings.lowering import Window
 
 TARGET = "__onednn$convolution"
@@ -37,7 +38,8 @@ class Convolution:
       dtype: dtype of images and kernel.
       out_dtype: dtype of the result and of the operands of `following`; products accumulate in float32.
       groups: number of channel groups, each with its own kernel.
-      following: operations fused after the convolution, in order: BIAS and BINARY_ADD, with an operand each, and RELU.
+      following: operations fused after the convolution, in order: BIAS and BINARY_ADD, with an operand each, and
+        ACTIVATIONS.
     """
 
     in_shape: tuple[int, ...]
@@ -51,7 +53,7 @@ class Convolution:
     @property
     def kernel_shape(self) -> tuple[int, int, int, int]:
         """Shape (kh, kw, C_in per group, C_out of all groups)."""
-        return self.window.size, self.window.size, self.in_shape[3] // self.groups, self.out_channels
+        return *self.window.size, self.in_shape[3] // self.groups, self.out_channels
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -87,8 +89,8 @@ class Convolution:
                 "size": [],
                 "pad_left": [str(before) for before, _ in self.window.padding],
                 "pad_right": [str(after) for _, after in self.window.padding],
-                "strides": [str(self.window.stride)] * 2,
-                "window_dilations": ["1", "1"],
+                "strides": [str(stride) for stride in self.window.stride],
+                "window_dilations": [str(dilation) for dilation in self.window.dilation],
             },
             "fusions": {"ops": list(self.following)},
             "optimization_config": {"weights_prepacked": packed},
@@ -141,10 +143,17 @@ def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolutio
     """Computes one output pixel (C_out,) of an image (H, W, C_in), with zero operands of `following`."""
     window, groups = convolution.window, convolution.groups
     padded = np.pad(image, (*window.padding, (0, 0)))
-    seen = padded[row * window.stride :, column * window.stride :][: window.size, : window.size]
+    rows, columns = (
+        slice(stride * at, stride * at + dilation * (size - 1) + 1, dilation)
+        for at, size, stride, dilation in zip((row, column), window.size, window.stride, window.dilation, strict=True)
+    )
+    seen = padded[rows, columns]
     parts = zip(np.split(seen, groups, axis=2), np.split(kernel, groups, axis=3), strict=True)
     pixel = np.concatenate([np.tensordot(part, kernel_part, 3) for part, kernel_part in parts])
-    return np.maximum(pixel, 0) if "RELU" in convolution.following else pixel
+    for name in convolution.following:
+        if name in ACTIVATIONS:
+            pixel = np.asarray(ACTIVATIONS[name](pixel))
+    return pixel
 
 
 @functools.cache
@@ -154,7 +163,7 @@ def obstacle(platform: str) -> str | None:
         return f"oneDNN runs on cpu, not on {platform}"
     random = np.random.default_rng(0)
     for groups in (1, 2):
-        window = Window(3, 2, ((1, 1), (0, 1)))
+        window = Window.square(3, 2, ((1, 1), (0, 1)))
         convolution = Convolution((2, 6, 6, 16 * groups), 16 * groups, window, "float32", "float32", groups, ("RELU",))
         images = random.standard_normal(convolution.in_shape, np.float32)
         kernel = random.standard_normal(convolution.kernel_shape, np.float32)

@@ -28,7 +28,7 @@ def onednn_winograd(outputs: int) -> Lowering:
         return Convolution(
             (in_shape[0], tile_rows, tile_columns, groups * in_shape[3]),
             groups * out_channels,
-            Window(1, 1, ((0, 0), (0, 0))),
+            Window.square(1, 1, ((0, 0), (0, 0))),
             dtype,
             out_dtype="float32",
             groups=groups,

@@ -15,9 +15,9 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
     """Computes the maximum of each window of images (N, H, W, C), padded with the lowest value."""
     # Along rows, then along columns: XLA:CPU takes five times as long for `reduce_window` in bfloat16.
     largest = jnp.pad(x, ((0, 0), *window.padding, (0, 0)), constant_values=-np.inf)
-    for axis, size in zip((1, 2), window.out_size(x.shape), strict=True):
-        last = window.stride * (size - 1)
-        shifted = [lax.slice_in_dim(largest, at, at + last + 1, window.stride, axis) for at in range(window.size)]
+    for axis, out_size, size, stride in zip((1, 2), window.out_size(x.shape), window.size, window.stride, strict=True):
+        last = stride * (out_size - 1)
+        shifted = [lax.slice_in_dim(largest, at, at + last + 1, stride, axis) for at in range(size)]
         largest = functools.reduce(jnp.maximum, shifted)
     return largest
 

@@ -33,7 +33,7 @@ def training_convolution(mesh: Mesh) -> Convolve:
         return lax.conv_general_dilated
 
     def call(images: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding, **_: Any) -> jax.Array:
-        compute = functools.partial(convolve, window=Window(kernel.shape[0], strides[0], padding))
+        compute = functools.partial(convolve, window=Window.square(kernel.shape[0], strides[0], padding))
         if mesh.size > 1:  # no partitioner knows how to cut a custom call
             specs = (P(DATA_AXIS), P())
             compute = jax.shard_map(compute, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)
@@ -47,7 +47,7 @@ def convolve(images: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
     Images must be square, and padded on all sides alike; results have their dtype, float32 or bfloat16.
     """
-    size, stride = window.size, window.stride
+    size, stride = window.size[0], window.stride[0]
     if stride == 1:
         return _unit_stride(images, kernel, window.padding)
     if size == 1:
@@ -72,7 +72,7 @@ def _blocks(x: jax.Array, size: int) -> jax.Array:
 
 
 def _call(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    window, dtype = Window(kernel.shape[0], 1, padding), str(images.dtype)
+    window, dtype = Window.square(kernel.shape[0], 1, padding), str(images.dtype)
     return Convolution(images.shape, kernel.shape[3], window, dtype, dtype)(images, kernel)
 
 
