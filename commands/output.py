@@ -1,13 +1,15 @@
 """The output folder of a command: its files appear whole, and never mix two runs."""
 
 import contextlib
+import fcntl
 import io
 import json
+import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,59 +43,113 @@ class WrittenReport(Protocol):
     def write(self, output_dir: Path) -> Path: ...
 
 
-def make_output_dir(configuration: Configuration) -> Path:
-    """Makes the output folder of a command: the requested one, or a new one under runs/.
+@contextlib.contextmanager
+def output_folder(configuration: Configuration) -> Iterator[Path]:
+    """Holds the output folder of a command inside this context: the requested one, or a new one under runs/.
+
+    Folders that are made for it and stay empty are removed at the end.
 
     Raises:
-      UsageError: if it can't be written to, or holds the weights, which an earlier training may have left there.
+      UsageError: if it can't be written to, another process holds it, or it holds the weights, which an earlier
+        training may have left there.
     """
     path = Path(configuration.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{configuration.mesh}")
     weights = configuration.weights
     if weights not in ("auto", "random") and Path(weights).resolve().is_relative_to(path.resolve()):
         raise UsageError(f"output_dir must be a folder without the weights that are read, got {path} with {weights}")
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    if not configuration.output_dir:
+        path = made[0] = _make_new(path)
     try:
-        if configuration.output_dir:
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):  # fails now rather than after minutes of building
-                return path
-        number = 1
-        while True:
-            unused = path if number == 1 else path.with_name(f"{path.name}-{number}")
-            try:
-                unused.mkdir(parents=True)
-                return unused
-            except FileExistsError:
-                number += 1
+        with held_folder(path):
+            yield path
+    finally:
+        with contextlib.suppress(OSError):  # of a folder that isn't empty
+            for folder in made:
+                folder.rmdir()
+
+
+def _make_new(path: Path) -> Path:
+    """Makes a folder of that name, or with a number behind it, that no other process has made."""
+    unused, number = path, 1
+    while True:
+        with _writable(path), contextlib.suppress(FileExistsError):
+            unused.mkdir(parents=True)
+            return unused
+        number += 1
+        unused = path.with_name(f"{path.name}-{number}")
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"output_dir must be a writable folder, got {path}: {error.strerror}") from None
 
 
 @contextlib.contextmanager
-def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterator[None]:
+def held_folder(path: Path) -> Iterator[None]:
+    """Makes a folder and locks it for this process; the lock ends with the process.
+
+    Raises:
+      UsageError: if it can't be written to, or another process holds it.
+    """
+    with _writable(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # fails now rather than after minutes of building
+            descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"output_dir must be a folder of no other running command, got {path}") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterator[Callable[[], None]]:
     """Keeps `output_dir`/report.json true to the run inside this context, however that ends.
 
-    On entry the report replaces that of an earlier run, with status `running`, and then the earlier run's results are
-    removed; a folder without such a report is somebody else's, and nothing is removed there. On exit the report has the
-    final status. A process that is killed leaves `running`.
+    Yields a function to call before the first result is written: the report replaces that of an earlier run, with
+    status `running`, and then the earlier run's results are removed; a folder without such a report is somebody else's,
+    and nothing is removed there. On exit the report has the final status. A process that is killed leaves `running`.
+    A UsageError before the first result leaves the folder as it was.
 
     Args:
       hint: printed beside the folder after a failure.
     """
-    report.status, had_report = "running", _holds_report(output_dir)
-    report.write(output_dir)
-    for name in RESULTS if had_report else ():
-        (output_dir / name).unlink(missing_ok=True)
+    started = False
+
+    def start() -> None:
+        nonlocal started
+        if started:
+            return
+        report.status, had_report = "running", _holds_report(output_dir)
+        report.write(output_dir)
+        started = True
+        for name in RESULTS if had_report else ():
+            (output_dir / name).unlink(missing_ok=True)
+
     try:
-        yield
+        yield start
+        start()
     except BaseException as error:
-        report.status, report.failure_reason = failure(error)
-        finished = any((output_dir / name).exists() for name in RESULTS)
-        print(f"{'finished results are' if finished else 'the report is'} in {output_dir}{hint}", file=sys.stderr)
-        report.peak_host_memory_bytes = peak_host_memory_bytes()
+        if isinstance(error, UsageError) and not started:
+            raise
         try:
+            start()
+            report.status, report.failure_reason = failure(error)
+            report.peak_host_memory_bytes = peak_host_memory_bytes()
             report.write(output_dir)
         except OSError as unwritten:  # what ended the run is what the user must know
-            print_note(f"{output_dir / REPORT} still says running: {unwritten.strerror}")
+            print_note(f"{output_dir / REPORT} isn't up to date: {unwritten.strerror}")
+        finished = any((output_dir / name).exists() for name in RESULTS)
+        print(f"{'finished results are' if finished else 'the report is'} in {output_dir}{hint}", file=sys.stderr)
         raise
     report.status, report.peak_host_memory_bytes = "ok", peak_host_memory_bytes()
     report.write(output_dir)

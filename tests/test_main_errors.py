@@ -9,8 +9,10 @@ import pytest
 
 from cambrian.commands import cli
 from cambrian.commands.flags import read_configuration
+from cambrian.commands.output import output_folder, reporting
+from cambrian.commands.report import Report
 from cambrian.models.resnet.architecture import Architecture
-from cambrian.sharding import UsageError
+from cambrian.sharding import OutOfMemory, UsageError
 from command import Command, Outcome, read_report, write_checkpoint, write_images
 from flag_values import parse
 
@@ -182,30 +184,40 @@ def test_debug_shows_the_traceback(tmp_path):
     assert outcome.stderr.splitlines()[-1] == "error: a mesh must be written MODELxDATA, such as 4x8, got '4by8'"
 
 
-def test_a_refused_run_leaves_a_report_and_no_older_predictions(tmp_path):
-    output_dir = tmp_path / "output"
+def test_a_refused_run_leaves_an_earlier_one_as_it_was_and_makes_no_folder(command):
+    output_dir = command.home / "output"
     output_dir.mkdir()
-    (output_dir / "predictions.csv").write_text("of an earlier run")
-    (output_dir / "report.json").write_text('{"flags": {}, "status": "ok"}')
-    outcome = Command(tmp_path)(
-        "--config", "tiny.py", "--mesh", "4x1", "--partition", "rows", "--output_dir", output_dir
-    )
-    assert outcome.exit_code == 2
-    report = read_report(output_dir)
-    assert report["status"] == "failed"
-    assert report["failure_reason"] == f"UsageError: {outcome.error}"
-    assert [path.name for path in output_dir.iterdir()] == ["report.json"]
+    earlier = {"predictions.csv": "of an earlier run", "report.json": '{"flags": {}, "status": "ok"}'}
+    for name, text in earlier.items():
+        (output_dir / name).write_text(text)
+    refused = ("--config", "tiny.py", "--mesh", "4x1", "--partition", "rows", "--output_dir")
+    assert command(*refused, output_dir).exit_code == 2
+    assert {path.name: path.read_text() for path in output_dir.iterdir()} == earlier
+    assert command(*refused, "new/output").exit_code == 2
+    assert not (command.home / "new").exists()
 
 
 def test_a_folder_without_a_report_loses_nothing(tmp_path):
-    command = Command(tmp_path)
-    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
     for name in ("metrics.csv", "model/config.json"):
-        (tmp_path / "mine" / name).write_text("mine")
-    refused = ("--config", "tiny.py", "--mesh", "4x1", "--partition", "rows", "--output_dir", "mine")
-    assert command(*refused).exit_code == 2
-    assert (tmp_path / "mine" / "metrics.csv").read_text() == "mine"
-    assert (tmp_path / "mine" / "model" / "config.json").read_text() == "mine"
+        (tmp_path / name).write_text("mine")
+    report = Report(flags={})
+    with pytest.raises(OutOfMemory), reporting(report, tmp_path):
+        raise OutOfMemory
+    assert read_report(tmp_path)["status"] == "out_of_memory"
+    assert (tmp_path / "metrics.csv").read_text() == "mine"
+    assert (tmp_path / "model" / "config.json").read_text() == "mine"
+
+
+def test_a_folder_is_for_one_command_at_a_time(command):
+    configuration = read_configuration(parse("--output_dir", command.home / "shared"))
+    with output_folder(configuration) as held:
+        with pytest.raises(UsageError, match="no other running command, got .*shared"), output_folder(configuration):
+            pass
+        assert held.is_dir()
+    assert not held.exists()
+    with output_folder(configuration):
+        pass
 
 
 def test_the_output_folder_holds_no_weights_that_are_read(tmp_path):
@@ -222,6 +234,9 @@ def test_the_output_folder_holds_no_weights_that_are_read(tmp_path):
 def test_too_little_device_memory(tmp_path):
     command = Command(tmp_path)
     limit = ("--device_memory_limit", "100KiB")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "predictions.csv").write_text("of an earlier run")
+    (tmp_path / "output" / "report.json").write_text('{"flags": {}, "status": "ok"}')
     outcome = command(*command.small_flags(), "--mesh", "1x2", *limit, "--output_dir", tmp_path / "output")
     assert outcome.exit_code == 1
     assert outcome.error.startswith("OutOfMemory: a device must hold at least ")
@@ -229,3 +244,4 @@ def test_too_little_device_memory(tmp_path):
     report = read_report(tmp_path / "output")
     assert (report["status"], report["failure_reason"]) == ("out_of_memory", outcome.error)
     assert report["num_images"] is None
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["report.json"]

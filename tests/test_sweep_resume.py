@@ -101,7 +101,7 @@ def test_two_sweeps_at_once_are_refused(folder):
     sweep = make_sweep(folder, GRID, repeats=1)
     with (
         sweep_directory(folder, sweep.identity, fresh=False),
-        pytest.raises(UsageError, match="a directory is for one sweep at a time, got .*sweep"),
+        pytest.raises(UsageError, match="output_dir must be a folder of no other running command, got .*sweep"),
     ):
         run(sweep)
     assert len(run(sweep).results) == 4

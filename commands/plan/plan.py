@@ -7,7 +7,7 @@ import numpy as np
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import print_note
 from cambrian.commands.executables import devices_of, make_executable
-from cambrian.commands.output import make_output_dir
+from cambrian.commands.output import output_folder
 from cambrian.commands.plan.tune import note_on_costs, tune_table
 from cambrian.commands.plan.view import draw_plan, print_plan
 from cambrian.engine.runtime.executable import Executable
@@ -26,26 +26,26 @@ def plan_command(configuration: Configuration, tune: bool) -> None:
     """
     if configuration.artifact and tune:
         raise UsageError(f"an artifact has its plan: leave --tune out, got {configuration.artifact}")
-    if not configuration.artifact:
-        if tune:
-            tune_table(configuration)
-        note_on_costs(devices_of(configuration)[0][0].platform)
-    executable = make_executable(configuration).executable
-    for note in executable.notes:
-        print_note(note)
-    costs = [LayerCost(**cost) for cost in executable.metadata.get("layer_costs", ())]
-    if not costs:
-        raise UsageError(f"mode plan expects an executable with a plan, got {executable.name} without one")
-    measured_ms = launch_milliseconds(executable, configuration.threads)
-    model, data = executable.mesh.devices.shape
-    title = (
-        f"{executable.name}, mesh {model}x{data} on {executable.platform}, "
-        f"batch {executable.batch_size}, {executable.metadata.get('precision')}"
-    )
-    output_dir = make_output_dir(configuration)
-    print_plan(executable.plan, costs, title, measured_ms)
-    draw_plan(executable.plan, costs, title, measured_ms, output_dir / "plan")
-    print(f"picture of the plan in {output_dir}")
+    with output_folder(configuration) as output_dir:
+        if not configuration.artifact:
+            if tune:
+                tune_table(configuration)
+            note_on_costs(devices_of(configuration)[0][0].platform)
+        executable = make_executable(configuration).executable
+        for note in executable.notes:
+            print_note(note)
+        costs = [LayerCost(**cost) for cost in executable.metadata.get("layer_costs", ())]
+        if not costs:
+            raise UsageError(f"mode plan expects an executable with a plan, got {executable.name} without one")
+        measured_ms = launch_milliseconds(executable, configuration.threads)
+        model, data = executable.mesh.devices.shape
+        title = (
+            f"{executable.name}, mesh {model}x{data} on {executable.platform}, "
+            f"batch {executable.batch_size}, {executable.metadata.get('precision')}"
+        )
+        print_plan(executable.plan, costs, title, measured_ms)
+        draw_plan(executable.plan, costs, title, measured_ms, output_dir / "plan")
+        print(f"picture of the plan in {output_dir}")
 
 
 def launch_milliseconds(executable: Executable, threads: int) -> float:

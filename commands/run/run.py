@@ -1,6 +1,7 @@
 """`--mode run`: classifies the images and writes predictions and a report, however the run ends."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cambrian.commands.console import print_note, progress_bar
 from cambrian.commands.executables import check_parity, make_executable
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ImageSource, ModelImages, choose_data, open_source
-from cambrian.commands.output import PREDICTIONS, deferred_interrupts, make_output_dir, reporting
+from cambrian.commands.output import PREDICTIONS, deferred_interrupts, output_folder, reporting
 from cambrian.commands.report import Report
 from cambrian.commands.run.classify import Tally, classify, images_of
 from cambrian.commands.run.clock import milliseconds_since_process_start
@@ -48,28 +49,29 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
       The report and its folder.
 
     Raises:
-      The exception that ended the run, after the report was written with the finished part.
+      The exception that ended the run, after the report was written with the finished part, unless the request was
+        refused before it had any.
     """
     # Images first: a mistake in them is reported before minutes of building.
     source, notes = (None, []) if configuration.data == "auto" else _open(configuration.data, configuration)
-    output_dir = make_output_dir(configuration)
-    report = Report(
-        flags=flags | {"output_dir": str(output_dir)},
-        threads=configuration.threads,
-        partition=configuration.partition,
-        execution=configuration.execution,
-        versions=versions(),
-    )
-    if not configuration.artifact:
-        report.request(configuration)
-    with reporting(report, output_dir):
-        for note in notes:
-            _note(note, report)
-        try:
-            _run(configuration, source, output_dir, report)
-        except ParityError as error:
-            report.compare(error.parity)
-            raise
+    with output_folder(configuration) as output_dir:
+        report = Report(
+            flags=flags | {"output_dir": str(output_dir)},
+            threads=configuration.threads,
+            partition=configuration.partition,
+            execution=configuration.execution,
+            versions=versions(),
+        )
+        if not configuration.artifact:
+            report.request(configuration)
+        with reporting(report, output_dir) as start:
+            for note in notes:
+                _note(note, report)
+            try:
+                _run(configuration, source, output_dir, report, start)
+            except ParityError as error:
+                report.compare(error.parity)
+                raise
     return report, output_dir
 
 
@@ -77,7 +79,13 @@ def _open(data: str, configuration: Configuration) -> tuple[ImageSource, list[st
     return open_source(data, split=configuration.split, num_images=configuration.num_images, seed=configuration.seed)
 
 
-def _run(configuration: Configuration, source: ImageSource | None, output_dir: Path, report: Report) -> None:
+def _run(
+    configuration: Configuration,
+    source: ImageSource | None,
+    output_dir: Path,
+    report: Report,
+    start: Callable[[], None],
+) -> None:
     return_freed_memory(_num_devices(configuration))
     made = make_executable(configuration)
     executable, threads = made.executable, configuration.threads
@@ -98,6 +106,7 @@ def _run(configuration: Configuration, source: ImageSource | None, output_dir: P
     for note in (*data_notes, *executable.notes, *notes):
         if note not in report.notes:
             _note(note, report)
+    start()
     _classify(executable, images, configuration, output_dir, report)
     if report.skipped_images:
         _note(f"{len(report.skipped_images)} unreadable images skipped, listed as skipped_images in the report", report)

@@ -1,14 +1,13 @@
 """The directory of a sweep, which belongs to one command and to one process at a time."""
 
 import contextlib
-import fcntl
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cambrian.commands.output import held_folder
 from cambrian.commands.sweep.log import RESULTS
 from cambrian.engine.files import replace_file
 from cambrian.sharding import UsageError
@@ -16,35 +15,21 @@ from cambrian.sharding import UsageError
 SWEEP = "sweep.json"
 TRIALS = "trials"
 FIGURES = "figures"
-_LOCK = "lock"
 
 
 @contextlib.contextmanager
 def sweep_directory(path: Path, identity: Mapping[str, Any], fresh: bool) -> Iterator[None]:
-    """Locks `path` for this process, and makes it the directory of the sweep that `identity` describes.
-
-    The lock ends with the process.
+    """Holds `path` inside this context, as the directory of the sweep that `identity` describes.
 
     Args:
       identity: JSON-compatible; `command` as a user types it, and `environment`, all that its results depend on.
       fresh: remove the results of an earlier sweep.
 
     Raises:
-      UsageError: if another process holds the lock, the directory can't be written to, or, unless `fresh`, it belongs
+      UsageError: if another process holds the directory, it can't be written to, or, unless `fresh`, it belongs
         to another command or environment.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / _LOCK).open("a")
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UsageError(f"output_dir must be a writable folder, got {path}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"a directory is for one sweep at a time, got {path}, where one is running") from None
+    with held_folder(path):
         if fresh:
             _clear(path)
         elif (path / SWEEP).exists():

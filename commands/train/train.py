@@ -5,6 +5,7 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cambrian.commands.executables import devices_of, resolve
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
 from cambrian.commands.images.arrays import load_arrays
-from cambrian.commands.output import CURVES, METRICS, MODEL, TRAINED_PRECISIONS, make_output_dir, reporting
+from cambrian.commands.output import CURVES, METRICS, MODEL, TRAINED_PRECISIONS, output_folder, reporting
 from cambrian.commands.train.curves import draw_curves, metrics_csv
 from cambrian.commands.train.report import TrainingReport
 from cambrian.commands.train.setup import Setup, open_images, recipe_of, set_up
@@ -45,7 +46,8 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
     checkpoint.
 
     Raises:
-      The exception that ended the training, after the report was written with the finished part.
+      The exception that ended the training, after the report was written with the finished part, unless the request
+        was refused before it had any.
     """
     recipe, recipe_notes = recipe_of(flags.config)
     if configuration.batch_size:
@@ -57,21 +59,25 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
     setup = set_up(configuration)
     images, test_images, setup, more_notes = open_images(configuration, setup)
     recipe.steps_per_epoch(len(images))
-    output_dir = make_output_dir(configuration)
-    report = TrainingReport(dict(flags.values) | {"output_dir": str(output_dir)}, versions())
-    report.model, report.mesh, report.platform = setup.architecture.name, str(configuration.mesh), devices[0].platform
-    report.precision, report.batch_size, report.recipe = (
-        configuration.precision,
-        recipe.batch_size,
-        dataclasses.asdict(recipe),
-    )
-    report.data, report.evaluated_on, report.num_images = images.description, test_images.description, len(images)
-    report.weights, report.checkpoints = configuration.weights, str(output_dir / CHECKPOINTS)
-    with reporting(report, output_dir, "; the same command with this --output_dir resumes"):
-        for note in (*recipe_notes, *notes, *setup.notes, *more_notes):
-            print_note(note)
-            report.notes.append(note)
-        _train(configuration, recipe, setup, images, test_images, mesh, output_dir, report)
+    with output_folder(configuration) as output_dir:
+        report = TrainingReport(dict(flags.values) | {"output_dir": str(output_dir)}, versions())
+        report.model, report.mesh, report.platform = (
+            setup.architecture.name,
+            str(configuration.mesh),
+            devices[0].platform,
+        )
+        report.precision, report.batch_size, report.recipe = (
+            configuration.precision,
+            recipe.batch_size,
+            dataclasses.asdict(recipe),
+        )
+        report.data, report.evaluated_on, report.num_images = images.description, test_images.description, len(images)
+        report.weights, report.checkpoints = configuration.weights, str(output_dir / CHECKPOINTS)
+        with reporting(report, output_dir, "; the same command with this --output_dir resumes") as start:
+            for note in (*recipe_notes, *notes, *setup.notes, *more_notes):
+                print_note(note)
+                report.notes.append(note)
+            _train(configuration, recipe, setup, images, test_images, mesh, output_dir, report, start)
 
 
 def _train(
@@ -83,6 +89,7 @@ def _train(
     mesh: Mesh,
     output_dir: Path,
     report: TrainingReport,
+    start: Callable[[], None],
 ) -> None:
     data = TrainingData(*load_arrays(images, configuration.threads), *load_arrays(test_images, configuration.threads))
     _check_memory(data, setup.variables, mesh, configuration.device_memory_limit_bytes)
@@ -107,10 +114,12 @@ def _train(
     with progress_bar(num_steps * recipe.batch_size, "training") as show_progress:
 
         def on_progress(progress: Progress) -> None:
+            start()
             show_progress(progress.step * recipe.batch_size)
             report.images_per_second = progress.images_per_second
 
         def on_epoch(metrics: EpochMetrics) -> None:
+            start()
             show_progress(metrics.step * recipe.batch_size)
             epochs.append(dataclasses.asdict(metrics))
             replace_file(output_dir / METRICS, metrics_csv(epochs))
