@@ -1,5 +1,6 @@
 """The command line: parses the flags, calls the mode, and reports an error in one line with its exit code."""
 
+import difflib
 import io
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from cambrian.commands.configuration import Configuration
-from cambrian.commands.flags import Flags, define_flags, help_text, read_configuration, read_flags
+from cambrian.commands.flags import Flags, define_flags, help_text, own_flags, read_configuration, read_flags
 from cambrian.sharding import UsageError
 from cambrian.sharding.host import host
 
@@ -133,15 +134,33 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if any(argument in _HELP for argument in argv[1:]):
         print(help_text(FLAGS))
         sys.exit(0)
-    names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("-")]
+    names, own = [_name(argument) for argument in argv[1:] if argument.startswith("-")], own_flags(FLAGS)
     try:
         if refused := [name for name in names if name in _NOT_OURS]:
             raise flags.UnrecognizedFlagError(refused[0])
-        return FLAGS(argv)
+        if argv[-1].startswith("-") and "=" not in argv[-1] and _takes_value(last := names[-1]):
+            raise UsageError(f"--{last} must have a value, got none")
+        rest = FLAGS(argv)
+        if len(rest) > 1 and (before := _name(argv[argv.index(rest[1]) - 1])) in own and not _takes_value(before):
+            raise UsageError(f"--{before} takes no value, and --no{before} turns it off, got {rest[1]!r}")
+        return rest
     except flags.UnrecognizedFlagError as error:
-        sys.exit(_fail(f"flags must be among those that --help lists, got --{error.flagname}", 2))
-    except (flags.Error, ValueError) as error:  # ValueError: a value for --noFLAG
+        closest = difflib.get_close_matches(error.flagname, own, 1)
+        hint = f"did you mean --{closest[0]}?" if closest else "--help lists all flags"
+        sys.exit(_fail(f"unknown flag --{error.flagname}; {hint}", 2))
+    except flags.IllegalFlagValueError as error:  # absl puts the flag before our message, which names it
+        sys.exit(_fail(error.__context__ if isinstance(error.__context__, UsageError) else error, 2))
+    except (flags.Error, ValueError) as error:
         sys.exit(_fail(error, 2))
+
+
+def _takes_value(name: str) -> bool:
+    flag = own_flags(FLAGS).get(name)
+    return flag is not None and not flag.boolean
+
+
+def _name(argument: str) -> str:
+    return argument.lstrip("-").partition("=")[0]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,11 @@ RANGES = MappingProxyType(
 )
 MAX_DEVICES = 2**16
 MAX_CLASSES = 10**6
-_UNITS = {unit: 1024**power for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB"))}
+_UNITS = {"B": 1} | {
+    prefix + unit: base**power
+    for unit, base in (("iB", 1024), ("B", 1000))
+    for power, prefix in enumerate("KMGT", start=1)
+}
 _MAX_BYTES = 2**50
 # Fields that hold a path → the values that are words instead.
 _PATHS = {
@@ -195,7 +199,7 @@ class Configuration:
 
 
 def parse_bytes(text: str) -> int:
-    """Parses a size such as `512MiB`, with a unit from B to TiB, to bytes.
+    """Parses a size such as `512MiB` or `2GB`, with a unit from B to TiB or TB, to bytes.
 
     Raises:
       UsageError: if the text has another form, or the size is above 1024 TiB.
@@ -203,7 +207,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text)
     if match is None or match[2] not in _UNITS:
         units = ", ".join(_UNITS)
-        raise UsageError(f"a size must be a number and a unit of {units}, such as 512MiB, got {reprlib.repr(text)}")
+        raise UsageError(f"a size must be a number and one of {units}, such as 512MiB, got {reprlib.repr(text)}")
     size = float(match[1]) * _UNITS[match[2]]
     if size > _MAX_BYTES:
         raise UsageError(f"a size must be at most 1024TiB, got {reprlib.repr(text)}")

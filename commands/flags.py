@@ -11,7 +11,7 @@ from absl import flags
 
 from cambrian.commands.config_file import DEFAULT_CONFIG, ConfigFile, read_config_file, read_reported_flags
 from cambrian.commands.configuration import EXECUTIONS, PRECISIONS, RANGES, Configuration, check_range
-from cambrian.commands.listed_flag import OneOrMore
+from cambrian.commands.flag_parsers import Named, OneOrMore
 from cambrian.sharding import PARTITIONS, MeshShape, UsageError
 from cambrian.sharding.host import PLATFORMS
 
@@ -96,6 +96,13 @@ def define_flags(values: flags.FlagValues) -> None:
     boolean("fresh", False, "Sweep: remove earlier results from its directory and start over.")
     boolean("dry_run", False, "Sweep: list its configurations with predicted time and memory.")
 
+    for flag in own_flags(values).values():
+        flag.parser = Named(flag.name, flag.parser, values)
+
+
+def own_flags(values: flags.FlagValues) -> dict[str, flags.Flag]:
+    """Returns name → flag, of the flags that `define_flags` has registered, in that order."""
+    return {flag.name: flag for flag in values.flags_by_module_dict()[__name__]}
 
 def _range(name: str) -> str:
     low, high = RANGES[name]
@@ -112,7 +119,7 @@ def help_text(values: flags.FlagValues) -> str:
         "Flags marked * take several values, separated by commas: every combination is run, as a sweep.",
         "",
     ]
-    for flag in values.flags_by_module_dict()[__name__]:
+    for flag in own_flags(values).values():
         name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}{'*' if flag.name in STARRED else ''}"
         default = "" if flag.boolean or flag.default in ("", None) else f" [{flag.default}]"
         lines.append(
@@ -163,7 +170,7 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
     Raises:
       UsageError: if the config file can't be used, a flag of a sweep is out of range or given without one.
     """
-    own = {flag.name: flag for flag in parsed.flags_by_module_dict()[__name__]}
+    own = own_flags(parsed)
     given = frozenset(name for name, flag in own.items() if flag.present)
     values = {name: flag.value for name, flag in own.items()}
     source = values["config"]
@@ -196,8 +203,8 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
 def _parse(flag: Any, value: Any, source: str) -> Any:
     try:
         return None if value is None and flag.default is None else flag.parser.parse(value)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UsageError(f"flag {flag.name} of {source}: {error}") from None
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
 
 
 def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) -> Configuration:

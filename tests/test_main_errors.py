@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from absl.flags import FlagValues
 
 from cambrian.commands import cli
-from cambrian.commands.flags import read_configuration
+from cambrian.commands.flags import define_flags, read_configuration
 from cambrian.commands.output import output_folder, reporting
 from cambrian.commands.report import Report
 from cambrian.models.resnet.architecture import Architecture
@@ -27,13 +28,14 @@ CASES = {
     "--threads 0": "threads must be from 1 to 1024, got 0",
     "--config nothing": "config must be a .py or report.json file, "
     "or one of cambricon_grid, resnet101_cifar10, resnet101_imagenet, train_resnet101_cifar10; got 'nothing'",
-    "--nonsense 3": "flags must be among those that --help lists, got --nonsense",
+    "--nonsense 3": "unknown flag --nonsense; --help lists all flags",
     "--precision int8": "precision must be one of auto, float32, bfloat16, got 'int8'",
     "--partition columns": "partition must be one of auto, samples, rows, channels, intra_sample, got 'columns'",
     "--platform npu": "platform must be one of auto, cpu, gpu, tpu, got 'npu'",
     "--mode fly": "mode must be one of run, compile, plan, train, got 'fly'",
     "--execution later": "execution must be one of offline, online, got 'later'",
-    "--device_memory_limit 5": "a size must be a number and a unit of B, KiB, MiB, GiB, TiB, such as 512MiB, got '5'",
+    "--device_memory_limit 5": "a size must be a number and one of B, KiB, MiB, GiB, TiB, KB, MB, GB, TB, "
+    "such as 512MiB, got '5'",
     "photos": "arguments must be flags that begin with --, got 'photos'",
     "--data absent": "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images, got 'absent': "
     "No such file or directory",
@@ -62,7 +64,8 @@ CASES = {
     "--artifact absent": "an artefact must be a directory with a manifest.json, got absent",
     "--config list.json": "config must be a report.json with flags, got list.json: ",
     "--config other.json": "other.json must set flags of main.py, got 'depth'",
-    "--config threads.json": "flag threads of threads.json: ",
+    "--config threads.json": "threads.json: threads must be an integer, or several different ones, "
+    "separated by commas, got None",
 }
 # Some for each place in which a request can be refused; the others are refused in this process.
 AS_A_PROCESS = (
@@ -86,10 +89,10 @@ NOTHING_WRITTEN = {
     "got '100000000000...000000000000B'",
     "--threads 1,2 --timeout_s nan": "timeout_s must be from 1 to 604800, got nan",
     "--artifact empty --batch_size 8,16": "an artifact decides its own batch_size: give one --batch_size, got 2",
-    "--mesh 1x1,1x2 --num_images 1,2,3,4 --seed 1,2": "flag --seed=1,2: ",
+    "--mesh 1x1,1x2 --num_images 1,2,3,4 --seed 1,2": "seed must be an integer, got '1,2'",
     "--weights fifo": "weights must be a file or a folder, got the FIFO fifo",
     "--config fifo.json": "config must be a file or a folder, got the FIFO fifo.json",
-    "--flagfile fifo": "flags must be among those that --help lists, got --flagfile",
+    "--flagfile fifo": "unknown flag --flagfile; --help lists all flags",
     "--mode train --data classes --batch_size 8": "batch_size must be at most the 4 training images, got 8",
 }
 
@@ -97,6 +100,21 @@ NOTHING_WRITTEN = {
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> Command:
     home = tmp_path_factory.mktemp("home")
+# The same, refused by the parser.
+NOT_PARSED = {
+    "--thread 3": "unknown flag --thread; did you mean --threads?",
+    "--threads=2-8": "threads must be an integer, or several different ones, separated by commas, got '2-8'",
+    "--precision float32,float32": "precision must be text, or several different ones, separated by commas, "
+    "got 'float32,float32'",
+    "--timeout_s soon": "timeout_s must be a number, got 'soon'",
+    "--search fast": "search must be one of grid, auto, got 'fast'",
+    "--debug=maybe": "debug must be true or false, got 'maybe'",
+    "--fresh false": "--fresh takes no value, and --nofresh turns it off, got 'false'",
+    "--seed 1 --mesh": "--mesh must have a value, got none",
+    "--mesh --threads 2": "--mesh must have a value, got the next flag, --threads",
+}
+
+
     command = Command(home)
     (home / "empty").mkdir()
     (home / "file").touch()
@@ -139,6 +157,17 @@ def test_an_invalid_request_is_refused_by_its_mode(command, monkeypatch, flags):
 def check_refusal(outcome: Outcome, expected: str) -> None:
     assert outcome.exit_code == 2, outcome.stderr
     check_message(outcome.error, expected)
+@pytest.mark.parametrize("flags", NOT_PARSED)
+def test_flags_that_cannot_be_parsed(monkeypatch, capsys, flags):
+    values = FlagValues()
+    define_flags(values)
+    monkeypatch.setattr(cli, "FLAGS", values)
+    with pytest.raises(SystemExit) as end:
+        cli._parse_flags(["main.py", *flags.split()])
+    assert end.value.code == 2
+    check_message(capsys.readouterr().err.removeprefix("error: ").rstrip("\n"), NOT_PARSED[flags])
+
+
     assert outcome.stdout == ""
 
 

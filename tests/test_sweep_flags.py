@@ -65,7 +65,7 @@ def test_what_makes_no_sense_is_refused(arguments, message):
 
 
 def test_values_that_come_twice_are_refused():
-    with pytest.raises(flags.IllegalFlagValueError, match="values in a list must differ, got 2,4,2"):
+    with pytest.raises(flags.IllegalFlagValueError, match="several different ones, separated by commas, got '2,4,2'"):
         parse("--threads", "2,4,2")
 
 
