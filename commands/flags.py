@@ -95,7 +95,6 @@ def define_flags(values: flags.FlagValues) -> None:
     real("timeout_s", 1800, f"Sweep: seconds after which a build or run is ended, {_range('timeout_s')}.")
     boolean("fresh", False, "Sweep: remove earlier results from its directory and start over.")
     boolean("dry_run", False, "Sweep: list its configurations with predicted time and memory.")
-
     for flag in own_flags(values).values():
         flag.parser = Named(flag.name, flag.parser, values)
 
@@ -103,6 +102,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def own_flags(values: flags.FlagValues) -> dict[str, flags.Flag]:
     """Returns name → flag, of the flags that `define_flags` has registered, in that order."""
     return {flag.name: flag for flag in values.flags_by_module_dict()[__name__]}
+
 
 def _range(name: str) -> str:
     low, high = RANGES[name]
