@@ -160,6 +160,7 @@ class Configuration:
     device_memory_limit: str = ""
     skip_bad_images: bool = False
     seed: int = 0
+    freeze: str = ""
 
     def __post_init__(self):
         for name, choices in (

@@ -82,7 +82,8 @@ def define_flags(values: flags.FlagValues) -> None:
     string("artifact_dir", "", "Cache of artefacts; default: in the user's cache folder.")
     string("signing_key", "", "File of the user's key; default: in the user's configuration folder.")
     string("output_dir", "", "Folder of report and predictions; default: a new folder under runs/.")
-    string("device_memory_limit", "", "Limit on each device's memory, such as 512MiB; default: all of it.")
+    string("device_memory_limit", "", "Limit on each device's memory, such as 512MiB or 2GB; default: all of it.")
+    string("freeze", "", "Mode train: none, or backbone to train only the last layer. Default: the recipe's.")
     boolean("tune", False, "Mode plan: measure what is missing from this machine's cost table first.")
     boolean("skip_bad_images", False, "Skip images that can't be read, and list them in the report.")
     integer("seed", 0, "Seed of random weights, synthetic images and training.")
@@ -231,6 +232,8 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
             raise UsageError(f"mode compile builds an artifact: leave --artifact out, got {found['artifact']!r}")
     if mode == "compile" and found["execution"] == "online":
         raise UsageError("mode compile saves an artifact: --execution must be offline, got online")
+    if found["freeze"] and mode != "train":
+        raise UsageError(f"--freeze belongs to mode train, got mode {mode}")
     if found["tune"] and mode != "plan":
         raise UsageError(f"--tune belongs to mode plan, got mode {mode}")
     fields = Configuration.__dataclass_fields__

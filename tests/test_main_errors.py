@@ -49,6 +49,9 @@ CASES = {
     "10 classes, got resnet18 with the cifar stem and 4 classes in classes.safetensors",
     "--mode compile --execution online": "mode compile saves an artifact: --execution must be offline, got online",
     "--mode train --partition rows": "mode train runs no executable: leave --partition out, got 'rows'",
+    "--freeze backbone": "--freeze belongs to mode train, got mode run",
+    "--mode train --freeze head": "freeze must be one of none, backbone, got 'head'",
+    "--mode train --freeze backbone --weights random": "freeze backbone requires trained weights, got --weights random",
     "--mode train --mesh 2x1": "the mesh must be 1xDATA for training, got 2x1",
     "--mode train --data synthetic": "training needs labelled images, --data cifar10 or a folder of class folders, "
     "got synthetic images, seed 0",
@@ -97,9 +100,6 @@ NOTHING_WRITTEN = {
 }
 
 
-@pytest.fixture(scope="module")
-def command(tmp_path_factory) -> Command:
-    home = tmp_path_factory.mktemp("home")
 # The same, refused by the parser.
 NOT_PARSED = {
     "--thread 3": "unknown flag --thread; did you mean --threads?",
@@ -115,6 +115,9 @@ NOT_PARSED = {
 }
 
 
+@pytest.fixture(scope="module")
+def command(tmp_path_factory) -> Command:
+    home = tmp_path_factory.mktemp("home")
     command = Command(home)
     (home / "empty").mkdir()
     (home / "file").touch()
@@ -154,9 +157,6 @@ def test_an_invalid_request_is_refused_by_its_mode(command, monkeypatch, flags):
     check_message(str(refused.value), CASES[flags])
 
 
-def check_refusal(outcome: Outcome, expected: str) -> None:
-    assert outcome.exit_code == 2, outcome.stderr
-    check_message(outcome.error, expected)
 @pytest.mark.parametrize("flags", NOT_PARSED)
 def test_flags_that_cannot_be_parsed(monkeypatch, capsys, flags):
     values = FlagValues()
@@ -168,6 +168,9 @@ def test_flags_that_cannot_be_parsed(monkeypatch, capsys, flags):
     check_message(capsys.readouterr().err.removeprefix("error: ").rstrip("\n"), NOT_PARSED[flags])
 
 
+def check_refusal(outcome: Outcome, expected: str) -> None:
+    assert outcome.exit_code == 2, outcome.stderr
+    check_message(outcome.error, expected)
     assert outcome.stdout == ""
 
 

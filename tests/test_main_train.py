@@ -31,7 +31,7 @@ def test_a_training_writes_report_curves_accuracy_and_weights(trained):
     assert outcome.notes == [
         "no RECIPE in resnet101_cifar10.py: training by the default one, 30 epochs",
         "3×3 stem computed with stride 1 and without pooling: the weights don't state either",
-        "new head for the 2 classes of the data",
+        "the head starts anew, for the 2 classes of the data: a, b",
     ]
     report = json.loads((output_dir / "report.json").read_text())
     assert (report["status"], report["model"], report["mesh"], report["num_images"]) == ("ok", "resnet6", "1x2", 20)

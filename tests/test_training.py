@@ -62,7 +62,7 @@ def run(folder, architecture=TINY, recipe=RECIPE, data=DATA, shape=ONE_DEVICE, o
         std=STD,
         seed=seed,
         checkpoints=Checkpoints(folder),
-        facts=model_facts(architecture, DESCRIPTION) | {"seed": seed},
+        facts=model_facts(architecture, DESCRIPTION) | {"seed": seed, "recipe": dataclasses.asdict(recipe)},
         on_progress=on_progress,
         on_epoch=epochs.append,
     )

@@ -97,6 +97,7 @@ def test_sgd_has_nesterov_momentum():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"freeze": "head"}, "freeze must be one of none, backbone, got 'head'"),
         ({"optimizer": "lamb"}, "optimizer must be one of sgd, adamw, got 'lamb'"),
         ({"epochs": 0}, "epochs must be from 1 to 1000000, got 0"),
         ({"epochs": 2.0}, "epochs must be of type int, got 2.0"),

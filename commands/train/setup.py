@@ -1,6 +1,7 @@
 """The start of a training: model, variables, labelled images, and a head for their classes."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from cambrian.commands.config_file import ConfigFile
 from cambrian.commands.configuration import Configuration, ModelConfig
 from cambrian.commands.images import ImageSource, ModelImages, choose_data, for_model, open_source
 from cambrian.commands.images.labels import find_labels
-from cambrian.commands.model import model_of_weights, with_image_size
+from cambrian.commands.model import model_of_weights, weights_path, with_image_size
 from cambrian.models.resnet.variables import initial_variables
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import UsageError
@@ -22,55 +23,71 @@ class Setup:
     """A model to train.
 
     Attributes:
+      weights: file or folder of the weights to start from; None for random ones.
       notes: deviations from the request.
     """
 
     model: ModelConfig
     architecture: models.Architecture
     variables: dict[str, np.ndarray]
+    weights: Path | None
     notes: tuple[str, ...]
 
 
-def recipe_of(config: ConfigFile) -> tuple[Recipe, list[str]]:
-    """The recipe of a config file, or the default one, and notes.
+def recipe_of(configuration: Configuration, config: ConfigFile) -> tuple[Recipe, list[str]]:
+    """Returns the recipe of a config file, or the default one, with the flags that override it, and notes.
 
     Raises:
-      UsageError: if `RECIPE` is something else.
+      UsageError: if `RECIPE` is something else, or a flag is out of range.
     """
-    if config.recipe is None:
+    recipe, notes = config.recipe, []
+    if recipe is None:
         recipe = Recipe()
-        return recipe, [f"no RECIPE in {config.path.name}: training by the default one, {recipe.epochs} epochs"]
-    if not isinstance(config.recipe, Recipe):
-        raise UsageError(f"{config.path} must define RECIPE, a Recipe, got {type(config.recipe).__name__}")
-    return config.recipe, []
+        notes.append(f"no RECIPE in {config.path.name}: training by the default one, {recipe.epochs} epochs")
+    if not isinstance(recipe, Recipe):
+        raise UsageError(f"{config.path} must define RECIPE, a Recipe, got {type(recipe).__name__}")
+    given = {"batch_size": configuration.batch_size, "freeze": configuration.freeze}
+    return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value}), notes
 
 
-def set_up(configuration: Configuration) -> Setup:
-    """Model and variables; the head is still the one of the weights or the configuration."""
+def set_up(configuration: Configuration, recipe: Recipe) -> Setup:
+    """Returns model and variables, with the head of the weights or the configuration.
+
+    Raises:
+      UsageError: if the weights can't be read, or contradict the configuration; if a frozen backbone would be random.
+    """
     model = with_image_size(configuration.model, configuration)
-    if configuration.weights in ("auto", "random"):
+    # A whole network starts from random weights unless told otherwise, a frozen backbone from the shipped ones.
+    from_random = configuration.weights == "auto" and recipe.freeze == "none"
+    path = None if from_random else weights_path(configuration)
+    if path is None:
+        if recipe.freeze != "none":
+            raise UsageError(f"freeze {recipe.freeze} requires trained weights, got --weights {configuration.weights}")
         architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
-        return Setup(model, architecture, initial_variables(architecture, configuration.seed), ())
-    given = models.read_weights(configuration.weights)
+        return Setup(model, architecture, initial_variables(architecture, configuration.seed), None, ())
+    given = models.read_weights(path)
     told = given.told()
     if configuration.explicit_config:
         needed = models.Architecture.resnet(model.depth, model.stem, given.architecture.num_classes)
         if given.architecture != needed:
             raise UsageError(
                 f"--config needs weights of {needed.name} with the {needed.stem} stem, got {given.architecture.name} "
-                f"with the {given.architecture.stem} stem in {configuration.weights}"
+                f"with the {given.architecture.stem} stem in {path}"
             )
         # The data decides the head.
         told = {name: value for name, value in told.items() if name not in ("num_classes", "labels")}
     model = with_image_size(model_of_weights(configuration, told), configuration)
-    return Setup(model, given.architecture, given.variables, given.notes)
+    return Setup(model, given.architecture, given.variables, path, given.notes)
 
 
-def open_images(configuration: Configuration, setup: Setup) -> tuple[ModelImages, ModelImages, Setup, list[str]]:
-    """Training and evaluation images, and the setup with a head for their classes.
+def open_images(
+    configuration: Configuration, recipe: Recipe, setup: Setup
+) -> tuple[ModelImages, ModelImages, Setup, list[str]]:
+    """Returns training and evaluation images, the setup with a head for their classes, and notes.
 
     Raises:
-      UsageError: if the images have no labels, or other classes than the model that the user named.
+      UsageError: if the images have no labels, or their classes differ from those of `--config` and the backbone isn't
+        frozen.
     """
     model = setup.model
 
@@ -91,7 +108,7 @@ def open_images(configuration: Configuration, setup: Setup) -> tuple[ModelImages
     same = len(names) == len(model.labels) == len(set(found)) and None not in found
     if same:
         names = model.labels  # in the order of the logits that there are
-    elif configuration.explicit_config and model.labels:
+    elif configuration.explicit_config and model.labels and recipe.freeze == "none":
         raise UsageError(
             f"--config needs the classes {_listed(model.labels)}, got {_listed(names)} in {configuration.data}"
         )
@@ -105,8 +122,8 @@ def open_images(configuration: Configuration, setup: Setup) -> tuple[ModelImages
         raise UsageError(f"the split {configuration.split} must have labelled images, got {test_source.description}")
     if test_source.description == source.description:
         notes.append("evaluated on the training images: there is no other split, or --split names it")
-    if configuration.weights not in ("auto", "random") and not same:
-        notes.append(f"new head for the {len(names)} classes of the data")
+    if setup.weights is not None and not same:
+        notes.append(f"the head starts anew, for the {len(names)} classes of the data: {_listed(names)}")
     if not same:
         architecture = dataclasses.replace(setup.architecture, num_classes=len(names))
         head = initial_variables(architecture, configuration.seed)

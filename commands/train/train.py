@@ -49,15 +49,13 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
       The exception that ended the training, after the report was written with the finished part, unless the request
         was refused before it had any.
     """
-    recipe, recipe_notes = recipe_of(flags.config)
-    if configuration.batch_size:
-        recipe = dataclasses.replace(recipe, batch_size=configuration.batch_size)
+    recipe, recipe_notes = recipe_of(configuration, flags.config)
     devices, notes = devices_of(configuration)
     configuration = resolve(configuration, devices)
     mesh = make_mesh(configuration.mesh, devices)
     check_batch(recipe, mesh)
-    setup = set_up(configuration)
-    images, test_images, setup, more_notes = open_images(configuration, setup)
+    setup = set_up(configuration, recipe)
+    images, test_images, setup, more_notes = open_images(configuration, recipe, setup)
     recipe.steps_per_epoch(len(images))
     with output_folder(configuration) as output_dir:
         report = TrainingReport(dict(flags.values) | {"output_dir": str(output_dir)}, versions())
@@ -72,7 +70,8 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
             dataclasses.asdict(recipe),
         )
         report.data, report.evaluated_on, report.num_images = images.description, test_images.description, len(images)
-        report.weights, report.checkpoints = configuration.weights, str(output_dir / CHECKPOINTS)
+        report.weights = configuration.weights if setup.weights is None else str(setup.weights)
+        report.checkpoints = str(output_dir / CHECKPOINTS)
         with reporting(report, output_dir, "; the same command with this --output_dir resumes") as start:
             for note in (*recipe_notes, *notes, *setup.notes, *more_notes):
                 print_note(note)

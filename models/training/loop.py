@@ -231,9 +231,18 @@ def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _check_same(wanted: dict[str, Any], found: dict[str, Any], checkpoints: Checkpoints) -> None:
+    wanted, found = _flat(wanted), _flat(found)
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise UsageError(
                 f"a training must resume from its own checkpoint, with {name} {wanted.get(name)!r:.200}, got "
                 f"{found.get(name)!r:.200} in {checkpoints.folder}: choose another output_dir"
             )
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts with those of a nested dict under `NAME.KEY`, so that a message can name one setting of a recipe."""
+    flat = {}
+    for name, value in facts.items():
+        flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -26,6 +26,13 @@ def split_variables(variables: Mapping[str, jax.Array]) -> tuple[Arrays, Arrays]
     return {name: value for name, value in variables.items() if name not in statistics}, statistics
 
 
+def trained_part(params: Arrays, statistics: Arrays, freeze: str) -> tuple[Arrays, Arrays]:
+    """Returns the parameters and statistics that a training changes; `freeze` as in `Recipe`."""
+    if freeze == "none":
+        return params, statistics
+    return {name: value for name, value in params.items() if name.startswith("fc.")}, {}
+
+
 def network_function(
     architecture: Architecture, dtype: DTypeLike, training: bool, convolution: Convolve = lax.conv_general_dilated
 ) -> Apply:

@@ -6,6 +6,7 @@ import reprlib
 from cambrian.sharding import UsageError
 
 OPTIMIZERS = ("sgd", "adamw")
+FREEZES = ("none", "backbone")
 _RANGES = {  # field → smallest and largest value
     "epochs": (1, 10**6),
     "batch_size": (1, 2**20),
@@ -26,6 +27,8 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
+      freeze: `none` to train the whole network, or `backbone` to train only its last layer, on the features of a
+        network in inference mode: batch norms use their running statistics and keep them.
       epochs: number of passes over the training images; each pass drops different images that don't fill a batch.
       batch_size: number of images per step, over all devices.
       optimizer: `sgd`, with Nesterov momentum and weight decay in the gradient, or `adamw`, with decoupled decay.
@@ -48,6 +51,7 @@ class Recipe:
       UsageError: if a value is out of range (states the range).
     """
 
+    freeze: str = "none"
     epochs: int = 30
     batch_size: int = 128
     optimizer: str = "sgd"
@@ -71,8 +75,9 @@ class Recipe:
             allowed = (int, float) if kind is float else (kind,)
             if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise UsageError(f"{field.name} must be of type {kind.__name__}, got {reprlib.repr(value)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise UsageError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        for name, choices in (("freeze", FREEZES), ("optimizer", OPTIMIZERS)):
+            if (value := getattr(self, name)) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must be from {low} to {high}, got {reprlib.repr(getattr(self, name))}")

@@ -20,7 +20,7 @@ from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.variables import Variables
 from cambrian.models.training.augment import cutout, mixup, random_crop, random_flip
 from cambrian.models.training.convolution import training_convolution
-from cambrian.models.training.network import Arrays, network_function, split_variables
+from cambrian.models.training.network import Arrays, network_function, split_variables, trained_part
 from cambrian.models.training.optimizer import make_optimizer
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import DATA_AXIS
@@ -33,9 +33,9 @@ class TrainState(NamedTuple):
       step: number of steps done, int32.
       params: parameters of the network by name, float32.
       statistics: running statistics of the batch norms by name, float32.
-      average_params: moving average of the parameters; empty if the recipe keeps none.
-      average_statistics: moving average of the statistics; empty if the recipe keeps none.
-      optimizer: state of the optax optimizer.
+      average_params: moving average of the trained parameters; empty if the recipe keeps none.
+      average_statistics: moving average of the trained statistics; empty if the recipe keeps none.
+      optimizer: state of the optax optimizer of the trained parameters.
       loss_sum: sum of the loss over the augmented images of the epoch so far.
       num_hits: number of those images classified correctly.
       num_images: number of those images.
@@ -59,14 +59,15 @@ RunSteps = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainSt
 def initial_state(variables: Variables, recipe: Recipe, steps_per_epoch: int) -> TrainState:
     """Returns the state before the first step."""
     params, statistics = split_variables({name: jnp.asarray(value) for name, value in variables.items()})
-    averages = recipe.ema_decay > 0
+    trained = trained_part(params, statistics, recipe.freeze)
+    averages = jax.tree.map(jnp.copy, trained) if recipe.ema_decay else ({}, {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         statistics=statistics,
-        average_params=jax.tree.map(jnp.copy, params) if averages else {},
-        average_statistics=jax.tree.map(jnp.copy, statistics) if averages else {},
-        optimizer=make_optimizer(recipe, steps_per_epoch).init(params),
+        average_params=averages[0],
+        average_statistics=averages[1],
+        optimizer=make_optimizer(recipe, steps_per_epoch).init(trained[0]),
         loss_sum=jnp.zeros((), jnp.float32),
         num_hits=jnp.zeros((), jnp.int32),
         num_images=jnp.zeros((), jnp.int32),
@@ -74,10 +75,8 @@ def initial_state(variables: Variables, recipe: Recipe, steps_per_epoch: int) ->
 
 
 def trained_variables(state: TrainState) -> Arrays:
-    """Returns the variables to evaluate and save: the averages, if kept."""
-    if state.average_params:
-        return state.average_params | state.average_statistics
-    return state.params | state.statistics
+    """Returns the variables to evaluate and save: the averages, where kept."""
+    return state.params | state.statistics | state.average_params | state.average_statistics
 
 
 def steps_function(
@@ -111,13 +110,14 @@ def steps_function(
     """
     steps_per_epoch = recipe.steps_per_epoch(num_images)
     optimizer = make_optimizer(recipe, steps_per_epoch)
-    apply = network_function(architecture, dtype, training=True, convolution=training_convolution(mesh))
+    whole = recipe.freeze == "none"
+    apply = network_function(architecture, dtype, training=whole, convolution=training_convolution(mesh))
     normalise = normaliser(mean, std)
     part_size = recipe.batch_size // recipe.accumulation_steps
     by_data = NamedSharding(mesh, P(None, DATA_AXIS))
 
     def loss_of(
-        params: Arrays, statistics: Arrays, images: jax.Array, labels: jax.Array, key: jax.Array
+        trained: Arrays, params: Arrays, statistics: Arrays, images: jax.Array, labels: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, tuple[Arrays, jax.Array]]:
         crop_key, flip_key, cutout_key, mixup_key = jax.random.split(key, 4)
         if recipe.crop_padding:
@@ -130,7 +130,7 @@ def steps_function(
         targets = optax.smooth_labels(jax.nn.one_hot(labels, architecture.num_classes), recipe.label_smoothing)
         if recipe.mixup_alpha:
             x, targets = mixup(mixup_key, x, targets, recipe.mixup_alpha)
-        logits, statistics = apply(params, statistics, x)
+        logits, statistics = apply(params | trained, statistics, x)
         hits = jnp.sum(logits.argmax(axis=1) == labels, dtype=jnp.int32)
         return optax.softmax_cross_entropy(logits, targets).mean(), (statistics, hits)
 
@@ -138,14 +138,17 @@ def steps_function(
         params: Arrays, statistics: Arrays, images: jax.Array, labels: jax.Array, key: jax.Array
     ) -> tuple[Arrays, Arrays, jax.Array, jax.Array]:
         """Accumulates gradients, statistics, mean loss and hits over a batch in parts (parts, part_size, …)."""
+        trained, _ = trained_part(params, statistics, recipe.freeze)
 
         def add_part(carry, part):
             total, statistics, loss_sum, hits_sum = carry
-            (loss, (statistics, hits)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, statistics, *part)
+            (loss, (statistics, hits)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+                trained, params, statistics, *part
+            )
             return (jax.tree.map(jnp.add, total, gradient), statistics, loss_sum + loss, hits_sum + hits), None
 
         parts = recipe.accumulation_steps
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(jnp.zeros_like, trained)
         start = (zeros, statistics, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
         xs = (images, labels, jax.random.split(key, parts))
         if in_one_launch and parts > 1:
@@ -164,14 +167,16 @@ def steps_function(
         gradient, statistics, loss, hits = gradients(
             state.params, state.statistics, images[indices], labels[indices], jax.random.fold_in(key, state.step)
         )
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = cast(Arrays, optax.apply_updates(state.params, updates))
+        trained, _ = trained_part(state.params, statistics, recipe.freeze)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
+        params = state.params | cast(Arrays, optax.apply_updates(trained, updates))
         averages = state.average_params, state.average_statistics
         if recipe.ema_decay:
             # As in TensorFlow's ExponentialMovingAverage, so that the start has less weight.
             count = state.step.astype(jnp.float32)
             decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
-            averages = cast(tuple[Arrays, Arrays], optax.incremental_update((params, statistics), averages, 1 - decay))
+            trained = trained_part(params, statistics, recipe.freeze)
+            averages = cast(tuple[Arrays, Arrays], optax.incremental_update(trained, averages, 1 - decay))
         first = position == 0
         state = TrainState(
             step=state.step + 1,
