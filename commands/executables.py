@@ -66,8 +66,11 @@ def make_executable(configuration: Configuration) -> Made:
         path = directory / key
 
         def build() -> Program:
-            print("building the executable; later runs load it", file=sys.stderr, flush=True)
-            return build_program(configuration, mesh)
+            print("building the executable; later runs skip this", file=sys.stderr, flush=True)
+            program = build_program(configuration, mesh)
+            if program.custom_calls:
+                print("its oneDNN layers are compiled again at each start: XLA can't save them", file=sys.stderr)
+            return program
 
         executable, build_ms = load_or_build(
             directory, key, build, devices=devices, signing_key=_key_path(configuration)

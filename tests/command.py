@@ -37,7 +37,7 @@ CONFIG = Preset(
 )
 """
 # Lines on stderr besides an error.
-REMARKS = ("note: ", "building the executable", "finished results are in ", "the report is in ")
+REMARKS = ("note: ", "building the executable", "its oneDNN layers ", "finished results are in ", "the report is in ")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,8 +46,7 @@ def saved(tmp_path_factory):
 def test_the_portable_program_is_compiled_at_load_and_gives_the_same(saved):
     folder, executable = saved
     loaded = load(folder / "artifact", signing_key=folder / "key")
-    assert loaded.kind == "portable"
-    assert [note for note in loaded.notes if "as XLA can't serialize __onednn$convolution" in note]
+    assert (loaded.kind, loaded.notes) == ("portable", ())
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     np.testing.assert_allclose(loaded(images), executable(images), rtol=1e-5, atol=1e-5)
 

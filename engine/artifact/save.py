@@ -49,7 +49,7 @@ def save(executable: Executable, path: str | Path, signing_key: str | Path | Non
     """Saves an executable and all it needs as a new directory, which appears complete or not at all.
 
     Runs the program's reference once, for the probe. Where XLA can't serialize the machine code, the artefact holds the
-    portable form only, and a note says so.
+    portable form only, and a note says so unless the program makes custom calls, which never have machine code.
 
     Args:
       executable: executable compiled from its program.
@@ -86,10 +86,7 @@ def compute_parts(program: Program, compiled: jax.stages.Compiled | None = None)
     # The reference takes several seconds and leaves a core idle for most of them.
     with ThreadPoolExecutor(1) as pool:
         reference = pool.submit(reference_outputs, program, inputs)
-        if program.custom_calls:
-            calls = ", ".join(program.custom_calls)
-            notes.append(f"{NO_NATIVE}, as XLA can't serialize {calls}: each start compiles the portable program")
-        else:
+        if not program.custom_calls:  # which XLA can't serialize
             compiled = compiled or compile_apply(program)
             try:
                 native = to_native(compiled)
