@@ -43,8 +43,9 @@ def load(
 
     Loads the machine code if the manifest is signed with this user's key and was built where the fingerprint is equal:
     nothing is traced or compiled then. Otherwise, and where XLA refuses the machine code, compiles the portable
-    program, and a note says why; one with custom calls is always compiled, without a note. A portable
-    program that isn't signed may make no custom calls, and is loaded in a child process first. Once `load` has returned, nothing of the directory is needed any more.
+    program, and a note says why; one with custom calls is always compiled, without a note. A portable program that
+    isn't signed may make no custom calls, and is loaded in a child process first. Once `load` has returned, nothing of
+    the directory is needed any more.
 
     Args:
       path: directory of the artefact.
