@@ -95,7 +95,7 @@ def define_flags(values: flags.FlagValues) -> None:
     real("min_top1", None, f"Sweep: lower limit on top1, {_range('min_top1')}.")
     real("timeout_s", 1800, f"Sweep: seconds after which a build or run is ended, {_range('timeout_s')}.")
     boolean("fresh", False, "Sweep: remove earlier results from its directory and start over.")
-    boolean("dry_run", False, "Sweep: list its configurations with predicted time and memory.")
+    boolean("dry_run", False, "Sweep: check its input and list its configurations with predicted time and memory.")
     for flag in own_flags(values).values():
         flag.parser = Named(flag.name, flag.parser, values)
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from absl import flags
 
 from cambrian.commands.command_line import command_line
 from cambrian.commands.flags import read_configuration
+from cambrian.commands.sweep.command import sweep_command
 from cambrian.commands.sweep.grid import Grid
 from cambrian.commands.sweep.setup import sweep_of_flags
 from cambrian.sharding import UsageError
@@ -54,6 +56,14 @@ def test_a_single_value_stays_a_single_value():
         ),
         (("--mesh", "1x2,1x4", "--artifact", "some"), "an artifact decides its own mesh"),
         (
+            ("--threads", "1,2", "--artifact", "absent"),
+            "an artefact must be a directory with a manifest.json, got absent",
+        ),
+        (
+            ("--mesh", "1x2,1x4", "--weights", "absent"),
+            "weights must be a safetensors or PyTorch file or a model folder",
+        ),
+        (
             ("--threads", ",".join(map(str, range(1, 102))), "--num_images", ",".join(map(str, range(1, 101)))),
             "a sweep must have at most 10000 configurations, got 10100",
         ),
@@ -62,6 +72,25 @@ def test_a_single_value_stays_a_single_value():
 def test_what_makes_no_sense_is_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         sweep_of(*arguments)
+
+
+def test_classes_that_are_no_labels_are_refused(tmp_path):
+    write_images(tmp_path, ["sky/a.png"])
+    with pytest.raises(UsageError, match="each class must be exactly one of the model's 10 labels, got 'sky'"):
+        sweep_of("--mesh", "1x2,1x4", "--data", tmp_path)
+
+
+def test_a_dry_run_of_a_search_lists_what_it_would_run(tmp_path, capsys):
+    (tmp_path / "tiny.py").write_text(TINY_CONFIG)
+    axes = ("--mesh", "1x1,4x4", "--batch_size", "16,256")
+    flags = parse("--config", tmp_path / "tiny.py", "--data", "synthetic", *axes, "--search", "auto", "--dry_run")
+    assert sweep_command(flags, ["python3", "main.py"]) == 0
+    *listed, summary, last = capsys.readouterr().out.splitlines()
+    speeds = [float(line.split()[-2]) for line in listed[1:]]
+    assert speeds == sorted(speeds, reverse=True)
+    left_out = re.fullmatch("the search starts with the first; it leaves out (.*) that are predicted .*", last)
+    assert left_out and 0 < int(left_out[1]) == 4 - len(speeds)
+    assert summary == "4 configurations, 4 executables, predicted; nothing was run"
 
 
 def test_values_that_come_twice_are_refused():

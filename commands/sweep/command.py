@@ -14,7 +14,7 @@ from cambrian.commands.sweep.display import Display
 from cambrian.commands.sweep.process import STDERR, STDOUT, run_process
 from cambrian.commands.sweep.result import BUILD, OK, Trial
 from cambrian.commands.sweep.setup import sweep_of_flags
-from cambrian.commands.sweep.sweep import Sweep, run_sweep
+from cambrian.commands.sweep.sweep import Sweep, halving_search, run_sweep
 from cambrian.commands.sweep.text import number
 from cambrian.commands.sweep.verdict import judge
 from cambrian.commands.sweep.write_results import write_results
@@ -47,7 +47,9 @@ def _list(sweep: Sweep, limit: str) -> None:
     table = Table("configuration", "ms a launch", "images a launch", "images/s", "MiB a device", "", box=None)
     for column in table.columns[1:5]:
         column.justify = "right"
-    for cell in sweep.grid.cells:
+    search = halving_search(sweep) if sweep.search == "auto" else None
+    cells = sweep.grid.cells if search is None else (*search.candidates(), *sweep.refused)
+    for cell in cells:
         prediction = sweep.predictions.get(cell)
         if prediction is None:
             remark = f"refused: {sweep.refused[cell]}" if cell in sweep.refused else "no prediction"
@@ -65,6 +67,10 @@ def _list(sweep: Sweep, limit: str) -> None:
     make_console(width=160).print(table)
     executables = len({cell.executable for cell in sweep.predictions})
     print(f"{len(sweep.grid.cells)} configurations, {executables} executables, predicted; nothing was run")
+    if search is not None:
+        print(
+            f"the search starts with the first; it leaves out {len(search.pruned())} that are predicted to be too slow"
+        )
 
 
 def _build(sweep: Sweep) -> bool:

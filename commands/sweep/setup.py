@@ -14,12 +14,14 @@ import psutil
 from cambrian.commands.command_line import command_line
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.flags import DECIDED_BY_ARTIFACT, SWEEP_FLAGS, Flags, read_configuration
-from cambrian.commands.images import choose_data, open_source
+from cambrian.commands.images import choose_data, for_model, open_source
+from cambrian.commands.model import read_model
 from cambrian.commands.predict import predict
 from cambrian.commands.program import build_digest
 from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.sweep import Sweep
+from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.versions import versions
 from cambrian.sharding import UsageError
 from cambrian.sharding.host import cpu_model
@@ -56,7 +58,8 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         )
 
     configurations, refused = _configurations(flags, grid)
-    num_images = _count_images(configurations, refused) if mode == "run" else {}
+    labels, num_logits = _classes(next(iter(configurations.values())))
+    num_images = _count_images(configurations, refused, labels, num_logits) if mode == "run" else {}
     without_sweep: dict[str, Any] = dict.fromkeys(SWEEP_FLAGS)
     if artifact:
         without_sweep |= dict.fromkeys(DECIDED_BY_ARTIFACT)
@@ -124,12 +127,25 @@ def _configurations(flags: Flags, grid: Grid) -> tuple[dict[Cell, Configuration]
     return configurations, refused
 
 
-def _count_images(configurations: dict[Cell, Configuration], refused: dict[Cell, str]) -> dict[Cell, int]:
+def _classes(configuration: Configuration) -> tuple[tuple[str, ...], int]:
+    """Returns the labels and the number of logits of the model; reads weights and artefacts that the user brings."""
+    if configuration.artifact:
+        manifest, _ = read_artifact(Path(configuration.artifact), None)
+        return tuple(manifest.metadata.get("labels", ())), manifest.output_spec.shape[-1]
+    if configuration.weights in ("auto", "random"):
+        return configuration.model.labels, configuration.model.num_classes
+    config = read_model(configuration).config
+    return config.labels, config.num_classes
+
+
+def _count_images(
+    configurations: dict[Cell, Configuration], refused: dict[Cell, str], labels: tuple[str, ...], num_logits: int
+) -> dict[Cell, int]:
     """Counts each cell's images; moves cells that request more than there are to `refused`."""
     counts: dict[int, int | UsageError] = {}
     for configuration in configurations.values():
         if configuration.num_images not in counts:
-            counts[configuration.num_images] = _count(configuration)
+            counts[configuration.num_images] = _count(configuration, labels, num_logits)
     if errors := [count for count in counts.values() if isinstance(count, UsageError)]:
         if len(errors) == len(counts):
             raise errors[0]
@@ -144,17 +160,18 @@ def _count_images(configurations: dict[Cell, Configuration], refused: dict[Cell,
     }
 
 
-def _count(configuration: Configuration) -> int | UsageError:
+def _count(configuration: Configuration, labels: tuple[str, ...], num_logits: int) -> int | UsageError:
     try:
         data = configuration.data
         if data == "auto":
-            data, _ = choose_data(configuration.model.labels, configuration.model.num_classes)
+            data, _ = choose_data(labels, num_logits)
         source, _ = open_source(
             data,
             split=configuration.split,
             num_images=configuration.num_images,
             seed=configuration.seed,
         )
+        for_model(source, configuration.model.preprocessing, labels, num_logits)
     except UsageError as error:
         return error
     return len(source)

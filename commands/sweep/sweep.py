@@ -102,12 +102,17 @@ def run_sweep(sweep: Sweep, display: Display) -> Outcome:
                 log.append(_run(sweep, trial))
 
 
-def _search(sweep: Sweep) -> tuple[Search, dict[Cell, str]]:
+def halving_search(sweep: Sweep) -> HalvingSearch:
+    """Returns the search of `--search auto`."""
     cells = tuple(cell for cell in sweep.grid.cells if cell not in sweep.refused)
+    return HalvingSearch(cells, sweep.repeats, sweep.seed, sweep.objective, sweep.num_images, sweep.predictions)
+
+
+def _search(sweep: Sweep) -> tuple[Search, dict[Cell, str]]:
+    search = halving_search(sweep)
     if sweep.search == "grid":
-        return GridSearch(cells, sweep.repeats, sweep.seed), {}
-    search = HalvingSearch(cells, sweep.repeats, sweep.seed, sweep.objective, sweep.num_images, sweep.predictions)
-    reasons = dict.fromkeys(cells, "the search had spent its share of the full grid's time")
+        return GridSearch(search.cells, sweep.repeats, sweep.seed), {}
+    reasons = dict.fromkeys(search.cells, "the search had spent its share of the full grid's time")
     return search, reasons | search.pruned()
 
 
