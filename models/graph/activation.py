@@ -1,0 +1,114 @@
+"""Recognises activations by their values: libraries write the same function in different primitives."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cambrian.models.graph.constants import uniform_value
+from cambrian.models.graph.elementwise import is_elementwise
+from cambrian.models.graph.graph import Constant, Node, Uses, Value
+from cambrian.models.lowerings.activations import ACTIVATIONS
+
+_MOST_NODES = 24
+_POINTS = np.concatenate([np.linspace(-12, 12, 97), [0.0, -1e-3, 1e-3, 3.0, 6.0, -30.0, 30.0]]).astype(np.float32)
+_TOLERANCE = 2e-6  # GELU and its approximation by tanh differ by 5e-4
+
+
+def activation_after(value: Value, uses: Uses) -> tuple[str, list[Node]] | None:
+    """The activation that is applied to `value` and is all that reads it.
+
+    Returns:
+      Its name in ACTIVATIONS, and the nodes that compute it, in order; None if there is none that is known.
+    """
+    found = None
+    region: list[Node] = []
+    known = {value}
+    waiting = list(uses.readers(value))
+    while waiting and len(region) < _MOST_NODES:
+        node = next((n for n in waiting if _is_pointwise(n, value, known)), None)
+        if node is None:
+            break
+        waiting.remove(node)
+        region.append(node)
+        known.add(node.output)
+        open_values = [v for v in known if v is not node.output and not _closed(v, region, uses)]
+        if not open_values and (name := _name(region, value)) is not None:
+            found = (name, list(region))
+        waiting += [reader for reader in uses.readers(node.output) if reader not in waiting]
+    return found
+
+
+def _is_pointwise(node: Node, value: Value, known: set[Value]) -> bool:
+    return (
+        is_elementwise(node)
+        and node.output.shape == value.shape
+        and all(
+            operand in known
+            or (isinstance(operand, Constant) and isinstance(operand.array, np.ndarray) and _is_uniform(operand))
+            for operand in node.inputs
+        )
+    )
+
+
+def _is_uniform(constant: Constant) -> bool:
+    return uniform_value(constant.array) is not None
+
+
+def _closed(value: Value, region: Sequence[Node], uses: Uses) -> bool:
+    return not uses.is_result(value) and all(reader in region for reader in uses.readers(value))
+
+
+def _name(region: Sequence[Node], value: Value) -> str | None:
+    if region[-1].output.dtype != value.dtype or str(value.dtype) not in ("float32", "bfloat16"):
+        return None
+    numbers: dict[Value, int] = {value: 0}
+    steps = []
+    for node in region:
+        operands = tuple(
+            numbers[operand]
+            if operand in numbers
+            else (uniform_value(operand.array), str(operand.dtype))  # type: ignore[attr-defined]
+            for operand in node.inputs
+        )
+        params = tuple(sorted((name, repr(param)) for name, param in node.params.items()))
+        steps.append((node.name, params, operands))
+        numbers[node.output] = len(numbers)
+    return _name_of_steps(tuple(steps), str(value.dtype), _Nodes(tuple(region), value))
+
+
+class _Nodes:
+    """The nodes of steps; equal to any other, so that equal steps are computed once."""
+
+    def __init__(self, nodes: tuple[Node, ...], value: Value):
+        self.nodes, self.value = nodes, value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Nodes)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=1024)
+def _name_of_steps(steps: tuple, dtype: str, nodes: _Nodes) -> str | None:
+    with jax.ensure_compile_time_eval():
+        points = jnp.asarray(_POINTS, dtype)
+        values = {nodes.value: points}
+        for node in nodes.nodes:
+            arrays = [
+                values[operand]
+                if operand in values
+                else jnp.full((), uniform_value(operand.array), operand.dtype)  # type: ignore[attr-defined]
+                for operand in node.inputs
+            ]
+            (values[node.output],) = node.operation(*arrays)
+        got = np.asarray(values[nodes.nodes[-1].output], np.float32)
+        tolerance = _TOLERANCE if dtype == "float32" else 2e-2
+        for name, function in ACTIVATIONS.items():
+            expected = np.asarray(function(points), np.float32)
+            if np.allclose(got, expected, rtol=tolerance, atol=tolerance):
+                return name
+    return None

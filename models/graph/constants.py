@@ -1,0 +1,96 @@
+"""Evaluation at build of what depends on constants alone, such as the folded scale of a batch norm.
+
+Broadcasts stay views, so that the mean of one channel isn't written out for every pixel. Common arithmetic is NumPy's:
+JAX would compile a program for each shape.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cambrian.models.graph.graph import Constant, Node
+
+# A larger result than this, and than its operands, is computed at every launch: it would be stored and read.
+_MOST_BYTES = 2**22
+_NUMPY = {
+    "add": np.add,
+    "div": np.divide,
+    "exp": np.exp,
+    "log": np.log,
+    "max": np.maximum,
+    "min": np.minimum,
+    "mul": np.multiply,
+    "neg": np.negative,
+    "rsqrt": lambda x: (1 / np.sqrt(x)).astype(x.dtype),
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "sub": np.subtract,
+    "tanh": np.tanh,
+}
+
+
+def evaluated(node: Node) -> list[Constant] | None:
+    """Computes the outputs of a node whose inputs are all constants; None if it should be computed at every launch."""
+    arrays = [value.array for value in node.inputs if isinstance(value, Constant)]
+    if len(arrays) < len(node.inputs) or node.has_effects or not node.outputs:
+        return None
+    if not all(isinstance(array, np.ndarray) for array in arrays):  # random keys
+        return None
+    if node.name == "broadcast_in_dim" and len(arrays) == 1:
+        return [Constant.of(_broadcast(arrays[0], node.params["shape"], node.params["broadcast_dimensions"]))]
+    if node.name == "reshape" and (view := _reshaped_view(arrays[0], node.params["new_sizes"])) is not None:
+        return [Constant.of(view)]
+    if node.name == "squeeze":
+        return [Constant.of(np.squeeze(arrays[0], node.params["dimensions"]))]
+    if node.name == "transpose":
+        return [Constant.of(np.transpose(arrays[0], node.params["permutation"]))]
+    if node.name in _NUMPY or node.name == "convert_element_type":
+        return [_elementwise(node, arrays)]
+    outputs = sum(value.size * np.dtype(value.dtype).itemsize for value in node.outputs)
+    if outputs > _MOST_BYTES and outputs > sum(array.nbytes for array in arrays):
+        return None
+    with jax.ensure_compile_time_eval():
+        results = node.operation(*map(jnp.asarray, arrays))
+    return [Constant.of(np.asarray(result)) for result in results]
+
+
+def compact(array: np.ndarray) -> np.ndarray:
+    """Keeps one index of each broadcast dimension: a view, which broadcasts to the array."""
+    index = tuple(
+        slice(0, 1) if stride == 0 else slice(None) for stride in array.strides
+    )  # an empty array has no broadcast dimension of size 0 here: NumPy gives it other strides
+    return array[index]
+
+
+def uniform_value(array: np.ndarray) -> float | None:
+    """The value that all elements of a constant have; None if they differ."""
+    small = compact(array)
+    if small.size != 1 or not jax.dtypes.issubdtype(small.dtype, np.number):
+        return None
+    return float(small.reshape(()))
+
+
+def _broadcast(array: np.ndarray, shape: Sequence[int], dimensions: Sequence[int]) -> np.ndarray:
+    expanded = [1] * len(shape)
+    for size, dimension in zip(array.shape, dimensions, strict=True):
+        expanded[dimension] = size
+    view = _reshaped_view(array, expanded)
+    return np.broadcast_to(np.reshape(array, expanded) if view is None else view, tuple(shape))
+
+
+def _reshaped_view(array: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
+    """Reshapes without writing out broadcast dimensions: only adds or removes dimensions of size 1."""
+    kept = [size for size in array.shape if size != 1]
+    if [size for size in shape if size != 1] != kept:
+        return None
+    squeezed = np.squeeze(array)
+    return squeezed[tuple(np.newaxis if size == 1 else slice(None) for size in shape)]
+
+
+def _elementwise(node: Node, arrays: Sequence[np.ndarray]) -> Constant:
+    small = [compact(array) for array in arrays]
+    output = node.output
+    result = small[0] if node.name == "convert_element_type" else _NUMPY[node.name](*small)
+    return Constant.of(np.broadcast_to(np.asarray(result).astype(output.dtype), output.shape))

@@ -1,0 +1,117 @@
+"""Pass: convolutions and dense layers with constant kernels become fused convolutions on (N, H, W, C).
+
+Whatever their dimension numbers, they are the same operation: a convolution along one axis has one row, and a dense
+layer, however an einsum writes it, is a 1×1 convolution. Views around it keep the function's own layouts.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
+from cambrian.models.graph.views import Reshape, Transpose, apply_view
+from cambrian.models.lowerings import Window
+
+_DTYPES = ("float32", "bfloat16")
+_POINT = Window.square(1, 1, ((0, 0), (0, 0)))
+
+
+def find_convolutions(graph: Graph) -> Graph:
+    """Replaces convolutions and dense layers."""
+    return rewritten(graph, _replacement)
+
+
+def _replacement(node: Node) -> list[Node] | None:
+    match node.name:
+        case "conv_general_dilated":
+            return _convolution(node)
+        case "dot_general":
+            return _dense(node)
+    return None
+
+
+def _convolution(node: Node) -> list[Node] | None:
+    images, kernel = node.inputs
+    params, numbers = node.params, node.params["dimension_numbers"]
+    padding = [tuple(pad) for pad in params["padding"]]
+    axes = len(padding)
+    supported = (
+        _are_floats(node)
+        and isinstance(kernel, Constant)
+        and axes in (1, 2)
+        and set(params["lhs_dilation"]) == {1}
+        and params["batch_group_count"] == 1
+        and min(min(pad) for pad in padding) >= 0
+        and 0 not in images.shape + node.output.shape
+    )
+    if not supported:
+        return None
+    lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    nodes: list[Node] = []
+    taken = apply_view(Transpose((lhs[0], *lhs[2:], lhs[1])), images, nodes)
+    weights = np.transpose(kernel.array, (*rhs[2:], rhs[1], rhs[0]))
+    unit = (1,) * (2 - axes)  # a single row
+    taken = apply_view(Reshape((taken.shape[0], *unit, *taken.shape[1:])), taken, nodes)
+    weights = weights.reshape(*unit, *weights.shape)
+    window = Window(
+        weights.shape[:2],
+        (*unit, *params["window_strides"]),
+        (*[(0, 0)] * len(unit), *padding),
+        (*unit, *params["rhs_dilation"]),
+    )
+    made = _fused(taken, weights, window, params["feature_group_count"], node, nodes)
+    made = apply_view(Reshape((made.shape[0], *made.shape[1 + len(unit) :])), made, nodes)
+    return _renamed(apply_view(Transpose(tuple(np.argsort((out[0], *out[2:], out[1])))), made, nodes), node, nodes)
+
+
+def _dense(node: Node) -> list[Node] | None:
+    left, right = node.inputs
+    (left_contract, right_contract), (left_batch, _) = node.params["dimension_numbers"]
+    if isinstance(left, Constant) and not isinstance(right, Constant):
+        return None  # results would be transposed
+    if not _are_floats(node) or not isinstance(right, Constant) or left_batch or not left_contract:
+        return None
+    left_free = _others(left.shape, left_contract)
+    right_free = _others(right.shape, right_contract)
+    if 0 in left.shape + right.shape:
+        return None
+    nodes: list[Node] = []
+    taken = apply_view(Transpose((*left_free, *left_contract)), left, nodes)
+    weights = np.transpose(right.array, (*right_contract, *right_free))
+    channels = math.prod(left.shape[axis] for axis in left_contract)
+    free = [left.shape[axis] for axis in left_free]
+    pixels = (*free, 1, 1, 1)[:3] if len(free) <= 3 else (free[0], math.prod(free[1:]), 1)
+    taken = apply_view(Reshape((*pixels, channels)), taken, nodes)
+    made = _fused(taken, weights.reshape(1, 1, channels, -1), _POINT, 1, node, nodes)
+    return _renamed(apply_view(Reshape(node.output.shape), made, nodes), node, nodes)
+
+
+def _are_floats(node: Node) -> bool:
+    """Whether all operands and results have one dtype that lowerings compute in."""
+    dtypes = {str(value.dtype) for value in (*node.inputs, *node.outputs)}
+    return len(dtypes) == 1 and dtypes <= {*_DTYPES}
+
+
+def _others(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    return [axis for axis in range(len(shape)) if axis not in axes]
+
+
+def _fused(
+    images: Value, kernel: np.ndarray, window: Window, groups: int, node: Node, nodes: list[Node]
+) -> Value:
+    dtype = str(node.output.dtype)
+    operation = FusedConvolution(images.shape, kernel.shape[3], window, groups, dtype, dtype)
+    output = Value(operation.out_shape, node.output.dtype)
+    bias = np.zeros(kernel.shape[3], np.float32)
+    operands = (images, Constant.of(kernel.astype(np.float32)), Constant.of(bias))
+    nodes.append(Node(operation, operands, (output,)))
+    return output
+
+
+def _renamed(value: Value, node: Node, nodes: list[Node]) -> list[Node]:
+    """Makes the last of the new nodes give the replaced node's output."""
+    last = nodes[-1]
+    assert last.output is value
+    return [*nodes[:-1], Node(last.operation, last.inputs, node.outputs)]

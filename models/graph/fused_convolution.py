@@ -1,0 +1,140 @@
+"""The operation that passes build: a convolution or dense layer with what follows it, on images (N, H, W, C)."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
+from cambrian.models.lowerings.activations import ACTIVATIONS
+from cambrian.models.lowerings.onednn import Convolution
+
+_OPERANDS_BEFORE_KERNEL = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FusedConvolution:
+    """A convolution, then bias, residual and activation; a dense layer has a 1×1 kernel.
+
+    Its operands are the images, the arrays of the kernel from `prepare`, the bias (C_out,), and the residual if there
+    is one.
+
+    Attributes:
+      in_shape: shape (N, H, W, C_in) of the images.
+      out_channels: number of output channels of all groups.
+      window: window of the convolution.
+      groups: number of channel groups.
+      dtype: dtype of images and kernel.
+      out_dtype: dtype of residual and result; products accumulate in float32.
+      residual: whether a residual (N, H', W', C_out) is added.
+      activation: a name of ACTIVATIONS, or None.
+      lowering: `native` (XLA's), `onednn`, or another of LOWERINGS.
+    """
+
+    in_shape: tuple[int, ...]
+    out_channels: int
+    window: Window
+    groups: int = 1
+    dtype: str = "float32"
+    out_dtype: str = "float32"
+    residual: bool = False
+    activation: str | None = None
+    lowering: str = "native"
+
+    @property
+    def name(self) -> str:
+        return "fused_convolution"
+
+    @property
+    def kernel_shape(self) -> tuple[int, int, int, int]:
+        """Shape (kh, kw, C_in per group, C_out of all groups)."""
+        return *self.window.size, self.in_shape[3] // self.groups, self.out_channels
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.in_shape[0], *self.window.out_size(self.in_shape), self.out_channels
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of direct convolution; a multiply-add counts as two."""
+        return 2 * int(np.prod(self.out_shape[:3])) * int(np.prod(self.kernel_shape))
+
+    @property
+    def onednn(self) -> Convolution:
+        """The call of oneDNN that computes all of it."""
+        following = ["BIAS"] + ["BINARY_ADD"] * self.residual + [self.activation] * (self.activation is not None)
+        return Convolution(
+            self.in_shape, self.out_channels, self.window, self.dtype, self.out_dtype, self.groups, tuple(following)
+        )
+
+    def candidates(self, platform: str) -> list[str]:
+        """The lowerings that can compute it on a platform."""
+        names = ["native"]
+        if LOWERINGS["onednn"].obstacle(platform) is None and self.dtype in ("float32", "bfloat16"):
+            names.append("onednn")
+        size, stride = self.window.size, self.window.stride
+        if self.groups == 1 and self.window.dilation == (1, 1) and len({*size}) == len({*stride}) == 1:
+            names += [
+                name
+                for name, lowering in LOWERINGS.items()
+                if name not in ("native", "onednn")
+                and lowering.supports(size[0], stride[0])
+                and lowering.obstacle(platform) is None
+                and self.dtype in lowering.dtypes
+            ]
+        return names
+
+    def prepare(self, kernel: np.ndarray) -> list[np.ndarray]:
+        """Transforms and packs a kernel of `kernel_shape`, float32, for the lowering."""
+        if self.lowering == "onednn":
+            return [self.onednn.pack(kernel.astype(self.dtype))]
+        if self.lowering == "native":
+            return [kernel.astype(self.dtype)]
+        lowering = LOWERINGS[self.lowering]
+        arrays = [array.astype(self.dtype) for array in lowering.transform(kernel)]
+        return arrays if lowering.pack is None else [lowering.pack(array, self._call) for array in arrays]
+
+    def __call__(self, images: jax.Array, *operands: jax.Array) -> list[jax.Array]:
+        *kernel, bias = operands[: len(operands) - self.residual]
+        residual = operands[-1] if self.residual else None
+        if self.lowering == "onednn":
+            following = [bias.astype(self.out_dtype), *([] if residual is None else [residual])]
+            return [self.onednn(images, kernel[0], following)]
+        if self.lowering == "native":
+            products = lax.conv_general_dilated(
+                images,
+                kernel[0],
+                self.window.stride,
+                self.window.padding,
+                rhs_dilation=self.window.dilation,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+                preferred_element_type=jnp.float32,
+            )
+            return [self._finish(products, bias, residual)]
+        finish = Finish(bias, residual, relu=False, dtype="float32")
+        return [self._activated(LOWERINGS[self.lowering].apply(images, kernel, self.window, finish))]
+
+    @property
+    def _call(self) -> Call:
+        return Call(
+            self.in_shape,
+            self.out_channels,
+            self.window,
+            self.dtype,
+            self.out_dtype,
+            residual=self.residual,
+            relu=False,
+            summed=False,
+        )
+
+    def _finish(self, products: jax.Array, bias: jax.Array, residual: jax.Array | None) -> jax.Array:
+        return self._activated(Finish(bias, residual, relu=False, dtype="float32")(products))
+
+    def _activated(self, products: jax.Array) -> jax.Array:
+        activated = products if self.activation is None else ACTIVATIONS[self.activation](products)
+        return activated.astype(self.out_dtype)

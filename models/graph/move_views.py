@@ -1,0 +1,137 @@
+"""Pass: views move towards the results, through elementwise operations, until they meet their inverse and vanish.
+
+So a network that computes in NCHW has a transposition at its input and one before its head, and none between.
+"""
+
+import numpy as np
+
+from cambrian.models.graph.elementwise import is_elementwise
+from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Value, without_dead_nodes
+from cambrian.models.graph.views import Reshape, Transpose, View, apply_view, view_of
+
+_REDUCTIONS = ("reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum")
+# Primitives whose parameters have an entry for each dimension.
+_BY_DIMENSION = {
+    "pad": ("padding_config",),
+    "slice": ("start_indices", "limit_indices", "strides"),
+    **dict.fromkeys(
+        ("reduce_window_max", "reduce_window_min", "reduce_window_sum"),
+        ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"),
+    ),
+}
+
+
+def move_views(graph: Graph) -> Graph:
+    """Moves and cancels views."""
+    views: dict[Value, tuple[View, Value]] = {}  # value → the view that it is, and of what
+    same: dict[Value, Value] = {}  # value → the value that it equals
+    nodes: list[Node] = []
+
+    def view_at(source: Value, view: View, output: Value) -> None:
+        """Records and makes `output`, a view of `source`; composed with the view that `source` is."""
+        if source in views:
+            inner, source_of = views[source]
+            composed = _composed(inner, view)
+            if composed is not None:
+                source, view = source_of, composed
+        if _is_identity(view, source):
+            same[output] = source
+            return
+        views[output] = (view, source)
+        nodes.append(Node(view, (source,), (output,)))
+
+    for node in graph.nodes:
+        inputs = tuple(same.get(value, value) for value in node.inputs)
+        node = Node(node.operation, inputs, node.outputs)
+        if (view := view_of(node)) is not None:
+            view_at(inputs[0], view, node.output)
+            continue
+        moved = _moved(node, views)
+        if moved is None:
+            nodes.append(node)
+            continue
+        made, view, before = moved
+        nodes += before
+        nodes.append(made)
+        view_at(made.output, view, node.output)
+    outputs = tuple(same.get(value, value) for value in graph.outputs)
+    return without_dead_nodes(Graph(graph.inputs, tuple(nodes), outputs))
+
+
+def _moved(node: Node, views: dict[Value, tuple[View, Value]]) -> tuple[Node, View, list[Node]] | None:
+    """The node computed before the view of its operands; that view; and nodes that make its other operands."""
+    if is_elementwise(node):
+        return _moved_elementwise(node, views)
+    if not node.inputs or node.inputs[0] not in views or not isinstance(node.operation, Primitive):
+        return None
+    view, source = views[node.inputs[0]]
+    if not isinstance(view, Transpose):
+        return None
+    permutation, params = view.permutation, dict(node.params)
+    if node.name in _REDUCTIONS:
+        kept = [axis for axis in range(len(permutation)) if axis not in params["axes"]]
+        params["axes"] = tuple(sorted(permutation[axis] for axis in params["axes"]))
+        remaining = sorted(permutation[axis] for axis in kept)
+        after = Transpose(tuple(remaining.index(permutation[axis]) for axis in kept))
+    elif node.name in _BY_DIMENSION:
+        inverse = view.inverse(()).permutation
+        for name in _BY_DIMENSION[node.name]:
+            if params[name] is not None:
+                params[name] = tuple(params[name][axis] for axis in inverse)
+        after = view
+    else:
+        return None
+    output = Value(after.inverse(()).shape(node.output.shape), node.output.dtype)
+    return Node(Primitive(node.operation.primitive, params), (source, *node.inputs[1:]), (output,)), after, []
+
+
+def _moved_elementwise(
+    node: Node, views: dict[Value, tuple[View, Value]]
+) -> tuple[Node, View, list[Node]] | None:
+    full = [value for value in node.inputs if value.shape == node.output.shape]
+    seen = [value for value in full if value in views]
+    if not seen:
+        return None
+    view, source = views[seen[0]]
+    shape = source.shape
+    inverse = view.inverse(shape)
+    alike = [value for value in full if value in views and _undone(views[value], view) is not None]
+    others = [value for value in full if value not in alike and not isinstance(value, Constant)]
+    if isinstance(view, Transpose) and len(others) >= len(alike):  # as many copies would be made as vanish
+        return None
+    before: list[Node] = []
+    inputs = []
+    for value in node.inputs:
+        if value in alike:
+            inputs.append(_undone(views[value], view))
+        elif value.shape == ():
+            inputs.append(value)
+        elif value.shape == node.output.shape:
+            inputs.append(apply_view(inverse, value, before))
+        elif isinstance(view, Transpose):  # dimensions of size 1 are broadcast
+            inputs.append(apply_view(inverse, value, before))
+        elif isinstance(value, Constant):
+            inputs.append(Constant.of(np.broadcast_to(value.array, node.output.shape).reshape(shape)))
+        else:
+            return None
+    made = Node(node.operation, tuple(inputs), (Value(shape, node.output.dtype),))
+    return made, view, before
+
+
+def _undone(viewed: tuple[View, Value], view: View) -> Value | None:
+    """What `view` was applied to, if `viewed` is a view of that kind; None otherwise."""
+    return viewed[1] if viewed[0] == view else None
+
+
+
+
+def _composed(first: View, then: View) -> View | None:
+    if isinstance(first, Transpose) and isinstance(then, Transpose):
+        return Transpose(tuple(first.permutation[axis] for axis in then.permutation))
+    return then if isinstance(first, Reshape) and isinstance(then, Reshape) else None
+
+
+def _is_identity(view: View, source: Value) -> bool:
+    if isinstance(view, Transpose):
+        return view.permutation == tuple(range(len(view.permutation)))
+    return view.sizes == source.shape

@@ -1,0 +1,14 @@
+"""All passes in order: from a traced function to a graph of fused convolutions and what is left to XLA."""
+
+from cambrian.models.graph.find_convolutions import find_convolutions
+from cambrian.models.graph.fold_padding import fold_padding
+from cambrian.models.graph.fuse import fuse
+from cambrian.models.graph.graph import Graph
+from cambrian.models.graph.move_views import move_views
+
+
+def optimized(graph: Graph) -> Graph:
+    """Applies every pass; results stay the same up to rounding."""
+    for apply_pass in (find_convolutions, move_views, fold_padding, fuse):
+        graph = apply_pass(graph)
+    return graph

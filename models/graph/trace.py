@@ -1,0 +1,98 @@
+"""Traces a function to a graph: nested calls inlined, constants evaluated, dead code removed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+
+from cambrian.models.graph.constants import evaluated
+from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Value, without_dead_nodes
+
+# Primitive → its parameter that holds the called function. Rules of differentiation are dropped: a graph is evaluated.
+_CALLS = {
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+
+
+def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Graph, Any]:
+    """Traces `function(params, *inputs)` for known parameters.
+
+    Args:
+      params: pytree of arrays, which become constants.
+      inputs: pytrees of arrays or `jax.ShapeDtypeStruct`, whose leaves become the graph's inputs, in order.
+
+    Returns:
+      The graph, and the tree definition of the function's results.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    is_array = [isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves]
+    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+
+    def call(arrays: Sequence[Any], *inputs: Any) -> Any:
+        rest = iter(arrays)
+        known = [next(rest) if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
+        return function(jax.tree.unflatten(treedef, known), *inputs)
+
+    closed, results = jax.make_jaxpr(call, return_shape=True)(arrays, *inputs)
+    known = [_constant(array) for array in arrays]
+    taken = [Value(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars[len(known) :]]
+    nodes: list[Node] = []
+    outputs = _inline(closed, [*known, *taken], nodes)
+    graph = without_dead_nodes(Graph(tuple(taken), tuple(nodes), tuple(outputs)))
+    return graph, jax.tree.structure(results)
+
+
+def _constant(array: Any) -> Constant:
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
+        return Constant(array.shape, array.dtype, array)
+    return Constant.of(np.asarray(array))
+
+
+def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) -> list[Value]:
+    """Appends the nodes of a jaxpr and of the functions that it calls; returns its results."""
+    jaxpr = closed.jaxpr
+    values: dict[Var, Value] = dict(zip(jaxpr.invars, arguments, strict=True))
+    values |= {variable: _constant(array) for variable, array in zip(jaxpr.constvars, closed.consts, strict=True)}
+
+    def read(atom: Any) -> Value:
+        return _constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(atom) for atom in equation.invars]
+        name = equation.primitive.name
+        if (called := equation.params.get(_CALLS.get(name, ""))) is not None:
+            inner = ClosedJaxpr(called, ()) if isinstance(called, Jaxpr) else called
+            outputs = _inline(inner, inputs, nodes)
+        elif name in ("copy", "stop_gradient", "optimization_barrier", "name") or _changes_nothing(equation):
+            outputs = inputs
+        else:
+            outputs = [Value(v.aval.shape, v.aval.dtype) for v in equation.outvars]
+            operation = Primitive(equation.primitive, equation.params, bool(equation.effects))
+            node = Node(operation, tuple(inputs), tuple(outputs))
+            constants = evaluated(node)
+            if constants is None:
+                nodes.append(node)
+            else:
+                outputs = constants
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _changes_nothing(equation: Any) -> bool:
+    """Whether a conversion, reshape or broadcast gives its operand."""
+    if equation.primitive.name not in ("convert_element_type", "reshape", "broadcast_in_dim", "squeeze", "transpose"):
+        return False
+    before, after = equation.invars[0].aval, equation.outvars[0].aval
+    same = (before.shape, before.dtype) == (after.shape, after.dtype) and len(equation.invars) == 1
+    permutation = equation.params.get("permutation", ())
+    return same and tuple(permutation) == tuple(range(len(permutation)))
