@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
 # Rich takes a tenth of a second to import; the first result doesn't wait for it.
 
@@ -16,22 +16,20 @@ def print_note(note: str) -> None:
     print(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def make_console(width: int = 120) -> "Console":
-    """Makes a console for plain text on standard output.
+def show_table(table: "Table", width: int = 120) -> None:
+    """Prints a table on standard output, without spaces at the ends of lines.
 
     Args:
       width: width in columns where output doesn't go to a terminal.
     """
     from rich.console import Console
 
-    class PlainConsole(Console):
-        def on_broken_pipe(self) -> None:  # Rich would end the process without a word
-            raise
-
-    console = PlainConsole(highlight=False, markup=False, emoji=False)  # paths may look like markup
+    console = Console(highlight=False, markup=False, emoji=False)  # paths may look like markup
     if not console.is_terminal:
         console.width = width
-    return console
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 @contextlib.contextmanager

@@ -106,6 +106,6 @@ def test_a_killed_run_leaves_running_and_nothing_of_the_run_before(command, flag
     report = read_report(output)
     assert (report["status"], report["num_images"], report["flags"]["num_images"]) == ("running", None, 10**7)
     assert {path.name for path in output.iterdir()} == {"report.json", "predictions.csv", "curves_float32.png"}
-    assert predictions.read_bytes().endswith(b"\r\n")
+    assert predictions.read_bytes().endswith(b"\n")
     rows = read_predictions(output)
     assert [row["image"] for row in rows] == [f"synthetic_{index:06d}" for index in range(len(rows))]

@@ -1,8 +1,5 @@
-import io
-
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from cambrian.commands.plan.view import draw_plan, print_plan
 from cambrian.sharding import LayerCost, total_ms
@@ -14,11 +11,10 @@ PLAN = {
 COSTS = [LayerCost("conv1", 7.5, 0.25, 3 * 2**20, 2**19), LayerCost("fc", 2.25, 0.0, 2**18, 0)]
 
 
-def test_the_table_has_a_line_for_each_layer_and_the_predicted_total_beside_the_measured_one():
-    out = io.StringIO()
-    print_plan(PLAN, COSTS, "a network", 8.0, Console(file=out, width=140))
-    title, header, conv1, fc, total = out.getvalue().splitlines()
-    assert title.strip() == "a network" and header.split()[:3] == ["layer", "partition", "lowering"]
+def test_the_table_has_a_line_for_each_layer_and_the_predicted_total_beside_the_measured_one(capsys):
+    print_plan(PLAN, COSTS, "a network", 8.0)
+    title, header, conv1, fc, total = capsys.readouterr().out.splitlines()
+    assert title == "a network" and header.split()[:3] == ["layer", "partition", "lowering"]
     assert conv1.split() == ["conv1", "rows", "winograd_2x2", "4", "7.50", "0.25", "3.00", "0.50"]
     assert fc.split() == ["fc", "whole", "matmul", "all", "2.25", "0.25"]
     assert total == "a launch: predicted 10 ms, measured 8 ms (predicted / measured 1.25)"

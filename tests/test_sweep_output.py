@@ -61,7 +61,10 @@ def test_a_line_for_each_configuration_where_it_is_no_terminal(concluded):
 def test_the_summary(concluded):
     folder, _, _ = concluded
     with (folder / "summary.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        text = file.read()
+    header, *_ = text.split("\n")
+    assert "\r" not in text and len(set(header.split(","))) == header.count(",") + 1
+    rows = list(csv.DictReader(text.splitlines()))
     assert len(rows) == 9
     first, last = rows[0], rows[-1]
     assert (first["rank"], first["mesh"], first["threads"], first["status"], first["runs"]) == (

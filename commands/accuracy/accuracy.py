@@ -78,7 +78,7 @@ class Accuracy:
     def classes_csv(self) -> bytes:
         """The table of the classes, a line each."""
         text = io.StringIO(newline="")
-        rows = csv.writer(text)
+        rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["label", "num_images", "recall", "recall_low_95", "recall_high_95", "precision"])
         for entry in self.classes:
             low, high = entry.recall_interval_95 or (None, None)

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from cambrian.commands.console import make_console
+from cambrian.commands.console import show_table
 from cambrian.commands.output import write_figure
 from cambrian.sharding import LayerCost, Partition, total_ms
 
@@ -21,9 +20,7 @@ _COLOURS = {
 }
 
 
-def print_plan(
-    plan: dict[str, dict], costs: Sequence[LayerCost], title: str, measured_ms: float, console: Console | None = None
-) -> None:
+def print_plan(plan: dict[str, dict], costs: Sequence[LayerCost], title: str, measured_ms: float) -> None:
     """Prints a line for each layer, and the predicted and the measured time of a launch.
 
     Args:
@@ -49,10 +46,9 @@ def print_plan(
             f"{cost.weight_bytes / _MIB:.2f}" if cost.weight_bytes else "",
             f"{cost.communicated_bytes / _MIB:.2f}" if cost.communicated_bytes else "",
         )
-    console = console or make_console(width=140)
-    console.print(table)
+    show_table(table, width=140)
     predicted_ms = total_ms(costs)
-    console.print(
+    print(
         f"a launch: predicted {predicted_ms:.0f} ms, measured {measured_ms:.0f} ms "
         f"(predicted / measured {predicted_ms / measured_ms:.2f})"
     )

@@ -38,7 +38,7 @@ class PredictionFile:
 
     def _append(self, rows: Sequence[Sequence[str]]) -> None:
         text = io.StringIO(newline="")
-        csv.writer(text).writerows(rows)
+        csv.writer(text, lineterminator="\n").writerows(rows)
         left = memoryview(text.getvalue().encode(errors="backslashreplace"))
         num_bytes = len(left)
         try:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from cambrian.commands.accuracy.accuracy import share_with_interval
-from cambrian.commands.console import make_console
+from cambrian.commands.console import show_table
 from cambrian.commands.report import Report
 
 _PHASES = ("decode", "host_to_device", "execute", "device_to_host", "postprocess")
@@ -16,7 +16,7 @@ def print_table(report: Report) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=_title(report), title_justify="left")
     for name, value in _rows(report):
         table.add_row(name, value)
-    make_console().print(table)
+    show_table(table)
 
 
 def _title(report: Report) -> str:

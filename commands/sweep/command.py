@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cambrian.commands.configuration import parse_bytes
-from cambrian.commands.console import make_console, print_note
+from cambrian.commands.console import print_note, show_table
 from cambrian.commands.flags import Flags
 from cambrian.commands.sweep.display import Display
 from cambrian.commands.sweep.process import STDERR, STDOUT, run_process
@@ -64,7 +64,7 @@ def _list(sweep: Sweep, limit: str) -> None:
             number(prediction.bytes_per_device / 2**20),
             f"above the limit of {limit}" if over else "",
         )
-    make_console(width=160).print(table)
+    show_table(table, width=160)
     executables = len({cell.executable for cell in sweep.predictions})
     print(f"{len(sweep.grid.cells)} configurations, {executables} executables, predicted; nothing was run")
     if search is not None:

@@ -3,10 +3,11 @@
 import csv
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
-from cambrian.commands.console import make_console
+from cambrian.commands.console import show_table
 from cambrian.commands.sweep.grid import Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import Standing
@@ -29,8 +30,8 @@ _MEDIANS = (
     "top1",
     "top5",
 )
+_CHOSEN = ("batch_size", "num_images")  # flags that may leave the choice to the run
 _FACTS = (
-    "num_images",
     "intra_sample_flops_fraction",
     "predicted_memory_bytes_per_device",
     "predicted_host_memory_bytes",
@@ -44,7 +45,7 @@ def print_ranking(standings: Sequence[Standing], best: Sequence[Standing], objec
         column.justify = "right"
     for row in rows(standings[:_MOST_ROWS], best, objective):
         table.add_row(*row)
-    make_console(width=160).print(table)
+    show_table(table, width=160)
     if len(standings) > _MOST_ROWS:
         print(f"… and {len(standings) - _MOST_ROWS} more in summary.csv")
 
@@ -58,7 +59,7 @@ def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective) -> str:
     """Returns a CSV row per configuration, best first: flags, status, medians and the range of the objective."""
     text = io.StringIO()
-    table = csv.writer(text)
+    table = csv.writer(text, lineterminator="\n")
     flags = [flag for flag, _ in grid.axes]
     table.writerow(
         [
@@ -76,7 +77,7 @@ def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective)
         table.writerow(
             [
                 place if standing.eligible else "",
-                *(standing.cell[flag] for flag in flags),
+                *(_value(standing, flag) for flag in flags),
                 *(standing.status, standing.overflow, standing.reason),
                 *(len(standing.reports), standing.is_unstable(objective.key)),
                 *((min(values), max(values)) if values else ("", "")),
@@ -86,3 +87,8 @@ def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective)
             ]
         )
     return text.getvalue()
+
+
+def _value(standing: Standing, flag: str) -> Any:
+    chosen = standing.fact(flag) if flag in _CHOSEN else None
+    return standing.cell[flag] if chosen is None else chosen

@@ -19,7 +19,7 @@ _TRAIN, _TEST = "#0072B2", "#D55E00"  # Okabe and Ito's palette, for any colour 
 def metrics_csv(epochs: Sequence[Mapping[str, Any]]) -> bytes:
     """Returns a CSV table with a row per epoch, under the keys of the first; None becomes an empty cell."""
     text = io.StringIO(newline="")
-    rows = csv.DictWriter(text, list(epochs[0]))
+    rows = csv.DictWriter(text, list(epochs[0]), lineterminator="\n")
     rows.writeheader()
     for epoch in epochs:
         rows.writerow({name: repr(value) if isinstance(value, float) else value for name, value in epoch.items()})
