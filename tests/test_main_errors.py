@@ -40,6 +40,7 @@ CASES = {
     "--data absent": "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images, got 'absent': "
     "No such file or directory",
     "--data empty": "expected a folder with JPEG or PNG images, got empty without any",
+    f"{TINY} --data classes": "each class must be exactly one of the model's 10 labels, got 'sky' ",
     "--data images --num_images 4": "num_images must be at most the 3 images of folder images, got 4",
     "--weights absent.safetensors": "weights must be auto, random or a path that can be read, got absent.safetensors: "
     "No such file or directory",
@@ -122,6 +123,7 @@ def command(tmp_path_factory) -> Command:
     (home / "empty").mkdir()
     (home / "file").touch()
     write_images(home / "images", ["a.png", "b.png", "c.png"])
+    write_images(home / "classes", ["sky/a.png"])
     small = Architecture("cifar", (1,), False, 10)
     write_checkpoint(home / "depth.safetensors", small)
     write_checkpoint(home / "classes.safetensors", dataclasses.replace(small, blocks=(2, 2, 2, 2), num_classes=4))

@@ -11,7 +11,7 @@ from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import print_note, progress_bar
 from cambrian.commands.executables import check_parity, make_executable
 from cambrian.commands.flags import Flags
-from cambrian.commands.images import ImageSource, ModelImages, choose_data, open_source
+from cambrian.commands.images import ImageSource, ModelImages, choose_data, for_model, open_source
 from cambrian.commands.output import PREDICTIONS, deferred_interrupts, output_folder, reporting
 from cambrian.commands.report import Report
 from cambrian.commands.run.classify import Tally, classify, images_of
@@ -54,6 +54,9 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
     """
     # Images first: a mistake in them is reported before minutes of building.
     source, notes = (None, []) if configuration.data == "auto" else _open(configuration.data, configuration)
+    model = configuration.model
+    if source is not None and not configuration.artifact and configuration.weights in ("auto", "random"):
+        for_model(source, model.preprocessing, model.labels, model.num_classes)  # others bring labels of their own
     with output_folder(configuration) as output_dir:
         report = Report(
             flags=flags | {"output_dir": str(output_dir)},
