@@ -16,6 +16,11 @@ def print_note(note: str) -> None:
     print(f"note: {note}", file=sys.stderr, flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as `1 file` or `2 files`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def show_table(table: "Table", width: int = 120) -> None:
     """Prints a table on standard output, without spaces at the ends of lines.
 

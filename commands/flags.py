@@ -232,6 +232,8 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
             raise UsageError(f"mode compile builds an artifact: leave --artifact out, got {found['artifact']!r}")
     if mode == "compile" and found["execution"] == "online":
         raise UsageError("mode compile saves an artifact: --execution must be offline, got online")
+    if mode == "compile" and found["output_dir"]:
+        raise UsageError(f"mode compile writes to --artifact_dir: leave --output_dir out, got {found['output_dir']!r}")
     if found["freeze"] and mode != "train":
         raise UsageError(f"--freeze belongs to mode train, got mode {mode}")
     if found["tune"] and mode != "plan":

@@ -84,7 +84,7 @@ def test_other_files_are_ignored_with_a_note(classes):
     (classes / "dog" / "link.png").symlink_to(classes / "cat" / "pipe.png")
     source, notes = open_images(classes, labels=("Blue_Bird", "cat", "dog"))
     assert len(source) == 4
-    assert notes == [f"4 files in {classes} that aren't JPEG or PNG images ignored, such as README.md"]
+    assert notes == [f"ignored what isn't a JPEG or PNG image in {classes}: 4 files, such as README.md"]
 
 
 def test_images_beside_class_folders_are_refused(classes):
@@ -160,7 +160,10 @@ def test_mismatched_classes_are_listed_with_the_closest_labels(tmp_path):
     with pytest.raises(UsageError, match=re.escape(expected)) as raised:
         open_images(tmp_path, labels=("airplane", "cat", "truck"))
     message = str(raised.value)
-    assert "'trucks' (closest: 'truck')" in message and message.endswith("the labels come without WordNet ids")
+    assert (
+        "'trucks' (closest: 'truck')" in message
+        and "; the labels come without WordNet ids; the images of one folder" in message
+    )
 
 
 def test_folders_named_by_numbers_are_sorted_as_numbers(tmp_path):

@@ -49,6 +49,7 @@ CASES = {
     f"{TINY} --mesh 1x2 --weights classes.safetensors": "--config needs weights of resnet18 with the cifar stem and "
     "10 classes, got resnet18 with the cifar stem and 4 classes in classes.safetensors",
     "--mode compile --execution online": "mode compile saves an artifact: --execution must be offline, got online",
+    "--mode compile --output_dir there": "mode compile writes to --artifact_dir: leave --output_dir out, got 'there'",
     "--mode train --partition rows": "mode train runs no executable: leave --partition out, got 'rows'",
     "--freeze backbone": "--freeze belongs to mode train, got mode run",
     "--mode train --freeze head": "freeze must be one of none, backbone, got 'head'",

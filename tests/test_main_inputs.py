@@ -31,7 +31,10 @@ def photos(tmp_path):
 def test_a_text_file_named_jpg_ends_the_run(command, small, photos, tmp_path):
     outcome = command(*small, "--data", photos, "--output_dir", tmp_path / "output")
     assert outcome.exit_code == 2
-    reason = f"expected a readable JPEG or PNG image, got {photos / '5b.jpg'}: not a JPEG or PNG file"
+    reason = (
+        f"expected a readable JPEG or PNG image, got {photos / '5b.jpg'}: not a JPEG or PNG file; "
+        "skip_bad_images leaves such images out"
+    )
     assert outcome.error == reason
     report = json.loads((tmp_path / "output" / "report.json").read_text())
     assert (report["status"], report["failure_reason"]) == ("failed", f"UnreadableImage: {reason}")
@@ -42,10 +45,10 @@ def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, ph
     run = command.run(*small, "--data", photos, "--skip_bad_images")
     assert run.report["num_images"] == 9
     assert run.report["skipped_images"] == [f"{photos / '5b.jpg'}: not a JPEG or PNG file"]
-    unlabelled, skipped = (f"no accuracy: the images in {photos} have no labels", "1 unreadable images skipped, listed")
+    unlabelled, skipped = (f"no accuracy: the images in {photos} have no labels", "1 unreadable image skipped, listed")
     assert unlabelled in run.outcome.notes and run.outcome.notes[-1].startswith(skipped)
     assert run.report["notes"] == run.outcome.notes
-    assert "1 unreadable images" in run.outcome.stdout
+    assert "1 unreadable image\n" in run.outcome.stdout
     assert [row["image"] for row in run.predictions] == [f"{index}.png" for index in range(9)]
     assert {row["label"] for row in run.predictions} == {""}
     assert run.report["top1"] is None

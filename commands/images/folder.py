@@ -9,6 +9,7 @@ import dataclasses
 import os
 from typing import NamedTuple
 
+from cambrian.commands.console import counted
 from cambrian.commands.images.decode import decode_image
 from cambrian.commands.images.labels import is_number
 from cambrian.commands.images.source import Image
@@ -73,7 +74,9 @@ def open_folder(folder: str, split: str) -> tuple[FolderSource, list[str]]:
         raise UsageError(f"expected a folder with JPEG or PNG images, got {folder} without any")
     notes = []
     if others:
-        notes.append(f"{len(others)} files in {folder} that aren't JPEG or PNG images ignored, such as {others[0]}")
+        notes.append(
+            f"ignored what isn't a JPEG or PNG image in {folder}: {counted(len(others), 'file')}, such as {others[0]}"
+        )
     if listing.images:
         notes.append(f"no accuracy: the images in {folder} have no labels")
     return FolderSource(folder, tuple(files), tuple(map(_as_utf8, listing.folders)) or None), notes

@@ -93,7 +93,10 @@ def _mismatch(unmatched: Sequence[str], labels: Sequence[str]) -> str:
     hint = ""
     if any(map(_WORDNET_ID.match, unmatched)) and not any(map(_WORDNET_ID.match, labels)):
         hint = "; the labels come without WordNet ids"
-    return f"each class must be exactly one of the model's {len(labels)} labels, got {', '.join(listed)}{more}{hint}"
+    return (
+        f"each class must be exactly one of the model's {len(labels)} labels, got {', '.join(listed)}{more}{hint}; "
+        "the images of one folder without subfolders need no labels"
+    )
 
 
 def _add(positions: dict[str, set[int]], position: int, names: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from cambrian.commands.console import counted
 from cambrian.commands.images.labels import number_classes
 from cambrian.sharding import Preprocessing, UsageError
 
@@ -68,13 +69,13 @@ class EvenSample:
     def __post_init__(self):
         if not 1 <= self.count <= len(self.source):
             raise UsageError(
-                f"num_images must be at most the {len(self.source)} images of {self.source.description}, "
+                f"num_images must be at most the {counted(len(self.source), 'image')} of {self.source.description}, "
                 f"got {self.count}"
             )
 
     @property
     def description(self) -> str:
-        return f"{self.count} of {len(self.source)} images of {self.source.description}"
+        return f"{self.count} of {counted(len(self.source), 'image')} of {self.source.description}"
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

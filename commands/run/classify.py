@@ -104,7 +104,8 @@ def classify(
                 image = images[index]
             except UnreadableImage as error:
                 if not skip_bad_images:
-                    raise
+                    hint = "skip_bad_images leaves such images out"
+                    raise UnreadableImage(error.name, f"{error.reason}; {hint}") from error
                 batch.skipped.append(f"{error.name}: {error.reason}")
                 continue
             pixels.append(image.pixels)

@@ -8,7 +8,7 @@ from typing import Any
 from cambrian.commands.accuracy.accuracy import Accuracy
 from cambrian.commands.accuracy.files import write_accuracy
 from cambrian.commands.configuration import Configuration
-from cambrian.commands.console import print_note, progress_bar
+from cambrian.commands.console import counted, print_note, progress_bar
 from cambrian.commands.executables import check_parity, make_executable
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ImageSource, ModelImages, choose_data, for_model, open_source
@@ -112,7 +112,8 @@ def _run(
     start()
     _classify(executable, images, configuration, output_dir, report)
     if report.skipped_images:
-        _note(f"{len(report.skipped_images)} unreadable images skipped, listed as skipped_images in the report", report)
+        skipped = counted(len(report.skipped_images), "unreadable image")
+        _note(f"{skipped} skipped, listed as skipped_images in the report", report)
     if executable.parity is None:
         report.describe(check_parity(executable))
 

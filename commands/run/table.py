@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from cambrian.commands.accuracy.accuracy import share_with_interval
-from cambrian.commands.console import show_table
+from cambrian.commands.console import counted, show_table
 from cambrian.commands.report import Report
 
 _PHASES = ("decode", "host_to_device", "execute", "device_to_host", "postprocess")
@@ -22,7 +22,7 @@ def print_table(report: Report) -> None:
 def _title(report: Report) -> str:
     return (
         f"{report.model}, mesh {report.mesh} (model × data) on {report.platform}, batch {report.batch_size}, "
-        f"{report.precision}, {report.threads} threads, {report.executable} executable"
+        f"{report.precision}, {counted(report.threads or 0, 'thread')}, {report.executable} executable"
     )
 
 
@@ -30,7 +30,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     data, count = report.data or "", f"{report.num_images} of "
     yield "images", data if data.startswith(count) else count + data
     if report.skipped_images:
-        yield "skipped", f"{len(report.skipped_images)} unreadable images"
+        yield "skipped", counted(len(report.skipped_images), "unreadable image")
     if report.images_per_second is not None:
         device = "" if report.device_images_per_second is None else f", devices {report.device_images_per_second:.1f}"
         yield "images/s", f"end to end {report.images_per_second:.1f}{device}"

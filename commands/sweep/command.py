@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cambrian.commands.configuration import parse_bytes
-from cambrian.commands.console import print_note, show_table
+from cambrian.commands.console import counted, print_note, show_table
 from cambrian.commands.flags import Flags
 from cambrian.commands.sweep.display import Display
 from cambrian.commands.sweep.process import STDERR, STDOUT, run_process
@@ -66,7 +66,8 @@ def _list(sweep: Sweep, limit: str) -> None:
         )
     show_table(table, width=160)
     executables = len({cell.executable for cell in sweep.predictions})
-    print(f"{len(sweep.grid.cells)} configurations, {executables} executables, predicted; nothing was run")
+    configurations = counted(len(sweep.grid.cells), "configuration")
+    print(f"{configurations}, {counted(executables, 'executable')}, predicted; nothing was run")
     if search is not None:
         print(
             f"the search starts with the first; it leaves out {len(search.pruned())} that are predicted to be too slow"

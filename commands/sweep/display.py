@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from cambrian.commands.console import counted
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import Standing
 from cambrian.commands.sweep.text import duration, result_text, with_spread
@@ -65,13 +66,13 @@ class Display:
         if state.stage and state.stage != self._stage:
             self._stage = state.stage
             left = "" if state.time_left_s is None else f", about {duration(state.time_left_s)}"
-            print(f"{state.stage}: {state.num_left} runs left{left}", file=sys.stderr, flush=True)
+            print(f"{state.stage}: {counted(state.num_left, 'run')} left{left}", file=sys.stderr, flush=True)
 
     def _table(self, state: State) -> Table:
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        table.add_row("done", f"{state.num_done} runs, {len(state.settled)} configurations")
+        table.add_row("done", f"{counted(state.num_done, 'run')}, {counted(len(state.settled), 'configuration')}")
         table.add_row("running", f"{state.running} ({state.stage})" if state.running else "")
-        table.add_row("left", f"{state.num_left} runs")
+        table.add_row("left", counted(state.num_left, "run"))
         best = state.best
         table.add_row("best so far", f"{best.name}: {with_spread(best, self._objective.key)}" if best else "")
         table.add_row("time left", "" if state.time_left_s is None else f"about {duration(state.time_left_s)}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from cambrian.commands.console import counted
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import Standing
 from cambrian.commands.sweep.result import OK, OVERFLOW
@@ -45,7 +46,7 @@ def result_text(standing: Standing, objective: Objective) -> str:
     if standing.status != OK:
         return status_text(standing) + reason
     rejected = "" if standing.eligible else f"; left out{reason}"
-    images = "" if standing.complete else f", of {standing.reports[0]['num_images']} images only"
+    images = "" if standing.complete else f", of {counted(standing.reports[0]['num_images'], 'image')} only"
     return f"{with_spread(standing, objective.key)}{images}{rejected}"
 
 
@@ -53,7 +54,7 @@ def remark(standing: Standing, objective: Objective) -> str:
     """Returns the remark in a row of the ranking; may be empty."""
     if standing.status != OK:
         return status_text(standing) + (f": {standing.reason}" if standing.reason else "")
-    remarks = [] if standing.complete else [f"{standing.reports[0]['num_images']} images only"]
+    remarks = [] if standing.complete else [f"{counted(standing.reports[0]['num_images'], 'image')} only"]
     if standing.is_unstable(objective.key):
         remarks.append("unstable")
     if standing.reason:

@@ -1,9 +1,10 @@
 """Writes a sweep's ranking, pictures and page, and prints its answer."""
 
 import datetime
+import shlex
 from collections.abc import Sequence
 
-from cambrian.commands.console import print_note
+from cambrian.commands.console import counted, print_note
 from cambrian.commands.sweep.directory import FIGURES
 from cambrian.commands.sweep.figures import draw_figures
 from cambrian.commands.sweep.page import html_page
@@ -33,7 +34,7 @@ def write_results(sweep: Sweep, outcome: Outcome) -> bool:
         rows=rows(standings, best, objective),
         figures=figures,
         environment=_environment(sweep, outcome),
-        commands={"This sweep, and going on with it:": sweep.identity["command"]}
+        commands={"Continue this sweep:": f"{sweep.identity['command']} --output_dir {shlex.quote(str(sweep.path))}"}
         | ({"The best configuration:": winner} if winner else {})
         | {f"{name}:": sweep.answer(cell) for cell, name in sweep.names.items()},
     )
@@ -80,7 +81,7 @@ def _environment(sweep: Sweep, outcome: Outcome) -> dict[str, str]:
         if outcome.standings and (value := outcome.standings[0].fact(key)):
             facts[key] = str(value)
     return facts | {
-        "search": f"{sweep.search}, {sweep.repeats} runs each, order of seed {sweep.seed}",
+        "search": f"{sweep.search}, {counted(sweep.repeats, 'run')} each, order of seed {sweep.seed}",
         "took": f"{duration(took_s)} in {len(outcome.results)} processes, {len(builds)} of them builds",
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         **({"notes": "; ".join(notes)} if (notes := _notes(outcome.standings)) else {}),
