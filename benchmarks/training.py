@@ -1,28 +1,35 @@
-"""Training on CPU: images/s of Cambrian, of the same steps with XLA's own convolutions, and of PyTorch eager.
+"""Training on CPU: images/s of Cambrian, for the whole network and for its last layer, and of PyTorch eager.
 
     python -m benchmarks.training [--depths 18,50,101] [--batch 64] [--rounds 3] [--torch_python PYTHON]
 
-Each side is a process of its own, warm; in every round each takes one step after the other, and figures are medians.
-PyTorch runs channels last, bfloat16 by autocast, SGD with Nesterov momentum; `--torch_python` names an interpreter that
-has it.
+Each side is a process of its own, warm. In every round each takes four steps in a row, and the last three count: memory
+that a process left idle may have gone back to the host of a virtual machine. Figures are medians over the rounds.
+Cambrian's have the huge pages of `--mode train`; PyTorch runs with and without them. It runs channels last, bfloat16 by
+autocast, SGD with Nesterov momentum; `--torch_python` names an interpreter that has it.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import time
 
-SIDES = ("cambrian", "stock", "pytorch")
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+SIDES = {  # side → its environment
+    "cambrian": _HUGE_PAGES,
+    "last_layer": _HUGE_PAGES,
+    "pytorch": {},
+    "pytorch_huge_pages": _HUGE_PAGES,
+}
 _BLOCKS = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True)}
 
 
-def jax_step(depth: int, precision: str, batch: int, stock: bool):
+def jax_step(depth: int, precision: str, batch: int, freeze: str):
     """A function that takes one training step of the CIFAR ResNet on random images."""
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from jax import lax
 
     from cambrian.models.resnet.architecture import Architecture
     from cambrian.models.resnet.variables import random_variables
@@ -30,9 +37,7 @@ def jax_step(depth: int, precision: str, batch: int, stock: bool):
     from cambrian.models.training.recipe import Recipe
     from cambrian.sharding import MeshShape, make_mesh
 
-    if stock:
-        setattr(steps, "training_convolution", lambda mesh: lax.conv_general_dilated)  # noqa: B010
-    architecture, recipe = Architecture.resnet(depth, "cifar", 10), Recipe(batch_size=batch)
+    architecture, recipe = Architecture.resnet(depth, "cifar", 10), Recipe(batch_size=batch, freeze=freeze)
     random, number = np.random.default_rng(0), 4 * batch
     images = jnp.asarray(random.integers(256, size=(number, 32, 32, 3), dtype=np.uint8))
     labels = jnp.asarray(random.integers(10, size=number, dtype=np.int32))
@@ -101,28 +106,37 @@ def torch_step(depth: int, precision: str, batch: int):
 
 
 def serve(side: str, depth: int, precision: str, batch: int) -> None:
-    """Takes two steps, then one more for each line read, and prints images/s of each."""
-    if side == "pytorch":
+    """Takes two steps, then four more for each line read, and prints the images/s of the last three."""
+    if side.startswith("pytorch"):
         step = torch_step(depth, precision, batch)
     else:
-        step = jax_step(depth, precision, batch, stock=side == "stock")
+        step = jax_step(depth, precision, batch, freeze="backbone" if side == "last_layer" else "none")
     for _ in range(2):
         step()
     print("ready", flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
         step()
-        print(batch / (time.perf_counter() - began), flush=True)
+        began = time.perf_counter()
+        for _ in range(3):
+            step()
+        print(3 * batch / (time.perf_counter() - began), flush=True)
 
 
 def compare(depth: int, precision: str, batch: int, rounds: int, torch_python: str) -> dict[str, float]:
     """Median images/s of each side, in interleaved rounds."""
     workers = {}
     try:
-        for side in SIDES:
-            python = torch_python if side == "pytorch" else sys.executable
+        for side, environment in SIDES.items():
+            python = torch_python if side.startswith("pytorch") else sys.executable
             command = [python, __file__, "--serve", side, str(depth), precision, str(batch)]
-            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+            worker = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                bufsize=1,
+                env=os.environ | environment,
+            )
             workers[side] = worker
             ask(worker)
         speeds = {side: [] for side in SIDES}
@@ -153,14 +167,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--torch_python", default=sys.executable)
     flags = parser.parse_args()
-    print("| network | precision | Cambrian | XLA's convolutions | PyTorch eager | Cambrian / PyTorch |")
-    print("|---|---|---|---|---|---|")
+    print("| network | precision | last layer | whole | PyTorch eager | with huge pages | whole / PyTorch | likewise |")
+    print("|---|---|---|---|---|---|---|---|")
     for depth in map(int, flags.depths.split(",")):
         for precision in flags.precisions.split(","):
             speed = compare(depth, precision, flags.batch, flags.rounds, flags.torch_python)
-            ours, stock, torch = (speed[side] for side in SIDES)
-            row = (f"ResNet{depth}", precision, f"{ours:.1f}", f"{stock:.1f}", f"{torch:.1f}", f"{ours / torch:.2f}")
-            print("| " + " | ".join(row) + " |", flush=True)
+            ours, head, torch, torch_huge = (speed[side] for side in SIDES)
+            numbers = [f"{value:.1f}" for value in (head, ours, torch, torch_huge)]
+            ratios = [f"{ours / value:.2f}" for value in (torch, torch_huge)]
+            print("| " + " | ".join((f"ResNet{depth}", precision, *numbers, *ratios)) + " |", flush=True)
 
 
 if __name__ == "__main__":

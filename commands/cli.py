@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.flags import Flags, define_flags, help_text, own_flags, read_configuration, read_flags
 from cambrian.sharding import UsageError
-from cambrian.sharding.host import host
+from cambrian.sharding.host import host, restart_with_huge_pages
 
 FLAGS = flags.FLAGS
 _HELP = ("-h", "-help", "--help")
@@ -106,6 +106,7 @@ def _plan(found: Flags, configuration: Configuration) -> None:
 
 
 def _train(found: Flags, configuration: Configuration) -> None:
+    restart_with_huge_pages()
     from cambrian.commands.train.train import train_command
 
     train_command(configuration, found)

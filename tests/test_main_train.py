@@ -35,6 +35,7 @@ def test_a_training_writes_report_curves_accuracy_and_weights(trained):
     ]
     report = json.loads((output_dir / "report.json").read_text())
     assert (report["status"], report["model"], report["mesh"], report["num_images"]) == ("ok", "resnet6", "1x2", 20)
+    assert report["host_changes"]["virtual_devices"] == "jax_num_cpu_devices = 2"
     assert (report["num_steps"], report["recipe"]["epochs"], report["batch_size"]) == (60, 30, 10)
     for precision in ("float32", "bfloat16"):
         accuracy = report["accuracy"][precision]

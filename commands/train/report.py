@@ -14,6 +14,7 @@ class TrainingReport:
     `status` is running, ok, out_of_memory, interrupted or failed, as in `Report`. `accuracy` holds, for float32 and
     bfloat16, the `Accuracy` of the trained weights on the images of `evaluated_on`. `images_per_second` is the speed of
     the last steps; `wall_ms` is the time of this process's training, including compilation, evaluation and checkpoints.
+    `host_changes` are the process-wide settings that Cambrian changed (see `cambrian.host`).
     """
 
     flags: dict[str, Any]
@@ -38,6 +39,7 @@ class TrainingReport:
     checkpoints: str | None = None
     trained_weights: str | None = None
     peak_host_memory_bytes: int | None = None
+    host_changes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def write(self, output_dir: Path) -> Path:
         """Writes `output_dir`/report.json in one step and returns its path."""

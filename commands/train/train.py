@@ -34,6 +34,7 @@ from cambrian.models.training.checkpoints import Checkpoints, model_facts
 from cambrian.models.training.loop import EpochMetrics, Progress, TrainingData, check_batch, evaluator, train
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import OutOfMemory, make_mesh
+from cambrian.sharding.host import host
 
 CHECKPOINTS = "checkpoints"
 
@@ -115,7 +116,7 @@ def _train(
         def on_progress(progress: Progress) -> None:
             start()
             show_progress(progress.step * recipe.batch_size)
-            report.images_per_second = progress.images_per_second
+            report.images_per_second, report.host_changes = progress.images_per_second, host.changes
 
         def on_epoch(metrics: EpochMetrics) -> None:
             start()

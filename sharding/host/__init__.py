@@ -16,6 +16,7 @@ from cambrian.sharding.host.devices import (
     launches_run_side_by_side as launches_run_side_by_side,
     max_virtual_devices as max_virtual_devices,
 )
+from cambrian.sharding.host.huge_pages import restart_with_huge_pages as restart_with_huge_pages
 from cambrian.sharding.host.malloc import (
     keep_freed_memory as keep_freed_memory,
     return_freed_memory as return_freed_memory,
