@@ -38,6 +38,8 @@ def reference(model, images):
 
 def test_a_checkpoint_decides_its_architecture(model):
     assert (model.architecture, model.trained, model.image_size) == (SMALL, True, (8, 8))
+    with pytest.raises(cambrian.UsageError, match="depth must be that of the weights, 6, or left out, got 50"):
+        cambrian.resnet(model.weights, depth=50)
     random = cambrian.resnet(depth=18, stem="imagenet", num_classes=7, seed=3)
     assert (random.architecture, random.trained) == (Architecture.resnet(18, "imagenet", 7), False)
     assert (random.image_size, random.config.labels) == ((224, 224), ())
@@ -131,6 +133,7 @@ def test_a_function_without_rules_is_cut_by_the_batch_alone():
         ({"mesh": "4by8"}, "a mesh must be written MODELxDATA"),
         ({"mesh": (4, 8)}, r"a mesh must be written MODELxDATA, such as '4x8', got \(4, 8\)"),
         ({"batch_size": 3, "mesh": "1x2"}, "batch_size must be a multiple of the data axis of 2"),
+        ({"threads": 0}, "threads must be from 1 to 1024, got 0"),
         ({"precision": "int8"}, "precision must be one of auto, float32, bfloat16, got 'int8'"),
         ({"partition": "columns"}, "partition must be one of .*, got 'columns'"),
         ({"platform": "npu"}, "platform"),
@@ -140,6 +143,14 @@ def test_a_function_without_rules_is_cut_by_the_batch_alone():
 def test_arguments_that_make_no_sense_are_refused(model, arguments, message):
     with pytest.raises(cambrian.UsageError, match=message):
         cambrian.compile(model, **arguments)
+
+
+def test_what_is_no_model_and_no_array_is_refused(executable):
+    for other in ("weights.safetensors", None):
+        with pytest.raises(TypeError, match=r"expected a model, such as cambrian.resnet\(PATH\), .*, got "):
+            cambrian.compile(other)
+    with pytest.raises(TypeError, match="inputs must be a NumPy or JAX array, got list"):
+        executable([[0]])
 
 
 def test_a_function_needs_its_spec_and_has_its_own_precision():

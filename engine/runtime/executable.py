@@ -88,11 +88,14 @@ class Executable:
         """Pads up to `batch_size` inputs with zeros to a whole batch and moves it to the devices.
 
         Raises:
+          TypeError: if `inputs` isn't an array.
           UsageError: if shape or dtype differ from the executable's.
         """
         return jax.device_put(self._whole_batch(inputs), self.input_spec.sharding(self.mesh))
 
     def _whole_batch(self, inputs: np.ndarray) -> np.ndarray:
+        if not isinstance(inputs, (np.ndarray, jax.Array)):
+            raise TypeError(f"inputs must be a NumPy or JAX array, got {type(inputs).__name__}")
         shape, dtype = self.input_spec.shape, np.dtype(self.input_spec.dtype)
         if inputs.shape[1:] != shape[1:] or not 1 <= len(inputs) <= shape[0] or inputs.dtype != dtype:
             raise UsageError(

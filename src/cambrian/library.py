@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec as P
 
 from cambrian import engine
-from cambrian.commands.configuration import PRECISIONS, Configuration, default_batch_size
+from cambrian.commands.configuration import PRECISIONS, RANGES, Configuration, check_range, default_batch_size
 from cambrian.commands.images import open_source
 from cambrian.commands.model import Model, default_model, read_model
 from cambrian.commands.program import model_program
@@ -84,8 +84,8 @@ class Executable(engine.Executable):
 def resnet(
     weights: str | os.PathLike = "auto",
     *,
-    depth: int = 101,
-    stem: str = "cifar",
+    depth: int | None = None,
+    stem: str | None = None,
     num_classes: int | None = None,
     image_size: int = 0,
     resize: int = 0,
@@ -94,25 +94,26 @@ def resnet(
     """A ResNet v1.5 (He et al., arXiv:1512.03385, with the stride on the 3×3 convolution).
 
     Args:
-      weights: a checkpoint, which decides depth, stem and classes: a safetensors or PyTorch file under the names of
+      weights: a checkpoint, which has its own depth, stem and classes: a safetensors or PyTorch file under the names of
         torchvision, timm or Hugging Face, a model folder of Hugging Face or timm, or a checkpoint of Cambrian's
         training. `random` draws random weights; `auto` takes the ones that ship with Cambrian, for a ResNet101 with the
         CIFAR stem and its 10 classes, and random ones for any other network.
-      depth: number of layers, 18, 34, 50, 101 or 152.
-      stem: `cifar` (3×3) or `imagenet` (7×7, stride 2, max pooling).
-      num_classes: number of logits; None for 10 with the CIFAR stem and 1000 with the ImageNet one.
+      depth: number of layers, 18, 34, 50, 101 or 152; None for the checkpoint's, else 101.
+      stem: `cifar` (3×3) or `imagenet` (7×7, stride 2, max pooling); None for the checkpoint's, else `cifar`.
+      num_classes: number of logits; None for the checkpoint's, else 10 with the CIFAR stem and 1000 with the other.
       image_size: height and width of the images in pixels; 0 for the checkpoint's, else 32 or 224.
       resize: shorter side in pixels to which images are resized before they are cropped, for a checkpoint that doesn't
         state it; 0 for the default.
       seed: of random weights.
 
     Raises:
-      UsageError: if the checkpoint can't be read, naming file and key, or an argument is out of its range.
+      UsageError: if the checkpoint can't be read, naming file and key, or an argument is out of its range or
+        contradicts it.
     """
-    config = dataclasses.replace(default_model(stem), depth=depth)
+    config = dataclasses.replace(default_model(stem or "cifar"), depth=101 if depth is None else depth)
     if num_classes not in (None, config.num_classes):
         config = dataclasses.replace(config, num_classes=num_classes, labels=())
-    return read_model(
+    model = read_model(
         Configuration(
             model=config,
             mesh=MeshShape(1, 1),
@@ -122,6 +123,10 @@ def resnet(
             seed=seed,
         )
     )
+    for name, asked in (("depth", depth), ("stem", stem), ("num_classes", num_classes)):
+        if asked not in (None, found := getattr(model.config, name)):
+            raise UsageError(f"{name} must be that of the weights, {found}, or left out, got {asked}")
+    return model
 
 
 def compile(
@@ -166,11 +171,14 @@ def compile(
       UsageError: if an argument is out of its range, the devices don't suffice, or the mesh can't cut the model.
       OutOfMemory: if no plan fits the devices.
     """
+    if model is None or isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"expected a model, such as cambrian.resnet(PATH), a module or a function, got {model!r}")
     if not isinstance(mesh, (str, MeshShape)):
         raise UsageError(f"a mesh must be written MODELxDATA, such as '4x8', got {mesh!r}")
     shape = mesh if isinstance(mesh, MeshShape) else MeshShape.parse(mesh)
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_range("threads", threads, *RANGES["threads"])
     is_planned = isinstance(model, Model)
     at_once = launches_at_once(shape.num_devices, threads, precision) if is_planned and platform in _ON_CPU else 1
     devices, notes = acquire_devices(shape.num_devices, platform, at_once)
