@@ -21,7 +21,7 @@ class Report:
     `status` is running, ok, out_of_memory, interrupted or failed. It is `running` from before the first result until
     the end: in the report of a process that was killed, nothing was measured, and predictions.csv holds whole batches.
     Times are in milliseconds, fractions from 0 to 1. `executable` is native, portable or online; `build_ms` is None if
-    the artefact was cached. `wall_ms` and values derived from it exclude loading. `classes` holds a `ClassAccuracy` per
+    the artefact was cached. `summary` stands for its keys, which exclude loading. `classes` holds a `ClassAccuracy` per
     class. `parity_*` compare the executable's probe with the unsharded float32 reference.
     """
 
@@ -48,17 +48,7 @@ class Report:
     build_ms: float | None = None
     load_ms: float | None = None
     first_inference_ms: float | None = None
-    wall_ms: float | None = None
-    images_per_second: float | None = None
-    device_images_per_second: float | None = None
-    latency_ms_p50: float | None = None
-    latency_ms_p90: float | None = None
-    latency_ms_p99: float | None = None
-    decode_ms: float | None = None
-    host_to_device_ms: float | None = None
-    execute_ms: float | None = None
-    device_to_host_ms: float | None = None
-    postprocess_ms: float | None = None
+    summary: Summary = Summary()
     top1: float | None = None
     top1_interval_95: tuple[float, float] | None = None
     top5: float | None = None
@@ -105,9 +95,7 @@ class Report:
 
     def measure(self, summary: Summary, num_images: int, skipped_images: list[str], accuracy: Accuracy | None) -> None:
         """Fills in times and results of the finished part of the run."""
-        for field in dataclasses.fields(summary):
-            setattr(self, field.name, getattr(summary, field.name))
-        self.num_images, self.skipped_images = num_images, skipped_images
+        self.summary, self.num_images, self.skipped_images = summary, num_images, skipped_images
         if accuracy is not None:
             self.top1, self.top1_interval_95 = accuracy.top1, accuracy.top1_interval_95
             self.top5, self.top5_interval_95 = accuracy.top5, accuracy.top5_interval_95
@@ -115,7 +103,11 @@ class Report:
 
     def write(self, output_dir: Path) -> Path:
         """Writes `output_dir`/report.json in one step and returns its path."""
-        return write_report({field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, output_dir)
+        values = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values |= dataclasses.asdict(value) if field.name == "summary" else {field.name: value}
+        return write_report(values, output_dir)
 
 
 def write_report(values: dict[str, Any], output_dir: Path) -> Path:

@@ -31,20 +31,21 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "images", data if data.startswith(count) else count + data
     if report.skipped_images:
         yield "skipped", counted(len(report.skipped_images), "unreadable image")
-    if report.images_per_second is not None:
-        device = "" if report.device_images_per_second is None else f", devices {report.device_images_per_second:.1f}"
-        yield "images/s", f"end to end {report.images_per_second:.1f}{device}"
-    if report.latency_ms_p50 is not None:
-        percentiles = (report.latency_ms_p50, report.latency_ms_p90, report.latency_ms_p99)
+    times = report.summary
+    if times.images_per_second is not None:
+        device = "" if times.device_images_per_second is None else f", devices {times.device_images_per_second:.1f}"
+        yield "images/s", f"end to end {times.images_per_second:.1f}{device}"
+    if times.latency_ms_p50 is not None:
+        percentiles = (times.latency_ms_p50, times.latency_ms_p90, times.latency_ms_p99)
         yield (
             "batch latency ms",
             ", ".join(f"p{percent} {value:.0f}" for percent, value in zip((50, 90, 99), percentiles, strict=True)),
         )
-    if report.decode_ms is not None:
-        phases = ((phase, getattr(report, f"{phase}_ms")) for phase in _PHASES)
+    if times.decode_ms is not None:
+        phases = ((phase, getattr(times, f"{phase}_ms")) for phase in _PHASES)
         yield "phases ms", ", ".join(f"{phase.replace('_', ' ')} {value:.0f}" for phase, value in phases)
-    if report.wall_ms is not None:
-        yield "wall ms", f"{report.wall_ms:.0f}"
+    if times.wall_ms is not None:
+        yield "wall ms", f"{times.wall_ms:.0f}"
     if report.top1 is not None:
         shares = (("top-1", report.top1, report.top1_interval_95), ("top-5", report.top5, report.top5_interval_95))
         yield "accuracy", ", ".join(share_with_interval(*share) for share in shares)
