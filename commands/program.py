@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -13,7 +15,7 @@ from cambrian.commands.model import Model, read_model
 from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.engine.runtime.parity import NUM_PROBE_SAMPLES
 from cambrian.models.costs.machine import own_table_path
-from cambrian.sharding import Preprocessing, Program, mesh_shape
+from cambrian.sharding import Preprocessing, Program, Rules, UsageError, mesh_shape, program_from_function
 from cambrian.sharding.host import planned_as
 
 _PACKAGES = ("commands", "configs", "engine", "models", "sharding")
@@ -101,6 +103,51 @@ def model_program(
         probe_samples=_probe_pictures(model.config.preprocessing),
         notes=(*model.notes, *program.notes),
     )
+
+
+def function_program(
+    model: Any,
+    params: Any,
+    spec: jax.ShapeDtypeStruct | None,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    precision: str = "auto",
+    rules: Rules | None = None,
+    name: str = "",
+    tolerance: float | None = None,
+) -> Program:
+    """The program of a user's function, or of a model of a JAX library.
+
+    Without rules the mesh cuts the batch alone, and the function is optimised. With rules XLA partitions it as it is.
+
+    Args:
+      model, params: as `cambrian.models.frameworks.as_function` takes them.
+      spec: shape and dtype of one sample.
+      batch_size: global number of samples of a launch.
+      precision: float32, bfloat16, or auto, which is the function's own.
+      rules: sharding rules of the parameters; None for none.
+      name: empty for the model's own.
+      tolerance: largest relative error of the outputs; None for 1e-4, or 2e-2 in bfloat16.
+
+    Raises:
+      UsageError: if the model isn't one, an argument is missing, or the mesh can't cut it.
+    """
+    from cambrian.models.frameworks import as_function
+    from cambrian.models.graph.build_program import TOLERANCE, build_program
+
+    if spec is None:
+        raise UsageError("expected spec, the shape and dtype of one sample, with a function or module, got None")
+    function, values = as_function(model, params)
+    name = name or getattr(model, "__qualname__", type(model).__name__)
+    inputs = jax.ShapeDtypeStruct((batch_size, *spec.shape), spec.dtype)
+    precision = "float32" if precision == "auto" else precision
+    if rules is None:
+        return build_program(function, values, inputs, mesh, name=name, precision=precision, tolerance=tolerance)
+    if precision != "float32":
+        raise UsageError(f"with sharding rules a function computes in its own precision, got {precision!r}")
+    tolerance = TOLERANCE[precision] if tolerance is None else tolerance
+    return program_from_function(function, values, inputs, mesh, rules, name=name, tolerance=tolerance)
 
 
 def _probe_pictures(preprocessing: Preprocessing) -> np.ndarray:

@@ -153,12 +153,12 @@ def test_what_is_no_model_and_no_array_is_refused(executable):
         executable([[0]])
 
 
-def test_a_function_needs_its_spec_and_has_its_own_precision():
+def test_a_function_needs_its_spec_and_with_rules_has_its_own_precision():
     with pytest.raises(cambrian.UsageError, match="spec"):
         cambrian.compile(lambda params, x: x, {})
     with pytest.raises(cambrian.UsageError, match="precision"):
-        cambrian.compile(lambda params, x: x, {}, SPEC, precision="bfloat16")
-    with pytest.raises(cambrian.UsageError, match=r"expected a model of cambrian\.resnet, .*, got int"):
+        cambrian.compile(lambda params, x: x, {}, SPEC, rules=(), precision="bfloat16")
+    with pytest.raises(cambrian.UsageError, match="expected a function, or a model of Flax, .*, got int"):
         cambrian.compile(3, {}, SPEC)
     with pytest.raises(cambrian.UsageError, match="expected a stem among cifar, imagenet, got 'lsun'"):
         cambrian.resnet(stem="lsun")

@@ -68,9 +68,7 @@ def _name(region: Sequence[Node], value: Value) -> str | None:
     steps = []
     for node in region:
         operands = tuple(
-            numbers[operand]
-            if operand in numbers
-            else (uniform_value(operand.array), str(operand.dtype))  # type: ignore[attr-defined]
+            numbers[operand] if operand in numbers else (uniform_value(operand.array), str(operand.dtype))  # type: ignore[attr-defined]
             for operand in node.inputs
         )
         params = tuple(sorted((name, repr(param)) for name, param in node.params.items()))
@@ -101,7 +99,7 @@ def _name_of_steps(steps: tuple, dtype: str, nodes: _Nodes) -> str | None:
             arrays = [
                 values[operand]
                 if operand in values
-                else jnp.full((), uniform_value(operand.array), operand.dtype)  # type: ignore[attr-defined]
+                else jnp.full(points.shape if operand.shape else (), uniform_value(operand.array), operand.dtype)  # type: ignore[attr-defined]
                 for operand in node.inputs
             ]
             (values[node.output],) = node.operation(*arrays)

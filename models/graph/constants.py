@@ -67,7 +67,7 @@ def compact(array: np.ndarray) -> np.ndarray:
 def uniform_value(array: np.ndarray) -> float | None:
     """The value that all elements of a constant have; None if they differ."""
     small = compact(array)
-    if small.size != 1 or not jax.dtypes.issubdtype(small.dtype, np.number):
+    if small.size != 1 or not jnp.issubdtype(small.dtype, np.number):
         return None
     return float(small.reshape(()))
 

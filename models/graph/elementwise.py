@@ -3,9 +3,11 @@
 from cambrian.models.graph.graph import Node, Primitive
 
 _NAMES = frozenset(
-    "abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos cosh div eq erf erf_inv "
-    "erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or "
-    "pow rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh xor".split()
+    """
+    abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos cosh div eq erf erf_inv
+    erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or
+    pow rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh xor
+    """.split()  # noqa: SIM905
 )
 
 

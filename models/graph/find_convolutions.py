@@ -6,6 +6,7 @@ layer, however an einsum writes it, is a 1×1 convolution. Views around it keep 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,12 +35,13 @@ def _replacement(node: Node) -> list[Node] | None:
 
 def _convolution(node: Node) -> list[Node] | None:
     images, kernel = node.inputs
+    if not isinstance(kernel, Constant):
+        return None
     params, numbers = node.params, node.params["dimension_numbers"]
     padding = [tuple(pad) for pad in params["padding"]]
     axes = len(padding)
     supported = (
         _are_floats(node)
-        and isinstance(kernel, Constant)
         and axes in (1, 2)
         and set(params["lhs_dilation"]) == {1}
         and params["batch_group_count"] == 1
@@ -52,15 +54,16 @@ def _convolution(node: Node) -> list[Node] | None:
     nodes: list[Node] = []
     taken = apply_view(Transpose((lhs[0], *lhs[2:], lhs[1])), images, nodes)
     weights = np.transpose(kernel.array, (*rhs[2:], rhs[1], rhs[0]))
-    unit = (1,) * (2 - axes)  # a single row
+    unit = (1,) * (2 - axes)  # one row, where there is one axis
     taken = apply_view(Reshape((taken.shape[0], *unit, *taken.shape[1:])), taken, nodes)
     weights = weights.reshape(*unit, *weights.shape)
-    window = Window(
+    rows_and_columns: Any = (
         weights.shape[:2],
         (*unit, *params["window_strides"]),
         (*[(0, 0)] * len(unit), *padding),
         (*unit, *params["rhs_dilation"]),
     )
+    window = Window(*((rows, columns) for rows, columns in rows_and_columns))
     made = _fused(taken, weights, window, params["feature_group_count"], node, nodes)
     made = apply_view(Reshape((made.shape[0], *made.shape[1 + len(unit) :])), made, nodes)
     return _renamed(apply_view(Transpose(tuple(np.argsort((out[0], *out[2:], out[1])))), made, nodes), node, nodes)
@@ -68,15 +71,16 @@ def _convolution(node: Node) -> list[Node] | None:
 
 def _dense(node: Node) -> list[Node] | None:
     left, right = node.inputs
-    (left_contract, right_contract), (left_batch, _) = node.params["dimension_numbers"]
-    if isinstance(left, Constant) and not isinstance(right, Constant):
-        return None  # results would be transposed
-    if not _are_floats(node) or not isinstance(right, Constant) or left_batch or not left_contract:
+    (left_contract, right_contract), (batch, _) = node.params["dimension_numbers"]
+    if isinstance(left, Constant) == isinstance(right, Constant) or not _are_floats(node) or batch:
         return None
-    left_free = _others(left.shape, left_contract)
-    right_free = _others(right.shape, right_contract)
-    if 0 in left.shape + right.shape:
+    kernel_first = isinstance(left, Constant)
+    if kernel_first:
+        left, right, left_contract, right_contract = right, left, right_contract, left_contract
+    assert isinstance(right, Constant)
+    if not left_contract or 0 in left.shape + right.shape:
         return None
+    left_free, right_free = _others(left.shape, left_contract), _others(right.shape, right_contract)
     nodes: list[Node] = []
     taken = apply_view(Transpose((*left_free, *left_contract)), left, nodes)
     weights = np.transpose(right.array, (*right_contract, *right_free))
@@ -85,7 +89,11 @@ def _dense(node: Node) -> list[Node] | None:
     pixels = (*free, 1, 1, 1)[:3] if len(free) <= 3 else (free[0], math.prod(free[1:]), 1)
     taken = apply_view(Reshape((*pixels, channels)), taken, nodes)
     made = _fused(taken, weights.reshape(1, 1, channels, -1), _POINT, 1, node, nodes)
-    return _renamed(apply_view(Reshape(node.output.shape), made, nodes), node, nodes)
+    made = apply_view(Reshape((*free, *[right.shape[axis] for axis in right_free])), made, nodes)
+    if kernel_first:  # whose dimensions come first in the result
+        axes = range(len(made.shape))
+        made = apply_view(Transpose((*axes[len(free) :], *axes[: len(free)])), made, nodes)
+    return _renamed(made, node, nodes)
 
 
 def _are_floats(node: Node) -> bool:
@@ -98,9 +106,7 @@ def _others(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
     return [axis for axis in range(len(shape)) if axis not in axes]
 
 
-def _fused(
-    images: Value, kernel: np.ndarray, window: Window, groups: int, node: Node, nodes: list[Node]
-) -> Value:
+def _fused(images: Value, kernel: np.ndarray, window: Window, groups: int, node: Node, nodes: list[Node]) -> Value:
     dtype = str(node.output.dtype)
     operation = FusedConvolution(images.shape, kernel.shape[3], window, groups, dtype, dtype)
     output = Value(operation.out_shape, node.output.dtype)

@@ -38,13 +38,16 @@ def _each_convolution(graph: Graph, find: Callable[[Node, FusedConvolution, Uses
 
 
 def _affine(node: Node, operation: FusedConvolution, uses: Uses) -> Fused | None:
-    """Folds multiplications by and additions of a constant for each channel into kernel and bias, such as batch norm."""
+    """Folds affine operations with constants for each channel, such as a batch norm, into kernel and bias."""
     images, kernel, bias = node.inputs[:3]
-    if operation.residual or operation.activation or not isinstance(kernel, Constant) or not isinstance(bias, Constant):
+    if operation.residual or operation.activation:
         return None
+    assert isinstance(kernel, Constant)
+    assert isinstance(bias, Constant)
     scale, shift = np.ones(operation.out_channels), bias.array.astype(np.float64)
     output, absorbed = node.output, []
-    while (reader := uses.only_reader(output)) is not None:
+    # `1 / (1 + exp(-x))` is the sigmoid of x, not an exponential of what -1 was folded into.
+    while activation_after(output, uses) is None and (reader := uses.only_reader(output)) is not None:
         step = _scale_and_shift(reader, output, operation.out_channels)
         if step is None:
             break

@@ -1,8 +1,6 @@
 """The operation that passes build: a convolution or dense layer with what follows it, on images (N, H, W, C)."""
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +10,6 @@ from jax import lax
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.activations import ACTIVATIONS
 from cambrian.models.lowerings.onednn import Convolution
-
-_OPERANDS_BEFORE_KERNEL = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,7 +62,7 @@ class FusedConvolution:
     @property
     def onednn(self) -> Convolution:
         """The call of oneDNN that computes all of it."""
-        following = ["BIAS"] + ["BINARY_ADD"] * self.residual + [self.activation] * (self.activation is not None)
+        following = ["BIAS"] + ["BINARY_ADD"] * self.residual + ([self.activation] if self.activation else [])
         return Convolution(
             self.in_shape, self.out_channels, self.window, self.dtype, self.out_dtype, self.groups, tuple(following)
         )
@@ -107,7 +103,7 @@ class FusedConvolution:
         if self.lowering == "native":
             products = lax.conv_general_dilated(
                 images,
-                kernel[0],
+                kernel[0].astype(self.dtype),
                 self.window.stride,
                 self.window.padding,
                 rhs_dilation=self.window.dilation,

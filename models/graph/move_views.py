@@ -7,7 +7,7 @@ import numpy as np
 
 from cambrian.models.graph.elementwise import is_elementwise
 from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Value, without_dead_nodes
-from cambrian.models.graph.views import Reshape, Transpose, View, apply_view, view_of
+from cambrian.models.graph.views import Reshape, Transpose, View, apply_view, is_identity, view_of
 
 _REDUCTIONS = ("reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum")
 # Primitives whose parameters have an entry for each dimension.
@@ -34,34 +34,37 @@ def move_views(graph: Graph) -> Graph:
             composed = _composed(inner, view)
             if composed is not None:
                 source, view = source_of, composed
-        if _is_identity(view, source):
+        if is_identity(view, source):
             same[output] = source
             return
         views[output] = (view, source)
         nodes.append(Node(view, (source,), (output,)))
 
-    for node in graph.nodes:
-        inputs = tuple(same.get(value, value) for value in node.inputs)
-        node = Node(node.operation, inputs, node.outputs)
+    def emit(node: Node, back: frozenset[View] = frozenset()) -> None:
+        """Appends a node; `back` are the views that would move it to where it came from."""
         if (view := view_of(node)) is not None:
-            view_at(inputs[0], view, node.output)
-            continue
-        moved = _moved(node, views)
-        if moved is None:
+            view_at(node.inputs[0], view, node.output)
+        elif (moved := _moved(node, views, back)) is not None:
+            made, view, before = moved
+            for each in before:
+                emit(each)
+            emit(made, back | {view.inverse(made.output.shape)})  # other views may stand before this one
+            view_at(same.get(made.output, made.output), view, node.output)
+        else:
             nodes.append(node)
-            continue
-        made, view, before = moved
-        nodes += before
-        nodes.append(made)
-        view_at(made.output, view, node.output)
+
+    for node in graph.nodes:
+        emit(Node(node.operation, tuple(same.get(value, value) for value in node.inputs), node.outputs))
     outputs = tuple(same.get(value, value) for value in graph.outputs)
     return without_dead_nodes(Graph(graph.inputs, tuple(nodes), outputs))
 
 
-def _moved(node: Node, views: dict[Value, tuple[View, Value]]) -> tuple[Node, View, list[Node]] | None:
+def _moved(
+    node: Node, views: dict[Value, tuple[View, Value]], back: frozenset[View]
+) -> tuple[Node, View, list[Node]] | None:
     """The node computed before the view of its operands; that view; and nodes that make its other operands."""
     if is_elementwise(node):
-        return _moved_elementwise(node, views)
+        return _moved_elementwise(node, views, back)
     if not node.inputs or node.inputs[0] not in views or not isinstance(node.operation, Primitive):
         return None
     view, source = views[node.inputs[0]]
@@ -86,52 +89,44 @@ def _moved(node: Node, views: dict[Value, tuple[View, Value]]) -> tuple[Node, Vi
 
 
 def _moved_elementwise(
-    node: Node, views: dict[Value, tuple[View, Value]]
+    node: Node, views: dict[Value, tuple[View, Value]], back: frozenset[View]
 ) -> tuple[Node, View, list[Node]] | None:
-    full = [value for value in node.inputs if value.shape == node.output.shape]
-    seen = [value for value in full if value in views]
-    if not seen:
+    viewed = [value for value in node.inputs if value.shape == node.output.shape and value in views]
+    viewed = [value for value in viewed if views[value][0] not in back]
+    if not viewed:
         return None
-    view, source = views[seen[0]]
-    shape = source.shape
-    inverse = view.inverse(shape)
-    alike = [value for value in full if value in views and _undone(views[value], view) is not None]
-    others = [value for value in full if value not in alike and not isinstance(value, Constant)]
-    if isinstance(view, Transpose) and len(others) >= len(alike):  # as many copies would be made as vanish
+    view, source = views[viewed[0]]
+    inverse = view.inverse(source.shape)
+    made = {of: value for value, of in views.items()}
+
+    def undone(value: Value) -> Value | None:
+        """What `view` of makes `value`, if that is at hand."""
+        if value in views and views[value][0] == view and views[value][1].shape == source.shape:
+            return views[value][1]
+        return made.get((inverse, value))
+
+    full = [value for value in node.inputs if value.shape == node.output.shape and not isinstance(value, Constant)]
+    to_copy = [value for value in full if undone(value) is None]
+    if isinstance(view, Transpose) and 2 * len(to_copy) >= len(full):  # as many copies would be made as vanish
         return None
     before: list[Node] = []
     inputs = []
     for value in node.inputs:
-        if value in alike:
-            inputs.append(_undone(views[value], view))
+        if (at_hand := undone(value)) is not None:
+            inputs.append(at_hand)
         elif value.shape == ():
             inputs.append(value)
-        elif value.shape == node.output.shape:
-            inputs.append(apply_view(inverse, value, before))
-        elif isinstance(view, Transpose):  # dimensions of size 1 are broadcast
+        elif value.shape == node.output.shape or isinstance(view, Transpose):  # dimensions of size 1 are broadcast
             inputs.append(apply_view(inverse, value, before))
         elif isinstance(value, Constant):
-            inputs.append(Constant.of(np.broadcast_to(value.array, node.output.shape).reshape(shape)))
+            inputs.append(Constant.of(np.broadcast_to(value.array, node.output.shape).reshape(source.shape)))
         else:
             return None
-    made = Node(node.operation, tuple(inputs), (Value(shape, node.output.dtype),))
-    return made, view, before
-
-
-def _undone(viewed: tuple[View, Value], view: View) -> Value | None:
-    """What `view` was applied to, if `viewed` is a view of that kind; None otherwise."""
-    return viewed[1] if viewed[0] == view else None
-
-
+    output = Value(source.shape, node.output.dtype)
+    return Node(node.operation, tuple(inputs), (output,)), view, before
 
 
 def _composed(first: View, then: View) -> View | None:
     if isinstance(first, Transpose) and isinstance(then, Transpose):
         return Transpose(tuple(first.permutation[axis] for axis in then.permutation))
     return then if isinstance(first, Reshape) and isinstance(then, Reshape) else None
-
-
-def _is_identity(view: View, source: Value) -> bool:
-    if isinstance(view, Transpose):
-        return view.permutation == tuple(range(len(view.permutation)))
-    return view.sizes == source.shape

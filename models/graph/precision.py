@@ -30,7 +30,8 @@ class Cast:
     dtype: str
     name = "cast"
 
-    def __call__(self, array: jax.Array) -> list[jax.Array]:
+    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
+        (array,) = arrays
         return [lax.convert_element_type(array, self.dtype)]
 
 
@@ -74,10 +75,14 @@ def in_bfloat16(graph: Graph) -> Graph:
             stored[node.output] = output
             continue
         nodes.append(Node(operation, tuple(read(value, "float32") for value in node.inputs), node.outputs))
-        if is_elementwise(node) and node.name not in _IN_FLOAT32 and node.output.dtype == _WIDE:
-            if any(is_narrow(value) and value.size == node.output.size for value in node.inputs):
-                stored[node.output] = Value(node.output.shape, _NARROW)
-                nodes.append(Node(Cast("bfloat16"), node.outputs, (stored[node.output],)))
+        if (
+            is_elementwise(node)
+            and node.name not in _IN_FLOAT32
+            and node.output.dtype == _WIDE
+            and any(is_narrow(value) and value.size == node.output.size for value in node.inputs)
+        ):
+            stored[node.output] = Value(node.output.shape, _NARROW)
+            nodes.append(Node(Cast("bfloat16"), node.outputs, (stored[node.output],)))
     outputs = tuple(read(value, str(value.dtype)) for value in graph.outputs)
     return Graph(graph.inputs, tuple(nodes), outputs)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
@@ -53,7 +54,7 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Grap
 
 
 def _constant(array: Any) -> Constant:
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
         return Constant(array.shape, array.dtype, array)
     return Constant.of(np.asarray(array))
 
@@ -65,7 +66,10 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
     values |= {variable: _constant(array) for variable, array in zip(jaxpr.constvars, closed.consts, strict=True)}
 
     def read(atom: Any) -> Value:
-        return _constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else values[atom]
+        if not isinstance(atom, Literal):
+            return values[atom]
+        aval: Any = atom.aval
+        return _constant(np.asarray(atom.val, aval.dtype))
 
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]

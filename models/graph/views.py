@@ -18,7 +18,8 @@ class Transpose:
     permutation: tuple[int, ...]
     name = "transpose"
 
-    def __call__(self, array: jax.Array) -> list[jax.Array]:
+    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
+        (array,) = arrays
         return [lax.transpose(array, self.permutation)]
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -36,7 +37,8 @@ class Reshape:
     sizes: tuple[int, ...]
     name = "reshape"
 
-    def __call__(self, array: jax.Array) -> list[jax.Array]:
+    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
+        (array,) = arrays
         return [lax.reshape(array, self.sizes)]
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -66,15 +68,21 @@ def view_of(node: Node) -> View | None:
 
 def apply_view(view: View, value: Value, nodes: list[Node]) -> Value:
     """Returns the view of a value; appends the node that makes it, unless it is the value itself or a constant."""
-    shape = view.shape(value.shape)
-    if isinstance(view, Transpose) and view.permutation == tuple(range(len(shape))) or shape == value.shape and isinstance(view, Reshape):
+    if is_identity(view, value):
         return value
     if isinstance(value, Constant):
         return Constant.of(array_view(view, value.array))
-    result = Value(shape, value.dtype)
+    result = Value(view.shape(value.shape), value.dtype)
     nodes.append(Node(view, (value,), (result,)))
     return result
 
 
 def array_view(view: View, array: Any) -> np.ndarray:
     return np.transpose(array, view.permutation) if isinstance(view, Transpose) else np.reshape(array, view.sizes)
+
+
+def is_identity(view: View, value: Value) -> bool:
+    """Whether a view of `value` is the value itself."""
+    if isinstance(view, Transpose):
+        return view.permutation == tuple(range(len(view.permutation)))
+    return view.sizes == value.shape

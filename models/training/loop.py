@@ -196,15 +196,17 @@ def evaluator(
 ) -> Callable[[Mapping[str, Any]], np.ndarray]:
     """Returns a function from variables to the logits (N, classes) float32 of `images`, which stay on the devices."""
     data = mesh_shape(mesh).data
-    batch_size = -(-min(_EVALUATION_BATCH, len(images)) // data) * data
+    num_batches = -(-len(images) // _EVALUATION_BATCH)
+    batch_size = -(-len(images) // (num_batches * data)) * data
     by_data = NamedSharding(mesh, P(DATA_AXIS))
     whole = padded(images, batch_size)
     batches = [jax.device_put(whole[at : at + batch_size], by_data) for at in range(0, len(images), batch_size)]
-    logits_of = jax.jit(logits_function(architecture, dtype=jnp.dtype(precision), mean=mean, std=std))
+    logits_of = jax.jit(logits_function(architecture, mesh, dtype=jnp.dtype(precision), mean=mean, std=std))
 
     def evaluate(variables: Mapping[str, Any]) -> np.ndarray:
         variables = on_every_device(dict(variables), mesh)
-        logits = [logits_of(variables, batch) for batch in batches]  # launches all before fetching the first
+        with without_compilation_cache():  # which can't hold the calls of oneDNN
+            logits = [logits_of(variables, batch) for batch in batches]  # launches all before fetching the first
         return np.concatenate(jax.device_get(logits))[: len(images)]
 
     return evaluate

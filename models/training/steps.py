@@ -215,10 +215,10 @@ def steps_function(
 
 
 def logits_function(
-    architecture: Architecture, *, dtype: Any, mean: Sequence[float], std: Sequence[float]
+    architecture: Architecture, mesh: Mesh, *, dtype: Any, mean: Sequence[float], std: Sequence[float]
 ) -> Callable[[Arrays, jax.Array], jax.Array]:
     """Returns the inference function `(variables, images (N, H, W, 3) uint8) -> logits (N, classes) float32`."""
-    apply = network_function(architecture, dtype, training=False)
+    apply = network_function(architecture, dtype, training=False, convolution=training_convolution(mesh))
     normalise = normaliser(mean, std)
     return lambda variables, images: apply(*split_variables(variables), normalise(images))[0]
 

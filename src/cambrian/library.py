@@ -14,7 +14,7 @@ from cambrian import engine
 from cambrian.commands.configuration import PRECISIONS, RANGES, Configuration, check_range, default_batch_size
 from cambrian.commands.images import open_source
 from cambrian.commands.model import Model, default_model, read_model
-from cambrian.commands.program import model_program
+from cambrian.commands.program import function_program, model_program
 from cambrian.commands.run.classify import Prediction, classify, images_of
 from cambrian.sharding import MeshShape, Program, Rules, UsageError, make_mesh, program_from_function
 from cambrian.sharding.host import acquire_devices, computes_bfloat16, launches_at_once
@@ -142,7 +142,7 @@ def compile(
     platform: str = "auto",
     threads: int = 2,
     name: str = "",
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> Executable:
     """Compiles a model for a mesh, ahead of time.
 
@@ -150,22 +150,26 @@ def compile(
     `cambrian.host` lists and declines them.
 
     Args:
-      model: a model of `resnet`; a Flax NNX module, which is computed in evaluation mode; or a function of (params,
-        inputs (N, …)) that returns one array (N, …), such as a Linen module's `apply`.
-      params: of a function: any pytree of arrays.
+      model: a model of `resnet`; a Flax NNX, Equinox or Keras model, which is computed in evaluation mode; a Flax Linen
+        module or a Haiku transform; or a function of (params, inputs (N, …)) that returns one array (N, …).
+      params: of a function, Linen module or Haiku transform: any pytree of arrays.
       spec: of a module or function: shape and dtype of one sample, such as `jax.ShapeDtypeStruct((224, 224, 3),
         "float32")`.
-      mesh: MODELxDATA: number of devices that cut each layer × number of devices that cut the batch.
-      batch_size: number of samples of a launch over all devices, a multiple of DATA; 0 lets Cambrian choose.
-      precision: of a ResNet: float32, bfloat16, or auto (bfloat16 where it is faster). Others compute in their own.
+      mesh: MODELxDATA: number of devices that cut each layer × number of devices that cut the batch. Both cut the
+        batch of a function or module without rules.
+      batch_size: number of samples of a launch over all devices, a multiple of DATA, or of MODEL × DATA for a function
+        or module without rules; 0 lets Cambrian choose.
+      precision: float32, bfloat16, or auto: for a ResNet bfloat16 where it is faster, otherwise the model's own.
       partition: how the model axis cuts a ResNet's layers: auto, samples, rows, channels or intra_sample.
       rules: of a module or function: (pattern, PartitionSpec) pairs; the first pattern found in a parameter's path
-        decides how it lies on the mesh. None holds all parameters on every device.
+        decides how it lies on the mesh, and XLA partitions the function as it is. None holds all parameters on every
+        device, and optimises the function: see docs/models.md.
       platform: cpu, gpu, tpu, or auto.
       threads: number of host threads that will launch it: on one CPU device, in bfloat16 with jax 0.10, their launches
         compute side by side.
       name: of a function's program; empty for the function's own.
-      tolerance: of a module or function: largest relative error of the outputs against float32 on one device.
+      tolerance: of a module or function: largest relative error of the outputs against float32 on one device; None
+        for 1e-4, or 2e-2 in bfloat16.
 
     Raises:
       UsageError: if an argument is out of its range, the devices don't suffice, or the mesh can't cut the model.
@@ -198,65 +202,24 @@ def compile(
             launches_at_once=at_once,
         )
     else:
-        if (precision, partition) != ("auto", "auto"):
-            raise UsageError(
-                f"precision and partition of a function or module are its own and its rules', "
-                f"got precision {precision!r} and partition {partition!r}"
-            )
-        program = _function_program(model, params, spec, device_mesh, batch_size, rules, name, tolerance)
+        if partition != "auto":
+            raise UsageError(f"partition belongs to a ResNet, got {partition!r} with a function or module")
+        program = function_program(
+            model,
+            params,
+            spec,
+            device_mesh,
+            batch_size=batch_size,
+            precision=precision,
+            rules=rules,
+            name=name,
+            tolerance=tolerance,
+        )
     executable = engine.compile_program(program)
     return Executable.of(dataclasses.replace(executable, notes=(*notes, *executable.notes)))
 
 
 _ON_CPU = ("auto", "cpu")
-
-
-def _function_program(
-    model: Any,
-    params: Any,
-    spec: jax.ShapeDtypeStruct | None,
-    mesh: Mesh,
-    batch_size: int,
-    rules: Rules | None,
-    name: str,
-    tolerance: float,
-) -> Program:
-    if spec is None:
-        raise UsageError("expected spec, the shape and dtype of one sample, with a function or module, got None")
-    function, own_name = model, getattr(model, "__qualname__", type(model).__name__)
-    if _is_nnx_module(model):
-        if params is not None:
-            raise UsageError("a module holds its parameters: leave params out")
-        function, params = _nnx_function(model)
-    elif not callable(model):
-        raise UsageError(f"expected a model of cambrian.resnet, a module or a function, got {own_name}")
-    return program_from_function(
-        function,
-        params,
-        jax.ShapeDtypeStruct((batch_size, *spec.shape), spec.dtype),
-        mesh,
-        _REPLICATED if rules is None else rules,
-        name=name or own_name,
-        tolerance=tolerance,
-    )
-
-
-def _is_nnx_module(model: Any) -> bool:
-    flax_nnx = sys.modules.get("flax.nnx")  # an instance exists only where its package was imported
-    return flax_nnx is not None and isinstance(model, flax_nnx.Module)
-
-
-def _nnx_function(module: Any) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
-    from flax import nnx
-
-    graphdef, keys, state = nnx.split(module, nnx.RngState, ...)  # random keys aren't parameters
-
-    def apply(state: Any, inputs: jax.Array) -> jax.Array:
-        merged = nnx.merge(graphdef, keys, state)
-        merged.eval()
-        return merged(inputs)
-
-    return apply, state
 
 
 def load(

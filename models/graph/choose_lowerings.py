@@ -1,0 +1,155 @@
+"""Pass: each fused convolution gets the lowering that was measured to be fastest on this machine.
+
+Distinct convolutions are measured one by one, those with the most arithmetic first, until the time for it is spent; the
+results are kept in the user's cache folder, and later builds go on from there. What isn't measured is computed by
+oneDNN where it can be called, otherwise by XLA.
+"""
+
+import dataclasses
+import functools
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cambrian.models.costs.machine import own_table_path
+from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.graph import Constant, Graph, Node, rewritten
+from cambrian.sharding.host import without_compilation_cache
+
+_LAUNCHES, _SECONDS = 5, 0.05
+_SMALL_FLOPS = 2**28
+_HOPELESS = 1.5  # times the fastest: then the first launch suffices
+
+
+@dataclasses.dataclass(slots=True)
+class MeasuredCosts:
+    """Milliseconds of fused convolutions on one device, kept in a file."""
+
+    path: Path
+    milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of_machine(cls, platform: str) -> "MeasuredCosts":
+        """Reads what was measured on this machine before; lines that can't be read are left out."""
+        path = own_table_path(platform)
+        costs = cls(path.with_name(f"fused-{path.name}"))
+        if costs.path.exists():
+            for line in costs.path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                    costs.milliseconds[entry["operation"]] = float(entry["ms"])
+                except (ValueError, TypeError, KeyError):  # written when the disk was full, or by another version
+                    continue
+        return costs
+
+    def get(self, operation: FusedConvolution) -> float | None:
+        return self.milliseconds.get(_key(operation))
+
+    def add(self, operation: FusedConvolution, milliseconds: float) -> None:
+        self.milliseconds[_key(operation)] = milliseconds
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"operation": _key(operation), "ms": round(milliseconds, 4)}) + "\n")
+
+
+def _key(operation: FusedConvolution) -> str:
+    return f"jax {jax.__version__} {dataclasses.astuple(operation)}"
+
+
+def choose_lowerings(graph: Graph, device: jax.Device, costs: MeasuredCosts, seconds: float) -> Graph:
+    """Chooses the lowering of every fused convolution, and prepares its kernel.
+
+    Args:
+      device: where the graph will run.
+      costs: what was measured so far; new measurements are added.
+      seconds: time that measuring may take.
+    """
+    operations = [node.operation for node in graph.nodes if isinstance(node.operation, FusedConvolution)]
+    if device.platform == "cpu":
+        _measure(operations, device, costs, seconds)
+
+    def rewrite(node: Node) -> list[Node] | None:
+        if not isinstance(node.operation, FusedConvolution):
+            return None
+        return [with_lowering(node, fastest(node.operation, device.platform, costs).lowering)]
+
+    return rewritten(graph, rewrite)
+
+
+def with_lowering(node: Node, lowering: str) -> Node:
+    """The node of a fused convolution with a lowering, and its kernel prepared for it."""
+    assert isinstance(node.operation, FusedConvolution)
+    operation = dataclasses.replace(node.operation, lowering=lowering)
+    images, kernel, *others = node.inputs
+    assert isinstance(kernel, Constant)
+    prepared = [Constant.of(array) for array in operation.prepare(kernel.array)]
+    return Node(operation, (images, *prepared, *others), node.outputs)
+
+
+def fastest(operation: FusedConvolution, platform: str, costs: MeasuredCosts) -> FusedConvolution:
+    """The operation with the fastest measured lowering, or the one that suits most if none is measured."""
+    candidates = _candidates(operation, platform)
+    measured = [candidate for candidate in candidates if costs.get(candidate) is not None]
+    return min(measured, key=lambda candidate: costs.get(candidate) or 0.0) if measured else candidates[0]
+
+
+def _candidates(operation: FusedConvolution, platform: str) -> list[FusedConvolution]:
+    """The operation with each lowering worth measuring, the most promising first."""
+    names = operation.candidates(platform)
+    if "onednn" in names:
+        names.remove("onednn")
+        names.insert(0, "onednn")
+        # XLA:CPU computes convolutions many times more slowly itself, except as a matrix product and small ones.
+        is_product = operation.window.size == (1, 1) and operation.groups == 1
+        native = ["native"] if is_product or operation.flops < _SMALL_FLOPS else []
+        kept = ("onednn", *native, "onednn_winograd_2x2", "onednn_winograd_4x4")
+        names = [name for name in names if name in kept]
+    return [dataclasses.replace(operation, lowering=name) for name in names]
+
+
+def _measure(operations: Sequence[FusedConvolution], device: jax.Device, costs: MeasuredCosts, seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    counts = Counter(operations)
+    for operation in sorted(counts, key=lambda each: -each.flops * counts[each]):
+        candidates = _candidates(operation, device.platform)
+        if len(candidates) == 1 or all(costs.get(candidate) is not None for candidate in candidates):
+            continue
+        best = np.inf
+        for candidate in candidates:
+            if time.perf_counter() > end:
+                return
+            milliseconds = measured_ms(candidate, device, best)
+            costs.add(candidate, milliseconds)
+            best = min(best, milliseconds)
+
+
+def measured_ms(operation: FusedConvolution, device: jax.Device, fastest_ms: float = np.inf) -> float:
+    """Measures the milliseconds of an operation on random operands, which are on the device."""
+    random = np.random.default_rng(0)
+
+    def values(shape: Sequence[int], dtype: str, scale: float = 1.0) -> np.ndarray:
+        return (random.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
+
+    kernel = operation.prepare(values(operation.kernel_shape, "float32", 0.05))
+    operands = [values(operation.in_shape, operation.dtype), *kernel, values((operation.out_channels,), "float32")]
+    if operation.residual:
+        operands.append(values(operation.out_shape, operation.out_dtype))
+    arrays = jax.device_put(operands, device)
+    with without_compilation_cache():
+        compiled = jax.jit(lambda *arrays: operation(*arrays)).lower(*arrays).compile()
+    launch = functools.partial(compiled, *arrays)
+    jax.block_until_ready(launch())
+    times, start = [], time.perf_counter()
+    while len(times) < _LAUNCHES or time.perf_counter() - start < _SECONDS:
+        before = time.perf_counter()
+        jax.block_until_ready(launch())
+        times.append(1e3 * (time.perf_counter() - before))
+        if times[-1] > _HOPELESS * fastest_ms:
+            break
+    return statistics.median(times)

@@ -1,0 +1,228 @@
+"""Models of JAX's libraries, small ones of many kinds, give what their library gives; most of their layers are taken."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import warnings
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import cambrian
+from cambrian.models.frameworks import as_function
+from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.optimize import optimized
+from cambrian.models.graph.precision import in_bfloat16
+from cambrian.models.graph.trace import trace
+
+RANDOM = np.random.default_rng(0)
+
+
+def images(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape, np.float32)
+
+
+def check(model, params, inputs: np.ndarray, *, least_taken: int) -> None:
+    """The optimised graph gives the model's outputs in float32, and about so in bfloat16."""
+    function, params = as_function(model, params)
+    expected = np.asarray(jax.jit(function)(params, inputs))
+    traced, _ = trace(function, params, inputs)
+    wide = optimized(traced)
+    assert sum(isinstance(node.operation, FusedConvolution) for node in wide.nodes) >= least_taken
+    for graph, tolerance in ((wide, 1e-5), (in_bfloat16(wide), 2e-2)):
+        constants = {constant: constant.array for constant in graph.constants()}
+        (got,) = jax.jit(lambda x, graph=graph, constants=constants: graph.evaluate(constants, [x]))(inputs)
+        assert np.linalg.norm(got - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def keras_application(name: str, **arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Keras's own making
+        import keras
+
+        keras.utils.set_random_seed(0)
+        return getattr(keras.applications, name)(weights=None, classes=5, classifier_activation=None, **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least_taken"), [("MobileNetV2", 52), ("EfficientNetB0", 80)])
+def test_networks_of_keras(name, least_taken):
+    check(keras_application(name, input_shape=(32, 32, 3)), None, images(2, 32, 32, 3), least_taken=least_taken)
+
+
+def test_a_module_of_equinox_takes_one_sample():
+    import equinox as eqx
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    model = eqx.nn.Sequential(
+        [
+            eqx.nn.Conv2d(3, 8, 3, padding=1, key=keys[0]),
+            eqx.nn.Lambda(jax.nn.silu),
+            eqx.nn.Conv2d(8, 8, 3, stride=2, groups=2, key=keys[1]),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.Dropout(0.5),
+            eqx.nn.AvgPool2d(2, 2),
+            eqx.nn.Lambda(lambda x: x.reshape(-1)),
+            eqx.nn.Linear(8 * 3 * 3, 4, key=keys[2]),
+        ]
+    )
+    check(model, None, images(2, 3, 14, 14), least_taken=3)
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_a_transform_of_haiku(with_key):
+    import haiku as hk
+
+    def network(x):
+        x = hk.Conv2D(8, 3, stride=2)(x)
+        x = hk.BatchNorm(True, True, 0.9)(x, is_training=hk.running_init())
+        return hk.nets.MLP([16, 4], activation=jax.nn.gelu)(jax.nn.relu(x).mean((1, 2)))
+
+    transform = hk.transform_with_state(network)
+    x = images(2, 8, 8, 3)
+    state = transform.init(jax.random.key(0), x)
+    check(transform if with_key else hk.without_apply_rng(transform), state, x, least_taken=3)
+    stateless = hk.transform(lambda x: hk.nets.MLP([8, 4])(x))
+    params = stateless.init(jax.random.key(0), images(2, 6))
+    check(stateless if with_key else hk.without_apply_rng(stateless), params, images(2, 6), least_taken=2)
+
+
+class MixerBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        y = nn.LayerNorm()(x).swapaxes(1, 2)
+        y = nn.Dense(y.shape[-1])(nn.gelu(nn.Dense(16)(y))).swapaxes(1, 2)
+        x = x + y
+        return x + nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(32)(nn.LayerNorm()(x))))
+
+
+class Mixer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(16, (4, 4), strides=4)(x)
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        for _ in range(2):
+            x = MixerBlock()(x)
+        return nn.Dense(4)(nn.LayerNorm()(x).mean(1))
+
+
+class Transformer(nn.Module):
+    """A vision transformer's encoder on patches, or a language model's on embedded tokens."""
+
+    causal: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        if self.causal:
+            x = nn.Embed(11, 16)(x)
+        else:
+            x = nn.Conv(16, (4, 4), strides=4)(x)
+            x = x.reshape(x.shape[0], -1, x.shape[-1])
+        mask = nn.make_causal_mask(x[..., 0]) if self.causal else None
+        for _ in range(2):
+            x = x + nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x), mask=mask)
+            x = x + nn.Dense(16)(nn.gelu(nn.Dense(32)(nn.LayerNorm()(x)), approximate=False))
+        return nn.Dense(4)(x if self.causal else x.mean(1))
+
+
+class UNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        skips = []
+        for features in (4, 8):
+            x = nn.relu(nn.GroupNorm(2)(nn.Conv(features, (3, 3))(x)))
+            skips.append(x)
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        for features, skip in zip((8, 4), reversed(skips), strict=True):
+            x = nn.ConvTranspose(features, (2, 2), strides=(2, 2))(x)
+            x = nn.relu(nn.Conv(features, (3, 3))(jax.numpy.concatenate([x, skip], -1)))
+        return nn.Conv(2, (1, 1))(x)
+
+
+class Audio(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for dilation in (1, 2, 4):
+            x = nn.leaky_relu(nn.Conv(8, (3,), kernel_dilation=dilation)(x))
+            x = x * nn.sigmoid(nn.Dense(8)(x.mean(1, keepdims=True)))
+        return nn.Dense(4)(x.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "least_taken"),
+    [
+        (Mixer(), images(2, 16, 16, 3), 10),
+        (Transformer(), images(2, 16, 16, 3), 14),
+        (Transformer(causal=True), RANDOM.integers(0, 11, (2, 6)).astype(np.int32), 13),
+        (UNet(), images(2, 16, 16, 3), 5),
+        (Audio(), images(2, 24, 3), 7),
+    ],
+)
+def test_networks_of_linen(model, inputs, least_taken):
+    variables = model.init(jax.random.key(0), inputs)
+    check(model, variables, inputs, least_taken=least_taken)
+
+
+class Nnx(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 16, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(16, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.dropout(nnx.silu(self.norm(self.conv(x)))).mean((1, 2)))
+
+
+def test_a_module_of_nnx_is_computed_in_evaluation_mode():
+    check(Nnx(), None, images(2, 8, 8, 3), least_taken=2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mesh", ["1x1", "2x2"])
+def test_a_model_is_compiled_saved_and_loaded(mesh, precision, tmp_path):
+    model = Nnx()
+    spec = jax.ShapeDtypeStruct((8, 8, 3), "float32")
+    executable = cambrian.compile(model, spec=spec, mesh=mesh, batch_size=8, precision=precision)
+    x = images(11, 8, 8, 3)
+    model.eval()
+    expected = np.asarray(model(x))
+    assert np.linalg.norm(executable(x) - expected) < 1e-2 * np.linalg.norm(expected)
+    executable.save(tmp_path / "artifact")
+    loaded = cambrian.load(tmp_path / "artifact")
+    assert np.array_equal(loaded(x), executable(x))
+    assert loaded.plan == executable.plan
+
+
+def test_a_batch_must_divide_into_the_devices():
+    with pytest.raises(cambrian.UsageError, match="a multiple of the mesh's 4 devices, got 6"):
+        cambrian.compile(Nnx(), spec=jax.ShapeDtypeStruct((8, 8, 3), "float32"), mesh="2x2", batch_size=6)
+
+
+def test_a_function_that_mixes_samples_is_computed_as_it_is():
+    kernel = images(4, 4)
+
+    def function(params, x):
+        y = x @ params
+        return y - y.mean(0)
+
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    executable = cambrian.compile(function, kernel, spec, mesh="2x2", batch_size=8)
+    x = images(8, 4)
+    assert np.allclose(executable(x), function(kernel, x), atol=1e-5)
+    assert "it may mix the samples of a batch" in " ".join(executable.notes)
+
+
+def test_what_is_no_model_or_lacks_parameters_is_refused():
+    for model, params, message in [
+        (3, None, "expected a function, or a model of Flax, Equinox, Haiku or Keras, got int"),
+        (Nnx(), {}, "a model of flax.nnx holds its parameters"),
+        (Mixer(), None, "expected params, the parameters of the model of flax.linen, got None"),
+    ]:
+        with pytest.raises(cambrian.UsageError, match=message):
+            as_function(model, params)

@@ -1,0 +1,289 @@
+"""Rewritten functions give what JAX gives, and passes recognise arithmetic however it is written."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings, with_lowering
+from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.graph import Graph, rewritten
+from cambrian.models.graph.optimize import optimized
+from cambrian.models.graph.precision import in_bfloat16
+from cambrian.models.graph.trace import trace
+
+RANDOM = np.random.default_rng(0)
+
+
+def draw(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape, np.float32)
+
+
+def evaluate(graph: Graph, inputs: np.ndarray) -> list[np.ndarray]:
+    constants = {constant: jnp.asarray(constant.array) for constant in graph.constants()}
+    return [np.asarray(output) for output in jax.jit(lambda x: graph.evaluate(constants, [x]))(inputs)]
+
+
+def rewrite(function, params, inputs) -> Graph:
+    """The optimised graph, after its results have been compared with the function's."""
+    graph = optimized(trace(function, params, inputs)[0])
+    expected = np.asarray(jax.jit(function)(params, inputs))
+    (got,) = evaluate(graph, inputs)
+    assert got.dtype == expected.dtype
+    assert np.allclose(got, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+    return graph
+
+
+def fused(graph: Graph) -> list[FusedConvolution]:
+    return [node.operation for node in graph.nodes if isinstance(node.operation, FusedConvolution)]
+
+
+def others(graph: Graph) -> list[str]:
+    return [node.name for node in graph.nodes if not isinstance(node.operation, FusedConvolution)]
+
+
+def conv(x, kernel, stride=1, padding="SAME", numbers=("NHWC", "HWIO", "NHWC"), **more):
+    strides = (stride,) * (x.ndim - 2)
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, **more)
+
+
+def batch_norm(x, p, axis=-1):
+    shape = [1] * x.ndim
+    shape[axis] = x.shape[axis]
+    mean, var, scale, shift = (p[name].reshape(shape) for name in ("mean", "var", "scale", "shift"))
+    return (x - mean) * lax.rsqrt(var + 1e-5) * scale + shift
+
+
+def norm_params(channels: int) -> dict[str, np.ndarray]:
+    names = ("mean", "var", "scale", "shift")
+    return {name: draw(channels) if name != "var" else RANDOM.uniform(0.5, 2, channels).astype("f") for name in names}
+
+
+def test_batch_norm_residual_and_activation_become_one_operation():
+    params = {"kernel": draw(3, 3, 8, 8), "norm": norm_params(8)}
+    graph = rewrite(lambda p, x: jax.nn.relu(batch_norm(conv(x, p["kernel"]), p["norm"]) + x), params, draw(2, 5, 5, 8))
+    (operation,) = fused(graph)
+    assert (operation.residual, operation.activation) == (True, "RELU")
+    assert others(graph) == []
+
+
+def test_the_same_network_in_nchw_has_views_at_its_ends_alone():
+    params = [{"kernel": draw(8, 8, 3, 3), "norm": norm_params(8)} for _ in range(3)]
+
+    def function(params, x):
+        for p in params:
+            y = batch_norm(conv(x, p["kernel"], numbers=("NCHW", "OIHW", "NCHW")), p["norm"], axis=1)
+            x = jax.nn.relu(y + x)
+        return x.mean(axis=(2, 3))
+
+    graph = rewrite(function, params, draw(2, 8, 6, 5))
+    assert [operation.activation for operation in fused(graph)] == ["RELU"] * 3
+    assert all(operation.residual for operation in fused(graph))
+    assert others(graph).count("transpose") == 1
+
+
+ACTIVATIONS = {
+    "RELU": [jax.nn.relu, lambda x: jnp.maximum(0, x), lambda x: jnp.where(x > 0, x, 0)],
+    "RELU6": [jax.nn.relu6, lambda x: jnp.clip(x, 0, 6), lambda x: lax.clamp(0.0, x, 6.0)],
+    "SWISH": [jax.nn.silu, lambda x: x / (1 + jnp.exp(-x)), lambda x: x * 0.5 * (jnp.tanh(0.5 * x) + 1)],
+    "SIGMOID": [jax.nn.sigmoid, lambda x: 1 / (1 + jnp.exp(-x))],
+    "TANH": [jnp.tanh, lambda x: 2 * jax.nn.sigmoid(2 * x) - 1],
+    "GELU_ERF": [
+        functools.partial(jax.nn.gelu, approximate=False),
+        lambda x: 0.5 * x * (1 + lax.erf(x / np.sqrt(2).astype("f"))),
+    ],
+    "GELU_TANH": [
+        functools.partial(jax.nn.gelu, approximate=True),
+        lambda x: 0.5 * x * (1 + jnp.tanh(0.7978845608 * (x + 0.044715 * x * x * x))),
+    ],
+    "ELU": [jax.nn.elu],
+}
+
+
+@pytest.mark.parametrize(("name", "way"), [(n, way) for n, ways in ACTIVATIONS.items() for way in range(len(ways))])
+def test_activations_are_known_by_their_values(name, way):
+    graph = rewrite(lambda k, x: ACTIVATIONS[name][way](x @ k), draw(6, 7), draw(3, 6))
+    assert [operation.activation for operation in fused(graph)] == [name]
+    assert set(others(graph)) <= {"reshape"}
+
+
+@pytest.mark.parametrize("function", [jax.nn.hard_swish, jax.nn.softplus, lambda x: jnp.minimum(jax.nn.relu(x), 5)])
+def test_other_activations_are_left_to_xla(function):
+    graph = rewrite(lambda k, x: function(x @ k), draw(6, 7), draw(3, 6))
+    assert [operation.activation in (None, "RELU") for operation in fused(graph)] == [True]
+    assert others(graph)
+
+
+def test_what_is_read_twice_is_not_fused():
+    graph = rewrite(lambda k, x: jax.nn.relu(x @ k) + 2 * (x @ k).sum(), draw(6, 7), draw(3, 6))
+    assert len(fused(graph)) == 2  # two products, each read by one chain
+
+    def shared(k, x):
+        y = x @ k
+        return jax.nn.relu(y) * (y + 1)
+
+    assert [operation.activation for operation in fused(rewrite(shared, draw(6, 7), draw(3, 6)))] == [None]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kernel", "images"),
+    [
+        (("NHWC", "HWIO", "NHWC"), (3, 2, 4, 6), (2, 7, 6, 4)),
+        (("NCHW", "OIHW", "NCHW"), (6, 4, 3, 2), (2, 4, 7, 6)),
+        (("NCHW", "HWIO", "NHWC"), (3, 2, 4, 6), (2, 4, 7, 6)),
+        (("CWHN", "OWHI", "HWNC"), (6, 3, 2, 4), (4, 6, 7, 2)),
+        (("NWC", "WIO", "NWC"), (3, 4, 6), (2, 7, 4)),
+        (("NCW", "OIW", "NCW"), (6, 4, 3), (2, 4, 7)),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"rhs_dilation": 2}, {"stride": 2}, {"padding": (1, 3)}])
+def test_every_layout_stride_padding_and_dilation(numbers, kernel, images, more):
+    axes = len(images) - 2
+    more = {**more}
+    if "padding" in more:
+        more["padding"] = [more["padding"]] * axes
+    if "rhs_dilation" in more:
+        more["rhs_dilation"] = (2,) * axes
+    graph = rewrite(lambda k, x: jnp.tanh(conv(x, k, numbers=numbers, **more)), draw(*kernel), draw(*images))
+    assert [operation.activation for operation in fused(graph)] == ["TANH"]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_groups(groups):
+    graph = rewrite(lambda k, x: conv(x, k, feature_group_count=groups), draw(3, 3, 8 // groups, 16), draw(2, 5, 5, 8))
+    assert [operation.groups for operation in fused(graph)] == [groups]
+
+
+@pytest.mark.parametrize(
+    ("einsum", "left", "right"),
+    [
+        ("nk,km->nm", (3, 4), (4, 5)),
+        ("nk,mk->nm", (3, 4), (5, 4)),
+        ("nlk,khd->nlhd", (2, 3, 4), (4, 2, 5)),
+        ("nlhd,hdk->nlk", (2, 3, 2, 5), (2, 5, 4)),
+        ("nhwk,km->nhwm", (2, 3, 4, 5), (5, 6)),
+        ("nabck,km->nabcm", (2, 3, 2, 2, 5), (5, 6)),
+        ("nkl,km->nml", (2, 4, 3), (4, 5)),
+    ],
+)
+def test_every_dense_layer_is_a_convolution(einsum, left, right):
+    graph = rewrite(lambda k, x: jnp.einsum(einsum, x, k), draw(*right), draw(*left))
+    assert len(fused(graph)) == 1
+
+
+def test_padding_becomes_the_convolution_s_own():
+    def function(k, x):
+        return conv(jnp.pad(x, ((0, 0), (1, 2), (0, 1), (0, 0))), k, padding="VALID")
+
+    graph = rewrite(function, draw(3, 3, 4, 4), draw(1, 6, 6, 4))
+    assert [operation.window.padding for operation in fused(graph)] == [((1, 2), (0, 1))]
+    assert others(graph) == []
+    padded = rewrite(
+        lambda k, x: conv(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1.0), k, padding="VALID"),
+        draw(3, 3, 4, 4),
+        draw(1, 6, 6, 4),
+    )
+    assert others(padded) == ["pad"]
+
+
+def test_what_no_pass_knows_stays():
+    """Attention, control flow, sorting and integers, between layers that are taken."""
+
+    def function(params, x):
+        y = x @ params["in"]
+        y = jax.nn.softmax(y @ y.swapaxes(1, 2)) @ y
+        y = lax.fori_loop(0, 3, lambda _, carry: jnp.sin(carry) @ params["loop"], y)
+        y = lax.cond(y.sum() > 0, lambda z: z * 2, lambda z: z * 3, y)
+        order = jnp.argsort(y, axis=1)
+        return jnp.take_along_axis(y, order, axis=1) @ params["out"]
+
+    params = {"in": draw(4, 6), "loop": draw(6, 6) / 4, "out": draw(6, 3)}
+    assert len(fused(rewrite(function, params, draw(2, 5, 4)))) == 2
+
+
+def test_what_depends_on_parameters_alone_is_computed_once():
+    def standardised(kernel):
+        return (kernel - kernel.mean((0, 1, 2))) / (kernel.std((0, 1, 2)) + 1e-5)
+
+    graph = rewrite(lambda k, x: conv(x, standardised(k)), draw(3, 3, 4, 4), draw(1, 5, 5, 4))
+    assert len(fused(graph)) == 1
+    assert others(graph) == []
+
+
+def test_nested_calls_and_rules_of_differentiation_are_inlined():
+    @jax.custom_vjp
+    def scaled(x):
+        return 3 * x
+
+    scaled.defvjp(lambda x: (3 * x, None), lambda _, g: (g,))
+    function = jax.checkpoint(jax.jit(lambda k, x: jax.jit(jax.nn.relu)(scaled(x @ k))))
+    graph = rewrite(function, draw(4, 5), draw(2, 4))
+    assert [operation.activation for operation in fused(graph)] == ["RELU"]
+
+
+def test_pytrees_of_inputs_and_results():
+    def function(params, x, y):
+        return {"sum": x["a"] @ params + y, "same": y, "constant": params.sum()}
+
+    params, x, y = draw(4, 5), {"a": draw(2, 4)}, draw(2, 5)
+    graph, treedef = trace(function, params, x, y)
+    graph = optimized(graph)
+    constants = {constant: constant.array for constant in graph.constants()}
+    got = jax.tree.unflatten(treedef, graph.evaluate(constants, jax.tree.leaves((x, y))))
+    expected = function(params, x, y)
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, rtol=1e-4), got, expected))
+
+
+@pytest.mark.parametrize("lowering", ["native", "onednn", "onednn_winograd_2x2", "winograd_4x4", "im2col"])
+@pytest.mark.parametrize("activation", [None, "GELU_ERF"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_every_lowering_computes_what_follows(lowering, activation, residual):
+    params = {"kernel": draw(3, 3, 16, 16), "bias": draw(16)}
+
+    def function(p, x):
+        y = conv(x, p["kernel"]) + p["bias"]
+        y = y + x if residual else y
+        return jax.nn.gelu(y, approximate=False) if activation else y
+
+    x = draw(2, 6, 6, 16)
+    graph = optimized(trace(function, params, x)[0])
+    (operation,) = fused(graph)
+    if lowering not in operation.candidates("cpu"):
+        pytest.skip(f"{lowering} isn't available here")
+    graph = rewritten(graph, lambda node: [with_lowering(node, lowering)] if node.name == "fused_convolution" else None)
+    assert [each.lowering for each in fused(graph)] == [lowering]
+    expected = np.asarray(function(params, x))
+    assert np.allclose(evaluate(graph, x)[0], expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+
+
+def test_costs_are_measured_once_and_kept(tmp_path):
+    graph = optimized(trace(lambda k, x: x @ k, draw(8, 8), draw(4, 8))[0])
+    costs = MeasuredCosts(tmp_path / "folder" / "costs.jsonl")
+    choose_lowerings(graph, jax.devices()[0], costs, seconds=60.0)
+    lines = costs.path.read_text().splitlines() if costs.path.exists() else []
+    assert len(lines) == len(costs.milliseconds) != 1  # none, or each candidate
+    choose_lowerings(graph, jax.devices()[0], costs, seconds=60.0)
+    assert costs.path.exists() is bool(lines)
+    assert not lines or costs.path.read_text().splitlines() == lines
+
+
+def test_bfloat16_stores_activations_and_keeps_statistics_and_the_last_layer():
+    params = {"first": draw(8, 16) / 3, "scale": draw(16), "last": draw(16, 4) / 4}
+
+    def function(p, x):
+        y = jax.nn.silu(x @ p["first"])
+        mean = y.mean(-1, keepdims=True)
+        y = (y - mean) * lax.rsqrt(((y - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * p["scale"]
+        return y @ p["last"]
+
+    x = draw(32, 8)
+    graph = in_bfloat16(optimized(trace(function, params, x)[0]))
+    assert [(each.dtype, each.out_dtype) for each in fused(graph)] == [("bfloat16",) * 2, ("float32",) * 2]
+    assert {str(n.output.dtype) for n in graph.nodes if n.name in ("reduce_sum", "rsqrt")} == {"float32"}
+    expected = np.asarray(function(params, x))
+    (got,) = evaluate(graph, x)
+    assert got.dtype == np.float32
+    assert 1e-5 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-2
