@@ -1,4 +1,4 @@
-"""Models of JAX's libraries, small ones of many kinds, give what their library gives; most of their layers are taken."""
+"""Small models of JAX's libraries give what their library gives, and most of their layers are taken."""
 
 import os
 

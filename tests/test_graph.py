@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
+import cambrian
+import cambrian.sharding
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings, with_lowering
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph, rewritten
@@ -287,3 +290,31 @@ def test_bfloat16_stores_activations_and_keeps_statistics_and_the_last_layer():
     (got,) = evaluate(graph, x)
     assert got.dtype == np.float32
     assert 1e-5 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-2
+
+
+def test_an_optimised_function_stands_inside_the_user_s_own_code():
+    params = {"kernel": draw(3, 3, 8, 16), "head": draw(16, 4)}
+
+    def function(p, x, shift):
+        return {"logits": jax.nn.silu(conv(x["images"], p["kernel"])).mean((1, 2)) @ p["head"] + shift}
+
+    images, shift = draw(4, 6, 6, 8), draw(4)
+    expected = function(params, {"images": images}, shift)["logits"]
+    fast = cambrian.optimize(function, params)
+
+    def close(got: jax.Array, expected: jax.Array) -> bool:
+        return np.allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+    assert close(fast({"images": images}, shift)["logits"], expected)
+    twice = jax.jit(lambda x: 2 * fast({"images": x}, shift)["logits"])
+    assert close(twice(images), 2 * expected)
+    scanned = jax.jit(lambda x: lax.map(lambda each: fast({"images": each}, shift)["logits"], x[None]))
+    assert close(scanned(images)[0], expected)
+    mesh = cambrian.sharding.make_mesh(cambrian.MeshShape(2, 2), jax.devices()[:4])
+    cut = P(("data", "model"))
+    sharded = jax.shard_map(
+        lambda x: fast({"images": x}, shift)["logits"], mesh=mesh, in_specs=cut, out_specs=cut, check_vma=False
+    )
+    assert close(jax.jit(sharded)(images), expected)
+    with pytest.raises(cambrian.UsageError, match="precision must be one of"):
+        cambrian.optimize(function, params, precision="int3")

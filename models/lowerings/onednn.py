@@ -152,7 +152,7 @@ def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolutio
     pixel = np.concatenate([np.tensordot(part, kernel_part, 3) for part, kernel_part in parts])
     for name in convolution.following:
         if name in ACTIVATIONS:
-            pixel = np.asarray(ACTIVATIONS[name](pixel))
+            pixel = np.asarray(ACTIVATIONS[name](jax.numpy.asarray(pixel)))
     return pixel
 
 

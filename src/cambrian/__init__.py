@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Portable,
         load_portable,
     )
-    from cambrian.library import Executable, compile, load, resnet
+    from cambrian.library import Executable, compile, load, optimize, resnet
     from cambrian.sharding import MeshShape, OutOfMemory, Program, TensorSpec, UsageError
     from cambrian.sharding.host import HostSettings, host
 
@@ -53,6 +53,7 @@ __all__ = [
     "host",
     "load",
     "load_portable",
+    "optimize",
     "resnet",
 ]
 
@@ -77,6 +78,7 @@ _MODULES = {
     "host": "sharding.host",
     "load": "library",
     "load_portable": "engine",
+    "optimize": "library",
     "resnet": "library",
 }
 

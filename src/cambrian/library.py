@@ -2,13 +2,11 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec as P
 
 from cambrian import engine
 from cambrian.commands.configuration import PRECISIONS, RANGES, Configuration, check_range, default_batch_size
@@ -16,10 +14,11 @@ from cambrian.commands.images import open_source
 from cambrian.commands.model import Model, default_model, read_model
 from cambrian.commands.program import function_program, model_program
 from cambrian.commands.run.classify import Prediction, classify, images_of
-from cambrian.sharding import MeshShape, Program, Rules, UsageError, make_mesh, program_from_function
+from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh
 from cambrian.sharding.host import acquire_devices, computes_bfloat16, launches_at_once
 
-_REPLICATED: Rules = ((".*", P()),)
+if TYPE_CHECKING:
+    from cambrian.models.graph.optimized_function import OptimizedFunction
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -220,6 +219,29 @@ def compile(
 
 
 _ON_CPU = ("auto", "cpu")
+
+
+def optimize(model: Any, params: Any = None, *, precision: str = "auto") -> "OptimizedFunction":
+    """Rewrites a function for this machine's first device, to be called inside the user's own `jax.jit`.
+
+    Args:
+      model: a function of (params, *inputs), pytrees in and out, or a model as `compile` takes one.
+      params: of a function, Linen module or Haiku transform: any pytree of arrays.
+      precision: float32, bfloat16, or auto, which is the function's own.
+
+    Returns:
+      The function of inputs. It is measured at its first call with inputs of new shapes.
+
+    Raises:
+      UsageError: if `model` is no such model, or the precision is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    from cambrian.models.frameworks import as_function
+    from cambrian.models.graph.optimized_function import OptimizedFunction
+
+    function, values = as_function(model, params)
+    return OptimizedFunction(function, values, precision, jax.devices()[0])
 
 
 def load(
