@@ -6,9 +6,11 @@ verified before anything else is read.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -26,6 +28,8 @@ from cambrian.sharding import UsageError
 
 _STATE, _FACTS, _DIGESTS = "state", "facts.json", "digests.json"
 _UNFINISHED = ".unfinished-"
+_OVERHEAD_BYTES = 8192  # above what the files' metadata take for each array
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in the messages of tensorstore
 _NUM_KEPT = 2  # the last one, and the one before it in case the disk fills up or a file is damaged
 
 
@@ -71,18 +75,20 @@ class Checkpoints:
         """Writes a checkpoint of the state's step and removes old ones; `facts` is JSON-compatible.
 
         Raises:
-          OSError: if the checkpoint can't be written.
+          OSError: naming the checkpoint, if it can't be written.
         """
         step = int(state.step)
         path, unfinished = self.folder / str(step), self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
-        unfinished.mkdir(parents=True)
         try:
-            self._orbax.save(unfinished / _STATE, args=ocp.args.PyTreeSave(_tree_of(state)))
-            _write_json(unfinished / _FACTS, facts)
-            _write_json(unfinished / _DIGESTS, _digests(unfinished))
-            if path.exists():  # a damaged one: the training resumed from an older one
-                shutil.rmtree(path)
-            unfinished.rename(path)
+            with _writing(path):
+                unfinished.mkdir(parents=True)
+                _check_space(unfinished, state)
+                self._orbax.save(unfinished / _STATE, args=ocp.args.PyTreeSave(_tree_of(state)))
+                _write_json(unfinished / _FACTS, facts)
+                _write_json(unfinished / _DIGESTS, _digests(unfinished))
+                if path.exists():  # a damaged one: the training resumed from an older one
+                    shutil.rmtree(path)
+                unfinished.rename(path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         self._damage[step] = ""
@@ -191,6 +197,26 @@ def _find_damage(folder: Path) -> str:
         if found.get(name) != digest:
             return f"checkpoint damaged: {folder / name} must have the SHA-256 that {_DIGESTS} states"
     return ""
+
+
+def _check_space(folder: Path, state: TrainState) -> None:
+    """Raises OSError if the disk can't hold the state; where orbax finds out, its threads print pages of errors."""
+    leaves = jax.tree.leaves(state)
+    if shutil.disk_usage(folder).free < sum(leaf.nbytes for leaf in leaves) + _OVERHEAD_BYTES * (1 + len(leaves)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Makes errors of writing OSErrors that name `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except ValueError as error:
+        if (code := _OS_ERROR.search(str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def _write_json(path: Path, value: object) -> None:
