@@ -20,10 +20,10 @@ def full_disk(monkeypatch):
 def test_a_full_disk_is_named_by_the_path_and_leaves_the_old_content(tmp_path, full_disk):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'$"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'other'}'"):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'other'}'$"):
         write_file(tmp_path / "other", b"new")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,17 @@ def test_an_export_is_read_back_unchanged(tmp_path, stem, description):
     assert (back.architecture, back.description, back.notes) == (architecture, description, ())
     for name, value in variables.items():
         np.testing.assert_array_equal(back.variables[name], value, strict=True)
+
+
+def test_an_export_that_fails_names_the_file_and_leaves_none(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # bytes a file
+    try:
+        with pytest.raises(OSError, match=r"^\[Errno 27\] File too large: '.*/model.safetensors'$"):
+            export_hugging_face(Weights(SMALL, random_variables(SMALL)), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_holds_what_pytorch_asks_for(tmp_path):

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cambrian.models.checkpoints.conversion import export_tensors
 from cambrian.models.checkpoints.hugging_face_processor import hugging_face_processor
@@ -21,12 +21,12 @@ def export_hugging_face(weights: Weights, folder: Path) -> None:
 
     Raises:
       UsageError: if a variable is missing, left over, or of the wrong shape.
-      OSError: if the folder can't be written to.
+      OSError: naming the path, if it can't be written.
     """
     tensors = export_tensors(weights.architecture, weights.variables)
     folder.mkdir(parents=True, exist_ok=True)
     # transformers refuses files that don't say which framework they are of.
-    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    _write(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
     labels = weights.description.labels or tuple(
         f"LABEL_{number}" for number in range(weights.architecture.num_classes)
     )
@@ -42,4 +42,16 @@ def export_hugging_face(weights: Weights, folder: Path) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file that appears complete or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # that of a full disk names no file
+    finally:
+        unfinished.unlink(missing_ok=True)
