@@ -3,7 +3,7 @@
 python main.py --mesh 4x8 --threads 2
 """
 
-from cambrian.commands.cli import cli
+from cambrian.commands.start import start
 
 if __name__ == "__main__":
-    cli()
+    start()

@@ -79,6 +79,23 @@ def test_a_full_disk_names_the_file_and_keeps_whole_batches(command, flags):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mib", "reason"),
+    [
+        (256, "expected at least 512 MiB of address space (ulimit -v), got 256 MiB"),
+        (800, "MiB of address space for 2 devices, got "),
+    ],
+)
+def test_too_small_an_address_space_is_refused_before_anything_aborts(command, flags, mib, reason):
+    limit = f"resource.setrlimit(resource.RLIMIT_AS, ({mib * 2**20}, {mib * 2**20}))"
+    outcome = start_after(command, limit, *flags, "--output_dir", f"limited-{mib}")
+    assert outcome.exit_code == 1
+    assert outcome.error.startswith("OutOfMemory: ") and reason in outcome.error
+    report = command.home / f"limited-{mib}" / "report.json"
+    assert not report.exists() or read_report(report.parent)["status"] == "out_of_memory"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("platforms", ["nosuch", "cuda"])
 def test_a_platform_that_is_not_there(command, flags, platforms):
     environment = command.environment | {"JAX_PLATFORMS": platforms}

@@ -4,7 +4,8 @@ The bytes of a program may be anyone's. XLA and MLIR may crash on them, take all
 does so. It has a limit of time and one of memory, and uses the very bytes that this process uses later: it is given the
 manifest, and what it reads has the digests that stand there.
 
-On accelerators the child only deserialises the program, because their devices often belong to one process.
+On accelerators the child only deserialises the program: their devices often belong to one process, and JAX calls no
+program on another platform than it was exported for.
 """
 
 import json
@@ -30,6 +31,7 @@ from cambrian.engine.artifact.layout import PORTABLE, rebuild_mesh
 from cambrian.engine.artifact.manifest import Manifest
 from cambrian.engine.errors import DamagedArtifact, ParityError, one_line
 from cambrian.engine.runtime.parity import Parity
+from cambrian.sharding.host.process_limits import control_group_bytes
 
 TIME_LIMIT_S = 300.0  # ResNet101 on 32 devices and 2 cores takes 12
 _CHILD = "from cambrian.engine.artifact.quarantine import prove_here; prove_here()"
@@ -42,7 +44,8 @@ def prove(path: Path, manifest: Manifest) -> None:
       DamagedArtifact: naming the file, if the child refuses it, crashes, or exceeds its limits.
       ParityError: if the probe's outputs are too far from the reference.
     """
-    request = {"path": str(path.absolute()), "memory_bytes": psutil.virtual_memory().available}
+    available, group = psutil.virtual_memory().available, control_group_bytes()
+    request = {"path": str(path.absolute()), "memory_bytes": available if group is None else min(available, group)}
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-c", _CHILD],

@@ -11,6 +11,7 @@ import psutil
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.launch import MAX_LAUNCHES_IN_FLIGHT, launches_computing_at_once
 from cambrian.sharding import OutOfMemory
+from cambrian.sharding.host.process_limits import address_space_left, control_group_bytes
 
 
 def device_memory_bytes(devices: list[jax.Device]) -> int:
@@ -52,7 +53,7 @@ def predicted_host_memory_bytes(executable: Executable, threads: int, loaded_byt
 
 
 def check_device_memory(executable: Executable, threads: int, limit_bytes: int | None) -> int:
-    """Predicts the memory of a device and compares it with the limit.
+    """Predicts the memory of a device and compares it with the limit; virtual devices must also fit the process's.
 
     Args:
       executable: loaded executable.
@@ -63,7 +64,8 @@ def check_device_memory(executable: Executable, threads: int, limit_bytes: int |
       The prediction in bytes.
 
     Raises:
-      OutOfMemory: if the prediction is above the limit.
+      OutOfMemory: if the prediction is above the limit, or the launches in flight on virtual devices exceed what the
+        address space and the control group of this process leave.
     """
     predicted = predicted_memory_bytes_per_device(executable, threads)
     allowed = device_memory_bytes(list(executable.mesh.devices.flat)) if limit_bytes is None else limit_bytes
@@ -72,7 +74,19 @@ def check_device_memory(executable: Executable, threads: int, limit_bytes: int |
             f"a device must hold {predicted / 2**20:.0f} MiB (parameters and {_launches_in_flight(threads)} launches "
             f"in flight), got a limit of {allowed / 2**20:.0f} MiB"
         )
+    if executable.platform == "cpu":
+        _check_process_memory(executable.mesh.size * _bytes_in_flight_per_device(executable, threads), threads)
     return predicted
+
+
+def _check_process_memory(in_flight: int, threads: int) -> None:
+    group, space = control_group_bytes(), address_space_left()
+    left = min(math.inf if group is None else group - resident_bytes(), math.inf if space is None else space)
+    if in_flight > left:
+        raise OutOfMemory(
+            f"expected at least {in_flight / 2**20:.0f} MiB for {_launches_in_flight(threads)} launches in flight, got "
+            f"{max(left, 0) / 2**20:.0f} MiB left by the limits of this process (ulimit -v, control group)"
+        )
 
 
 def resident_bytes() -> int:

@@ -11,6 +11,7 @@ import jax.extend.backend
 from cambrian.sharding.errors import UsageError
 from cambrian.sharding.host.core_sharing import cores_per_device
 from cambrian.sharding.host.cpu import host_cores
+from cambrian.sharding.host.process_limits import check_address_space
 from cambrian.sharding.host.settings import host
 from cambrian.sharding.host.time_slices import long_time_slices
 
@@ -64,6 +65,7 @@ def acquire_devices(
     Raises:
       UsageError: if the platform is unknown or has fewer devices, `count` exceeds `max_virtual_devices()`, or the
         backend already runs with fewer devices.
+      OutOfMemory: if the address space of this process is too small for the devices, see `check_address_space`.
     """
     if platform not in PLATFORMS:
         raise UsageError(f"expected a platform among {', '.join(PLATFORMS)}, got {platform!r}")
@@ -100,6 +102,7 @@ def _configure_virtual_devices(count: int, launches_at_once: int, cores: int | N
     except RuntimeError:  # the backend already runs; the caller counts its devices
         return False
     host.record("virtual_devices", f"jax_num_cpu_devices = {count}")
+    check_address_space(count)
     if cpu_only and "platform" in host.permitted:
         jax.config.update("jax_platforms", "cpu")
         host.record("platform", "jax_platforms = cpu")

@@ -25,6 +25,15 @@ def return_freed_memory(num_devices: int) -> None:
     _set_malloc({_M_MMAP_THRESHOLD: kept, _M_TRIM_THRESHOLD: kept}, f"keeps {kept} bytes of freed memory in each arena")
 
 
+def use_one_heap() -> None:
+    """Makes glibc allocate from one heap. Call it before JAX starts its threads.
+
+    By default each thread maps 64 MiB of address space for a heap of its own: on 2 cores 0.9 GiB, where a run of a
+    small network otherwise takes 0.5. Does nothing on other C libraries.
+    """
+    _set_malloc({_M_ARENA_MAX: 1}, "allocates from one heap, as the address space is limited")
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep all freed memory in one heap. Call it before JAX starts its threads.
 

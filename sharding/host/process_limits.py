@@ -1,0 +1,80 @@
+"""Limits of this process's memory: its address space (RLIMIT_AS, `ulimit -v`) and its control groups.
+
+XLA aborts the process where it can't map memory or start a thread, so what exceeds a limit is refused beforehand.
+"""
+
+import resource
+from pathlib import Path
+
+import psutil
+
+from cambrian.sharding.errors import OutOfMemory
+from cambrian.sharding.host.cpu import host_cores
+from cambrian.sharding.host.malloc import use_one_heap
+
+# Measured with jax 0.10 on 2 cores: what ResNets of 8 channels map to be built or trained, besides stacks of threads.
+_WORK_BYTES = 640 * 2**20
+_DEFAULT_STACK_BYTES = 8 * 2**20
+_CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def check_address_space(num_devices: int) -> None:
+    """Checks that the address space is large enough to start JAX's backend and to build or train a small network.
+
+    Where it is limited, malloc then uses one heap. Call this before the backend starts.
+
+    Args:
+      num_devices: number of virtual CPU devices.
+
+    Raises:
+      OutOfMemory: if the limit leaves too little.
+    """
+    left = address_space_left()
+    if left is None:
+        return
+    use_one_heap()
+    # XLA starts two threads for each device, and about four pools with a thread for each core.
+    needed = _WORK_BYTES + _stack_bytes() * (2 * num_devices + 4 * host_cores())
+    if left < needed:
+        raise OutOfMemory(
+            f"expected at least {needed / 2**20:.0f} MiB of address space for {num_devices} devices, got "
+            f"{max(left, 0) / 2**20:.0f} MiB left by its limit (ulimit -v)"
+        )
+
+
+def address_space_left() -> int | None:
+    """Returns the bytes that this process may still map; None if they aren't limited."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit - psutil.Process().memory_info().vms
+
+
+def control_group_bytes() -> int | None:
+    """Returns the smallest memory limit of the control groups of this process; None if there is none."""
+    limits = []
+    try:
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                root, name = _CONTROL_GROUPS, "memory.max"
+            elif "memory" in controllers.split(","):
+                root, name = _CONTROL_GROUPS / "memory", "memory.limit_in_bytes"
+            else:
+                continue
+            group = root / path.lstrip("/")
+            limits += [_limit(folder / name) for folder in (group, *group.parents) if folder.is_relative_to(root)]
+    except (OSError, ValueError):
+        pass  # no Linux
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _limit(path: Path) -> int | None:
+    """The limit in a control group's file; None if the file is missing or says `max`."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _stack_bytes() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return _DEFAULT_STACK_BYTES if limit == resource.RLIM_INFINITY else limit

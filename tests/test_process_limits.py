@@ -1,0 +1,71 @@
+"""Limits of the process's memory: what exceeds them is refused before XLA aborts."""
+
+import resource
+
+import pytest
+
+from cambrian.engine.runtime import memory
+from cambrian.sharding import MeshShape, OutOfMemory
+from cambrian.sharding.host import process_limits
+from tiny_executable import make_executable
+
+
+def test_the_address_space_left_is_the_limit_less_what_is_mapped():
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**40, limits[1]))
+    try:
+        left = process_limits.address_space_left()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert left is not None and 2**39 < left < 2**40 - 2**27
+    assert limits[0] != resource.RLIM_INFINITY or process_limits.address_space_left() is None
+
+
+def test_devices_must_fit_the_address_space(monkeypatch):
+    monkeypatch.setattr(process_limits, "use_one_heap", lambda: None)  # this process has threads already
+    monkeypatch.setattr(process_limits, "host_cores", lambda: 2)
+    monkeypatch.setattr(process_limits, "_stack_bytes", lambda: 8 * 2**20)
+    needed = (640 + 8 * (2 * 32 + 4 * 2)) * 2**20
+    for left in (None, needed):
+        monkeypatch.setattr(process_limits, "address_space_left", lambda left=left: left)
+        process_limits.check_address_space(32)
+    monkeypatch.setattr(process_limits, "address_space_left", lambda: needed - 1)
+    with pytest.raises(OutOfMemory, match="expected at least 1216 MiB of address space for 32 devices, got 1216 MiB"):
+        process_limits.check_address_space(32)
+    process_limits.check_address_space(31)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/a/b\n", {"memory.max": "max\n", "a/memory.max": "4096\n", "a/b/memory.max": "8192\n"}, 4096),
+        ("0::/a\n", {"a/memory.max": "max\n"}, None),
+        ("4:cpu,memory:/gone\n0::/\n", {"memory/memory.limit_in_bytes": "12288\n"}, 12288),
+        ("5:devices:/\n", {"memory.max": "4096\n"}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_smallest_limit_of_the_control_groups_counts(tmp_path, monkeypatch, groups, files, expected):
+    monkeypatch.setattr(process_limits, "_CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(process_limits, "_OWN_GROUPS", tmp_path / "own")
+    if groups is not None:
+        (tmp_path / "own").write_text(groups)
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert process_limits.control_group_bytes() == expected
+
+
+@pytest.mark.parametrize("limit", ["address_space_left", "control_group_bytes"])
+def test_launches_in_flight_must_fit_the_process(monkeypatch, limit):
+    executable = make_executable(MeshShape(2, 4), batch_size=8)
+    in_flight = memory.predicted_host_memory_bytes(executable, 2, loaded_bytes=0)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
+    for name in ("address_space_left", "control_group_bytes"):
+        monkeypatch.setattr(memory, name, lambda: None)
+    monkeypatch.setattr(memory, limit, lambda: in_flight)
+    memory.check_device_memory(executable, 2, None)
+    monkeypatch.setattr(memory, limit, lambda: in_flight - 1)
+    with pytest.raises(OutOfMemory, match="for 2 launches in flight, got .* left by the limits of this process"):
+        memory.check_device_memory(executable, 2, None)
