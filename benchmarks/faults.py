@@ -18,8 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # command.py ru
 from absl import app, flags
 
 from benchmarks.damage.artifacts import Artifacts
+from benchmarks.damage.disk_full import DiskFull
 from benchmarks.damage.images import Images
-from benchmarks.damage.kills import KINDS, Kill
+from benchmarks.damage.jobs import KINDS
+from benchmarks.damage.kills import Kill
+from benchmarks.damage.memory_limit import MemoryLimit
 from benchmarks.damage.part import OUTCOMES, Part
 from benchmarks.damage.weights import Weights
 from benchmarks.damage.workers import run_cases
@@ -30,6 +33,8 @@ _ALL: dict[str, Part] = {
     "images": Images(),
     "weights": Weights(),
     **{f"kill_{kind}": Kill(kind) for kind in KINDS},
+    **{f"disk_full_{kind}": DiskFull(kind) for kind in KINDS},
+    **{f"memory_limit_{kind}": MemoryLimit(kind) for kind in KINDS},
 }
 _PARTS = flags.DEFINE_multi_enum("parts", ["artifacts"], list(_ALL), "What is damaged.")
 _CASES = flags.DEFINE_integer("cases", 1000, "Number of cases of each part.", lower_bound=1)

@@ -1,29 +1,43 @@
-"""Commands of seconds that the benchmark of faults disturbs, and whether their results are whole."""
+"""Commands of seconds that the benchmark of faults disturbs, and what they leave."""
 
+import csv
 import hashlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from command import LABELS, Command, Outcome, read_predictions, read_report, write_images
+from command import LABELS, ROOT, Command, Outcome, read_predictions, read_report, write_images
 
-_NUM_IMAGES, _NUM_EPOCHS = 2000, 30  # the default recipe's epochs
-_NETWORK = ("--weights", "small.safetensors", "--image_size", "8", "--precision", "float32", "--batch_size", "8")
-_RUN = (*_NETWORK, "--data", "synthetic", "--output_dir", "out", "--mesh", "1x2")
-FLAGS = {
-    "build": (*_NETWORK, "--mode", "compile", "--mesh", "1x2"),
+if TYPE_CHECKING:
+    from cambrian.models.training.checkpoints import Checkpoints
+
+_NUM_IMAGES, _NUM_EPOCHS = 2000, 10
+_NETWORK = ("--weights", "small.safetensors", "--image_size", "8", "--precision", "float32", "--mesh", "1x2")
+_RUN = (*_NETWORK, "--batch_size", "8", "--data", "synthetic", "--output_dir", "out")
+_FLAGS = {
+    "build": (*_NETWORK, "--batch_size", "8", "--mode", "compile"),
     "run": (*_RUN, "--num_images", str(_NUM_IMAGES)),
     "sweep": (*_RUN, "--num_images", "64", "--threads", "1,2", "--repeats", "1"),
-    "training": (
-        *("--mode", "train", "--weights", "small.safetensors", "--data", "images", "--batch_size", "10"),
-        *("--mesh", "1x2", "--image_size", "8", "--precision", "float32", "--output_dir", "out"),
-    ),
+    "training": (*_NETWORK, "--batch_size", "10", "--mode", "train", "--data", "images", "--output_dir", "out"),
 }
+KINDS = tuple(_FLAGS)
+# main.py with another default recipe, because no configuration names a network as small as this one.
+_TRAINING_SCRIPT = f"""
+import dataclasses
+
+from cambrian.commands.cli import cli
+from cambrian.models.training.recipe import Recipe
+
+Recipe.__init__.__defaults__ = dataclasses.astuple(Recipe(epochs={_NUM_EPOCHS}, checkpoint_every_s=0.2))
+cli()
+"""
 
 
-def prepare(kind: str, folder: Path) -> Outcome:
-    """Makes `folder`/start, where a command of this kind starts, and runs it undisturbed in `folder`/expected."""
+def prepare(kind: str, folder: Path) -> None:
+    """Writes to `folder`/start what a command of this kind needs, and runs it undisturbed in `folder`/expected."""
     (folder / "start").mkdir(parents=True)
     command = Command(folder / "start")
     command.small_flags()  # writes the weights
@@ -31,33 +45,80 @@ def prepare(kind: str, folder: Path) -> Outcome:
         command.home / "images",
         [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in LABELS for index in range(2)],
     )
+    (command.home / "training.py").write_text(_TRAINING_SCRIPT)
     if kind in ("run", "sweep"):
-        _done(command(*FLAGS["build"]))
-    return _done(Command(copied(folder / "start", folder / "expected"))(*FLAGS[kind]))
+        _succeed("build", command)
+    _succeed(kind, Command(copied(folder / "start", folder / "expected")))
 
 
-def _done(outcome: Outcome) -> Outcome:
+def _succeed(kind: str, command: Command) -> None:
+    outcome = run(kind, command)
     if outcome.exit_code:
         raise RuntimeError(outcome.stderr)
-    return outcome
 
 
 def copied(start: Path, home: Path) -> Path:
-    return Path(shutil.copytree(start, home, symlinks=True))
+    return Path(shutil.copytree(start, home, symlinks=True, dirs_exist_ok=True))
+
+
+def start(kind: str, command: Command, **options: Any) -> subprocess.Popen:
+    return command.start(*_FLAGS[kind], script=_script(kind, command), **options)
+
+
+def run(kind: str, command: Command, *more_flags: str, before: Path | None = None) -> Outcome:
+    """Runs a command to its end.
+
+    Args:
+      before: script that starts the command in place of its own process, after changing that process's limits.
+    """
+    script = _script(kind, command)
+    return command(*_FLAGS[kind], *more_flags, script=script if before is None else (before, *script))
+
+
+def _script(kind: str, command: Command) -> tuple[Path, ...]:
+    return (command.home / "training.py",) if kind == "training" else (ROOT / "main.py",)
+
+
+def repeat(kind: str, command: Command, expected: Path, tell: Callable[[str], None]) -> str:
+    """Runs a disturbed command again.
+
+    Returns:
+      The outcome: `lost` or `crashed`, or nothing if the command had left nothing that passes for finished results, has
+      kept what was finished, and has the results of an undisturbed one.
+    """
+    if fault := _misleading(kind, command.home, expected):
+        tell(f"left {fault}")
+        return "lost"
+    kept, more = _finished(kind, command.home), ()
+    if kind == "sweep" and failed_trials(command.home):
+        kept, more = set(), ("--fresh",)  # else failed trials stay
+    outcome = run(kind, command, *more)
+    if outcome.exit_code:
+        tell(f"then exit code {outcome.exit_code}, {outcome.stderr.strip()[-300:]}")
+        return "crashed" if outcome.exit_code < 0 or "Traceback" in outcome.stderr else "lost"
+    if gone := kept - _finished(kind, command.home):
+        tell(f"then without {min(gone):.300}")
+        return "lost"
+    if fault := find_fault(kind, command.home, expected):
+        tell(f"then {fault}")
+        return "lost"
+    return ""
 
 
 def find_fault(kind: str, home: Path, expected: Path) -> str:
-    """Returns what a finished command's results lack; empty if they are whole."""
+    """Returns how a finished command's results differ from the expected ones; empty if they don't."""
     try:
         return _FINDERS[kind](home, expected)
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
 
 
-def find_misleading(kind: str, home: Path, expected: Path) -> str:
-    """Returns what a killed command left that passes for a finished one; empty if nothing does."""
+def _misleading(kind: str, home: Path, expected: Path) -> str:
+    """What an ended command left that passes for finished results; empty if nothing does."""
     if kind == "build":
-        return _artifact_fault(home, expected)
+        return _artifact_fault(home)
+    if kind == "training" and (fault := _checkpoint_fault(home)):
+        return fault
     if kind == "sweep" or not (home / "out" / "report.json").exists():
         return ""
     report = read_report(home / "out")
@@ -65,15 +126,34 @@ def find_misleading(kind: str, home: Path, expected: Path) -> str:
         return find_fault(kind, home, expected)
     if kind == "run" and (home / "out" / "predictions.csv").exists():
         rows = read_predictions(home / "out")
-        return "" if rows == read_predictions(expected / "out")[: len(rows)] else "predictions differ"
+        if rows != read_predictions(expected / "out")[: len(rows)]:
+            return "predictions differ"
+        if report["status"] != "running" and (report["num_images"] or 0) != len(rows):
+            return f"{len(rows)} predictions, {report['num_images']} in the report"
     return ""
 
 
-def _artifact_fault(home: Path, expected: Path) -> str:
+def _finished(kind: str, home: Path) -> set[str]:
+    """What a command has finished so far and must keep when it is repeated; nothing of a run, which starts over."""
+    if kind == "build":
+        return {f"artefact {path.name}, inode {path.stat().st_ino}" for path in _artifacts(home)}
+    if kind == "sweep":
+        return {json.dumps(result) for result in _trials(home)}
+    if kind == "training" and (steps := _checkpoints(home).steps()):
+        facts = json.loads((home / "out" / "checkpoints" / str(steps[-1]) / "facts.json").read_text())
+        return {json.dumps(epoch) for epoch in facts["epochs"]}  # with its images/s, which tell that it was kept
+    return set()
+
+
+def _artifacts(home: Path) -> list[Path]:
+    return list((home / "cache" / "cambrian" / "artifacts").glob("[!.]*"))
+
+
+def _artifact_fault(home: Path) -> str:
     """Every artefact that has appeared is complete."""
     from cambrian.engine.artifact.manifest import read_manifest
 
-    for artifact in (home / "cache" / "cambrian" / "artifacts").glob("[!.]*"):
+    for artifact in _artifacts(home):
         manifest, _ = read_manifest(artifact, None)
         for name, record in manifest.files.items():
             if hashlib.sha256((artifact / name).read_bytes()).hexdigest() != record.sha256:
@@ -81,9 +161,21 @@ def _artifact_fault(home: Path, expected: Path) -> str:
     return ""
 
 
+def _checkpoints(home: Path) -> "Checkpoints":
+    from cambrian.models.training.checkpoints import Checkpoints
+
+    return Checkpoints(home / "out" / "checkpoints")
+
+
+def _checkpoint_fault(home: Path) -> str:
+    """The last two checkpoints that have appeared are complete; older ones may be half removed."""
+    checkpoints = _checkpoints(home)
+    return next(filter(None, map(checkpoints.damage, checkpoints.steps()[-2:])), "")
+
+
 def _build_fault(home: Path, expected: Path) -> str:
-    artifacts = list((home / "cache" / "cambrian" / "artifacts").glob("[!.]*"))
-    return _artifact_fault(home, expected) if len(artifacts) == 1 else f"{len(artifacts)} artefacts"
+    artifacts = _artifacts(home)
+    return _artifact_fault(home) if len(artifacts) == 1 else f"{len(artifacts)} artefacts"
 
 
 def _run_fault(home: Path, expected: Path) -> str:
@@ -94,8 +186,19 @@ def _run_fault(home: Path, expected: Path) -> str:
     return "" if is_same else "predictions differ"
 
 
+def failed_trials(home: Path) -> list[str]:
+    """Returns why trials of a sweep failed."""
+    return [result["reason"] for result in _trials(home) if result["status"] != "ok"]
+
+
+def _trials(home: Path) -> list[dict[str, Any]]:
+    path = home / "out" / "results.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the last line may be incomplete
+
+
 def _sweep_fault(home: Path, expected: Path) -> str:
-    results = [json.loads(line) for line in (home / "out" / "results.jsonl").read_text().splitlines()]
+    results = _trials(home)
     measured = sorted(result["cell"]["threads"] for result in results if result["stage"] == "measure")
     statuses = {result["status"] for result in results}
     missing = {path.name for path in (expected / "out").iterdir()} - {path.name for path in (home / "out").iterdir()}
@@ -107,12 +210,18 @@ def _training_fault(home: Path, expected: Path) -> str:
     import numpy as np
     from safetensors.numpy import load_file
 
-    report, metrics = read_report(home / "out"), (home / "out" / "metrics.csv").read_text().splitlines()
-    if (report["status"], len(metrics)) != ("ok", 1 + _NUM_EPOCHS):
-        return f"report of status {report['status']}, {len(metrics)} lines of metrics"
+    if (status := read_report(home / "out")["status"]) != "ok":
+        return f"report of status {status}"
+    if _metrics(home) != _metrics(expected):
+        return "metrics differ"
     found, wanted = (load_file(folder / "out" / "model" / "model.safetensors") for folder in (home, expected))
     is_same = found.keys() == wanted.keys() and all(np.array_equal(found[name], wanted[name]) for name in wanted)
-    return "" if is_same else "weights differ"
+    return _checkpoint_fault(home) if is_same else "weights differ"
+
+
+def _metrics(home: Path) -> list[dict[str, str]]:
+    with (home / "out" / "metrics.csv").open(newline="") as file:
+        return [row | {"images_per_second": ""} for row in csv.DictReader(file)]
 
 
 _FINDERS: dict[str, Callable[[Path, Path], str]] = {
