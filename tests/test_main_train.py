@@ -7,8 +7,12 @@ import pytest
 from PIL import Image
 
 from cambrian.commands.config_file import read_config_file
+from cambrian.commands.flags import read_configuration
+from cambrian.commands.train import train
 from cambrian.models.training.recipe import Recipe
+from cambrian.sharding import UsageError
 from command import Command, write_images
+from flag_values import parse
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,20 @@ def test_the_trained_weights_run_to_the_same_accuracy(trained, weights):
     assert (run.report["top1"], run.report["top5"]) == (expected["top1"], expected["top5"])
     assert {row["predicted"] for row in run.predictions} <= {"a", "b"}
     assert run.report["model"] == "resnet6"
+
+
+def test_a_step_is_computed_by_all_cores_however_many_threads_read_images(monkeypatch):
+    asked = []
+
+    def acquire(*arguments, **options):
+        asked.append((arguments, options))
+        raise UsageError("no devices")
+
+    monkeypatch.setattr(train, "acquire_devices", acquire)
+    flags = parse("--mode", "train", "--threads", "8", "--precision", "bfloat16")
+    with pytest.raises(UsageError, match="no devices"):
+        train.train_command(read_configuration(flags), flags)
+    assert asked == [((1, "auto"), {})]
 
 
 def test_the_recipe_in_configs():

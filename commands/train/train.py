@@ -18,7 +18,7 @@ from cambrian.commands.accuracy.files import write_accuracy
 from cambrian.commands.accuracy.top_k import top_k
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import print_note, progress_bar
-from cambrian.commands.executables import devices_of, resolve
+from cambrian.commands.executables import resolve
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
 from cambrian.commands.images.arrays import load_arrays
@@ -34,7 +34,7 @@ from cambrian.models.training.checkpoints import Checkpoints, model_facts
 from cambrian.models.training.loop import EpochMetrics, Progress, TrainingData, check_batch, evaluator, train
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import OutOfMemory, make_mesh
-from cambrian.sharding.host import host
+from cambrian.sharding.host import acquire_devices, host
 
 CHECKPOINTS = "checkpoints"
 
@@ -51,7 +51,8 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
         was refused before it had any.
     """
     recipe, recipe_notes = recipe_of(configuration, flags.config)
-    devices, notes = devices_of(configuration)
+    # A step is launched alone, so all cores compute it; --threads only read images.
+    devices, notes = acquire_devices(configuration.mesh.num_devices, configuration.platform)
     configuration = resolve(configuration, devices)
     mesh = make_mesh(configuration.mesh, devices)
     check_batch(recipe, mesh)
