@@ -208,10 +208,12 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text)
     if match is None or match[2] not in _UNITS:
         units = ", ".join(_UNITS)
-        raise UsageError(f"a size must be a number and one of {units}, such as 512MiB, got {reprlib.repr(text)}")
+        raise UsageError(
+            f"device_memory_limit must be a number and one of {units}, such as 512MiB, got {reprlib.repr(text)}"
+        )
     size = float(match[1]) * _UNITS[match[2]]
     if size > _MAX_BYTES:
-        raise UsageError(f"a size must be at most 1024TiB, got {reprlib.repr(text)}")
+        raise UsageError(f"device_memory_limit must be at most 1024TiB, got {reprlib.repr(text)}")
     return int(size)
 
 

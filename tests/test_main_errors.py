@@ -34,7 +34,7 @@ CASES = {
     "--platform npu": "platform must be one of auto, cpu, gpu, tpu, got 'npu'",
     "--mode fly": "mode must be one of run, compile, plan, train, got 'fly'",
     "--execution later": "execution must be one of offline, online, got 'later'",
-    "--device_memory_limit 5": "a size must be a number and one of B, KiB, MiB, GiB, TiB, KB, MB, GB, TB, "
+    "--device_memory_limit 5": "device_memory_limit must be a number and one of B, KiB, MiB, GiB, TiB, KB, MB, GB, TB, "
     "such as 512MiB, got '5'",
     "photos": "arguments must be flags that begin with --, got 'photos'",
     "--data absent": "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images, got 'absent': "
@@ -90,7 +90,7 @@ NOTHING_WRITTEN = {
     "--config deep.json": "config must be a report.json with flags, got deep.json: RecursionError ",
     "--threads 1000000": "threads must be from 1 to 1024, got 1000000",
     "--num_images 1000000000000": "num_images must be from 0 to 1000000000, got 1000000000000",
-    "--device_memory_limit 1000000000000000000000000000000B": "a size must be at most 1024TiB, "
+    "--device_memory_limit 1000000000000000000000000000000B": "device_memory_limit must be at most 1024TiB, "
     "got '100000000000...000000000000B'",
     "--threads 1,2 --timeout_s nan": "timeout_s must be from 1 to 604800, got nan",
     "--artifact empty --batch_size 8,16": "an artifact decides its own batch_size: give one --batch_size, got 2",
