@@ -7,8 +7,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cambrian.commands.sweep.figures.style import start_at_zero
-
 # Okabe and Ito's blue and orange ("Color Universal Design", 2008), which differ in lightness as well.
 _STYLES = (
     {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -63,7 +61,7 @@ def draw(panels: Sequence[Panel], label: str, level: float, level_name: str, tit
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, fontsize="small")
     axes[0].set_ylabel(label)
-    start_at_zero(max(axes, key=lambda ax: ax.dataLim.y1))
+    axes[0].set_ylim(0, 1.06 * max(ax.dataLim.y1 for ax in axes))  # room for the topmost marker
     figure.suptitle(title, fontsize="medium")
     for suffix in ("png", "svg"):
         figure.savefig(stem.with_suffix(f".{suffix}"), dpi=150)

@@ -21,9 +21,11 @@ def test_the_table_has_a_line_for_each_layer_and_the_predicted_total_beside_the_
     assert total_ms(COSTS) == 10.0
 
 
-def test_the_picture_is_drawn_in_the_colours_of_the_partitions(tmp_path):
+def test_the_picture_has_a_colour_for_each_lowering_and_a_hatch_for_each_partition(tmp_path):
     png, svg = draw_plan(PLAN, COSTS, "a network", 8.0, tmp_path / "plan")
     colours = {tuple(colour) for colour in np.asarray(Image.open(png).convert("RGB")).reshape(-1, 3)}
-    assert {(0xE6, 0x9F, 0x00), (0x99, 0x99, 0x99)} <= colours  # rows and whole
-    assert (0x56, 0xB4, 0xE9) not in colours  # no layer is cut by samples
-    assert svg.read_text().count("<svg") == 1
+    assert {(0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00)} <= colours and (0x00, 0x9E, 0x73) not in colours
+    text = svg.read_text()
+    for name in ("conv1", "fc", "winograd_2x2", "matmul", "partition rows", "partition whole", "change of layout"):
+        assert f"<!-- {name} -->" in text
+    assert "partition samples" not in text

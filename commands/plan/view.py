@@ -1,5 +1,6 @@
 """Shows a plan: a table of its layers, and a picture of the network."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,15 @@ from cambrian.commands.output import write_figure
 from cambrian.sharding import LayerCost, Partition, total_ms
 
 _MIB = 2**20
-# Okabe and Ito's colours, for any colour vision; the hatches distinguish them in grey.
-_COLOURS = {
-    Partition.WHOLE: ("#999999", ""),
-    Partition.SAMPLES: ("#56B4E9", ""),
-    Partition.ROWS: ("#E69F00", "//"),
-    Partition.CHANNELS: ("#009E73", "\\\\"),
-    Partition.INPUT_CHANNELS: ("#CC79A7", ".."),
+_MOST_NAMED = 40  # layers whose names fit
+# Okabe and Ito's colours, for any colour vision.
+_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#999999")
+_HATCHES = {
+    Partition.SAMPLES: "",
+    Partition.WHOLE: "..",
+    Partition.ROWS: "//",
+    Partition.CHANNELS: "\\\\",
+    Partition.INPUT_CHANNELS: "xx",
 }
 
 
@@ -57,7 +60,7 @@ def print_plan(plan: dict[str, dict], costs: Sequence[LayerCost], title: str, me
 def draw_plan(
     plan: dict[str, dict], costs: Sequence[LayerCost], title: str, measured_ms: float, path: Path
 ) -> list[Path]:
-    """Draws a bar for each layer, as long as its predicted time and coloured by partition.
+    """Draws a column for each layer, as high as its predicted time, coloured by lowering and hatched by partition.
 
     Returns:
       The written files, `path` with the suffixes .png and .svg.
@@ -66,31 +69,37 @@ def draw_plan(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(10, max(4.0, 0.17 * len(costs) + 1.6)), layout="constrained")
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for row, cost in enumerate(costs):
-        colour, hatch = _COLOURS[Partition(plan[cost.name]["partition"])]
-        axes.barh(row, cost.compute_ms, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4)
-        axes.barh(row, cost.communication_ms, left=cost.compute_ms, color="black")
-        end = cost.compute_ms + cost.communication_ms
-        axes.text(end, row, f" {plan[cost.name]['lowering']}", va="center", fontsize=6)
-    axes.set_yticks(range(len(costs)), [cost.name for cost in costs], fontsize=6)
-    axes.invert_yaxis()
-    axes.margins(y=0.005)
-    longest_ms = max(cost.compute_ms + cost.communication_ms for cost in costs)
-    axes.set_xlim(0, 1.2 * longest_ms)  # room for the names of the lowerings
-    axes.set_xlabel("predicted ms a launch")
-    axes.set_title(f"{title}\npredicted {total_ms(costs):.0f} ms, measured {measured_ms:.0f} ms a launch", fontsize=9)
-    used = {layer["partition"] for layer in plan.values()}
-    handles = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="black", label=str(partition))
-        for partition, (colour, hatch) in _COLOURS.items()
-        if partition in used
+    lowerings = list(dict.fromkeys(layer["lowering"] for layer in plan.values()))
+    colours = dict(zip(lowerings, itertools.cycle(_COLOURS), strict=False))
+    for place, cost in enumerate(costs):
+        layer = plan[cost.name]
+        look = {"color": colours[layer["lowering"]], "hatch": _HATCHES[Partition(layer["partition"])]}
+        axes.bar(place, cost.compute_ms, width=1, edgecolor="black", linewidth=0.4, **look)
+        axes.bar(place, cost.communication_ms, width=1, bottom=cost.compute_ms, color="black")
+    names = [cost.name for cost in costs]
+    stages = [name.partition(".")[0] for name in names]
+    if len(names) > _MOST_NAMED:  # at the first layer of each stage
+        named = [stages.index(stage) for stage in dict.fromkeys(stages) if stages.count(stage) > 1]
+        axes.set_xticks(named, [stages[place] for place in named])
+    else:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.margins(x=0.005)
+    axes.set_ylim(0, 1.06 * max(cost.compute_ms + cost.communication_ms for cost in costs))
+    axes.set_xlabel("layer")
+    axes.set_ylabel("predicted ms a launch")
+    axes.set_title(f"{title}\npredicted {total_ms(costs):.0f} ms, measured {measured_ms:.0f} ms a launch", fontsize=10)
+    handles = [Patch(facecolor=colour, edgecolor="black", label=name) for name, colour in colours.items()]
+    handles += [
+        Patch(facecolor="white", edgecolor="black", hatch=hatch, label=f"partition {partition}")
+        for partition, hatch in _HATCHES.items()
+        if partition in {layer["partition"] for layer in plan.values()}
     ]
     if any(cost.communication_ms for cost in costs):
         handles.append(Patch(facecolor="black", label="change of layout"))
-    axes.legend(handles=handles, loc="lower right", fontsize=8)
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
     written = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for file in written:
         write_figure(figure, file, dpi=150)

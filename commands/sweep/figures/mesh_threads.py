@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cambrian.commands.sweep.figures.style import line_style, start_at_zero
+from cambrian.commands.sweep.figures.style import fit_height, line_style
 from cambrian.commands.sweep.grid import Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import NOT_RUN, PRUNED, Standing
@@ -39,9 +39,8 @@ def time_against_threads(grid: Grid, standings: Sequence[Standing], objective: O
             failed_rows += 1
     axes.set_xticks(threads)
     axes.set_xlabel("host threads")
-    note = _others_note(grid)
-    axes.set_ylabel(f"time in s ({note})" if note else "time in s")
-    start_at_zero(axes)
+    notes = [note for note in (_others_note(grid), fit_height(axes)) if note]
+    axes.set_ylabel(f"time in s ({'; '.join(notes)})" if notes else "time in s")
     handles, labels = axes.get_legend_handles_labels()
     title = "mesh\nmodel × data" + ("\n\nOOM: out of\nmemory" if failed_rows else "")
     axes.legend(handles[::-1], labels[::-1], title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
@@ -78,13 +77,14 @@ def heat_map(grid: Grid, standings: Sequence[Standing], objective: Objective) ->
     figure = Figure(figsize=(2.2 + 0.75 * max(len(threads), 4), 1.6 + 0.5 * max(len(meshes), 3)))
     axes = figure.add_subplot()
     axes.grid(visible=False)
-    drawn = axes.imshow(np.ma.masked_invalid(speed), cmap="cividis", aspect="auto")
-    middle = (np.nanmin(speed) + np.nanmax(speed)) / 2 if np.isfinite(speed).any() else 0.0
+    fastest = np.nanmax(speed) if np.isfinite(speed).any() else 1.0
+    shown = np.ma.masked_invalid(speed)
+    drawn = axes.imshow(shown, cmap="cividis", aspect="auto", vmin=0, vmax=fastest)  # from 0: equal speeds look equal
     for row, mesh in enumerate(meshes):
         for column, count in enumerate(threads):
             value = speed[row, column]
             if np.isfinite(value):
-                text, color = number(value), "white" if value < middle else "black"
+                text, color = number(value), "white" if value < fastest / 2 else "black"
             else:
                 text, color = _WORDS.get(chosen[mesh, count].status, "failed"), "black"
                 axes.add_patch(

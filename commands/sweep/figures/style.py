@@ -39,10 +39,19 @@ def style() -> Iterator[None]:
         yield
 
 
-def start_at_zero(axes: Axes) -> None:
-    """Starts the vertical axis at 0, with room for the topmost marker: Matplotlib's margin is a share of the range."""
-    top = axes.dataLim.y1
-    axes.set_ylim(0, 1.06 * top if math.isfinite(top) else None)  # infinite without data
+def fit_height(axes: Axes) -> str:
+    """Starts the vertical axis at 0, or where the values start if they are close together.
+
+    Returns:
+      A note if it doesn't start at 0, else an empty text.
+    """
+    low, high = axes.dataLim.y0, axes.dataLim.y1
+    if not math.isfinite(high):  # without data
+        return ""
+    is_close = low > high / 2
+    room = 0.06 * (high - low if is_close else high)  # for the topmost marker
+    axes.set_ylim(low - room if is_close else 0, high + room or None)
+    return "not from 0" if is_close else ""
 
 
 def line_style(number: int) -> dict[str, Any]:
