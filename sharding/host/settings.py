@@ -20,7 +20,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "synchronous_dispatch": "makes the CPU backend compute each launch on the thread that launches it",
         "compilation_cache": "disables JAX's persistent compilation cache while an executable is compiled",
         "cpu_latency": "holds /dev/cpu_dma_latency open while launches run: no core of the machine sleeps deeply",
-        "malloc": "makes glibc's malloc return freed memory above a limit, keep it, use one heap, or ask for huge pages",
+        "malloc": "makes glibc's malloc return freed memory above a limit, keep it, use one heap or ask for huge pages",
     }
 )
 # These affect more than JAX's backend: library users opt in, the command line always does.
