@@ -1,4 +1,4 @@
-"""Library use: every script of docs/library.md, and users' own models through the whole of compile, save and load."""
+"""Library use: the scripts of docs/library.md and docs/models.md, and users' own models: compile, save, load."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from cambrian.sharding import MeshShape, make_mesh, program_from_function
 from cambrian.sharding.host import acquire_devices
 
 ROOT = Path(__file__).parent.parent
-DOCUMENT = ROOT / "docs" / "library.md"
+DOCUMENTS = {"library": 6, "models": 3}  # name → least number of scripts
 INPUTS = jax.ShapeDtypeStruct((8, 8, 8, 3), "float32")
 RULES = [("conv/kernel|Conv_0/kernel", P(None, None, None, "model")), (".*", P())]
 
@@ -44,10 +44,11 @@ def run_script(script: str, cwd: Path, *arguments: object) -> str:
 
 
 @pytest.mark.slow
-def test_the_documented_scripts_print_what_the_document_says(tmp_path):
-    text = DOCUMENT.read_text()
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_documented_scripts_print_what_the_document_says(name, tmp_path):
+    text = (ROOT / "docs" / f"{name}.md").read_text()
     examples = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(examples) == text.count("```python") >= 6
+    assert len(examples) == text.count("```python") >= DOCUMENTS[name]
     loading = [example for example in examples if "cambrian.load" in example[0]]  # what others save
     saving = [example for example in examples if example not in loading]
     with ThreadPoolExecutor(2) as pool:

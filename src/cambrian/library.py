@@ -183,7 +183,10 @@ def compile(
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     check_range("threads", threads, *RANGES["threads"])
     is_planned = isinstance(model, Model)
-    at_once = launches_at_once(shape.num_devices, threads, precision) if is_planned and platform in _ON_CPU else 1
+    own_precision = not is_planned and precision == "auto"  # float32 as a rule
+    at_once = 1
+    if platform in _ON_CPU and not own_precision:
+        at_once = launches_at_once(shape.num_devices, threads, precision)
     devices, notes = acquire_devices(shape.num_devices, platform, at_once)
     device_mesh = make_mesh(shape, devices)
     batch_size = batch_size or default_batch_size(shape, devices[0].platform)

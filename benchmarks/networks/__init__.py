@@ -1,0 +1,1 @@
+"""The networks of the zoo benchmark, and OpenVINO on their namesakes."""
