@@ -318,3 +318,26 @@ def test_an_optimised_function_stands_inside_the_user_s_own_code():
     assert close(jax.jit(sharded)(images), expected)
     with pytest.raises(cambrian.UsageError, match="precision must be one of"):
         cambrian.optimize(function, params, precision="int3")
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (3, 0))])
+@pytest.mark.parametrize("size", [(2, 2), (3, 2), (4, 5)])
+@pytest.mark.parametrize("strides", [(2, 2), (3, 2), (1, 4)])
+def test_transposed_convolutions_are_computed_by_phases(strides, size, padding):
+    kernel, images = draw(*size, 3, 4), draw(2, 5, 4, 3)
+    graph = rewrite(lambda k, x: jax.nn.relu(lax.conv_transpose(x, k, strides, padding) + 1), kernel, images)
+    (operation,) = fused(graph)
+    assert operation.activation == (None if "crop" in others(graph) else "RELU")
+    assert "conv_general_dilated" not in others(graph)
+
+
+def test_a_transposed_convolution_along_one_axis_and_one_that_skips_pixels():
+    def along_time(k, x):
+        return lax.conv_transpose(x, k, (2,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+
+    assert len(fused(rewrite(along_time, draw(3, 3, 4), draw(2, 5, 3)))) == 1
+
+    def strided(k, x):
+        return conv(x, k, stride=3, padding=((1, 1), (1, 1)), lhs_dilation=(2, 2))
+
+    assert others(rewrite(strided, draw(3, 3, 3, 4), draw(2, 5, 5, 3))) == ["conv_general_dilated"]

@@ -74,7 +74,8 @@ def _haiku(name: str) -> Network:
     from cambrian.models.frameworks import as_function
 
     transform, spec = hk.transform_with_state(network), jax.ShapeDtypeStruct((224, 224, 3), "float32")
-    variables = jax.jit(transform.init)(jax.random.key(0), jnp.zeros((1, *spec.shape)))
+    images = _RANDOM.standard_normal((2, *spec.shape), np.float32)  # the first averages of the batch norms are theirs
+    variables = jax.jit(transform.init)(jax.random.key(0), images)
     return *as_function(transform, variables), spec
 
 

@@ -12,8 +12,10 @@ import numpy as np
 
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
+from cambrian.models.graph.phases import Crop, Phases, kernel_of_phases
 from cambrian.models.graph.views import Reshape, Transpose, apply_view
 from cambrian.models.lowerings import Window
+from cambrian.models.lowerings.lowering import Padding
 
 _DTYPES = ("float32", "bfloat16")
 _POINT = Window.square(1, 1, ((0, 0), (0, 0)))
@@ -43,9 +45,8 @@ def _convolution(node: Node) -> list[Node] | None:
     supported = (
         _are_floats(node)
         and axes in (1, 2)
-        and set(params["lhs_dilation"]) == {1}
         and params["batch_group_count"] == 1
-        and min(min(pad) for pad in padding) >= 0
+        and (min(min(pad) for pad in padding) >= 0 or set(params["lhs_dilation"]) != {1})
         and 0 not in images.shape + node.output.shape
     )
     if not supported:
@@ -64,9 +65,48 @@ def _convolution(node: Node) -> list[Node] | None:
         (*unit, *params["rhs_dilation"]),
     )
     window = Window(*((rows, columns) for rows, columns in rows_and_columns))
-    made = _fused(taken, weights, window, params["feature_group_count"], node, nodes)
+    upsampling: Any = (*unit, *params["lhs_dilation"])
+    if upsampling == (1, 1):
+        made = _fused(taken, weights, window, params["feature_group_count"], node, nodes)
+    elif window.stride == window.dilation == (1, 1) and params["feature_group_count"] == 1:
+        made = _transposed(taken, weights, window.padding, upsampling, node, nodes)
+    else:
+        made = None
+    if made is None:
+        return None
     made = apply_view(Reshape((made.shape[0], *made.shape[1 + len(unit) :])), made, nodes)
     return _renamed(apply_view(Transpose(tuple(np.argsort((out[0], *out[2:], out[1])))), made, nodes), node, nodes)
+
+
+def _transposed(
+    images: Value, kernel: np.ndarray, padding: Padding, dilation: tuple[int, int], node: Node, nodes: list[Node]
+) -> Value | None:
+    """The convolution of images with `dilation - 1` zeros between their pixels."""
+    lengths = images.shape[1:3]
+    found = [
+        Phases.of(length, size, step, pad)
+        for length, size, step, pad in zip(lengths, kernel.shape[:2], dilation, padding, strict=True)
+    ]
+    rows, columns = found
+    if rows is None or columns is None:
+        return None
+    by_phase = kernel_of_phases(kernel, rows, columns, dilation)
+    window = Window((rows.taps, columns.taps), (1, 1), (rows.padding, columns.padding))
+    made = _fused(images, by_phase, window, 1, node, nodes)
+    samples, channels = images.shape[0], kernel.shape[3]
+    made = apply_view(Reshape((samples, rows.outputs, columns.outputs, *dilation, channels)), made, nodes)
+    made = apply_view(Transpose((0, 1, 3, 2, 4, 5)), made, nodes)
+    full = (rows.outputs * dilation[0], columns.outputs * dilation[1])
+    made = apply_view(Reshape((samples, *full, channels)), made, nodes)
+    kept = tuple(
+        (length - 1) * step + 1 + sum(pad) - size + 1
+        for length, step, pad, size in zip(lengths, dilation, padding, kernel.shape[:2], strict=True)
+    )
+    if kept == full:
+        return made
+    cropped = Value((samples, *kept, channels), made.dtype)
+    nodes.append(Node(Crop(cropped.shape), (made,), (cropped,)))
+    return cropped
 
 
 def _dense(node: Node) -> list[Node] | None:

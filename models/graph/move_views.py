@@ -7,7 +7,7 @@ import numpy as np
 
 from cambrian.models.graph.elementwise import is_elementwise
 from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Value, without_dead_nodes
-from cambrian.models.graph.views import Reshape, Transpose, View, apply_view, is_identity, view_of
+from cambrian.models.graph.views import Reshape, Transpose, View, apply_view, array_view, is_identity, view_of
 
 _REDUCTIONS = ("reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum")
 # Primitives whose parameters have an entry for each dimension.
@@ -119,7 +119,7 @@ def _moved_elementwise(
         elif value.shape == node.output.shape or isinstance(view, Transpose):  # dimensions of size 1 are broadcast
             inputs.append(apply_view(inverse, value, before))
         elif isinstance(value, Constant):
-            inputs.append(Constant.of(np.broadcast_to(value.array, node.output.shape).reshape(source.shape)))
+            inputs.append(Constant.of(array_view(inverse, np.broadcast_to(value.array, node.output.shape))))
         else:
             return None
     output = Value(source.shape, node.output.dtype)

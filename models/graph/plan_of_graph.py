@@ -60,4 +60,4 @@ def _reason(node: Node) -> str:
         return "convolutions whose kernel isn't a parameter"
     if str(node.output.dtype) not in ("float32", "bfloat16"):
         return f"convolutions in {node.output.dtype}"
-    return "convolutions with dilated images, negative padding, a batch group or three axes"
+    return "convolutions with negative padding, a batch group, three axes, or both stride and dilated images"

@@ -78,7 +78,16 @@ def apply_view(view: View, value: Value, nodes: list[Node]) -> Value:
 
 
 def array_view(view: View, array: Any) -> np.ndarray:
-    return np.transpose(array, view.permutation) if isinstance(view, Transpose) else np.reshape(array, view.sizes)
+    """Applies a view to an array on the host; dimensions that it keeps stay broadcast."""
+    if isinstance(view, Transpose):
+        return np.transpose(array, view.permutation)
+    kept = 0
+    while (
+        kept < min(array.ndim, len(view.sizes)) and array.strides[kept] == 0 and array.shape[kept] == view.sizes[kept]
+    ):
+        kept += 1
+    rest = array[(0,) * kept].reshape(view.sizes[kept:])
+    return np.broadcast_to(rest, view.sizes)
 
 
 def is_identity(view: View, value: Value) -> bool:
