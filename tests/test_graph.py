@@ -1,6 +1,7 @@
 """Rewritten functions give what JAX gives, and passes recognise arithmetic however it is written."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def others(graph: Graph) -> list[str]:
     return [node.name for node in graph.nodes if not isinstance(node.operation, FusedConvolution)]
 
 
-def conv(x, kernel, stride=1, padding="SAME", numbers=("NHWC", "HWIO", "NHWC"), **more):
+def conv(x, kernel, stride=1, padding: Any = "SAME", numbers=("NHWC", "HWIO", "NHWC"), **more):
     strides = (stride,) * (x.ndim - 2)
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, **more)
 
@@ -341,3 +342,16 @@ def test_a_transposed_convolution_along_one_axis_and_one_that_skips_pixels():
         return conv(x, k, stride=3, padding=((1, 1), (1, 1)), lhs_dilation=(2, 2))
 
     assert others(rewrite(strided, draw(3, 3, 3, 4), draw(2, 5, 5, 3))) == ["conv_general_dilated"]
+
+
+def test_random_keys_and_effects_stay():
+    seen = []
+
+    def function(params, x):
+        noise = jax.random.normal(jax.random.key(0), (6,))
+        jax.debug.callback(lambda total: seen.append(total), x.sum())
+        return (x + noise) @ params
+
+    rewrite(function, draw(6, 4), draw(2, 6))
+    jax.effects_barrier()
+    assert len(seen) == 2  # the function's and the graph's

@@ -5,6 +5,7 @@ results are kept in the user's cache folder, and later builds go on from there. 
 oneDNN where it can be called, otherwise by XLA.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -53,9 +54,11 @@ class MeasuredCosts:
 
     def add(self, operation: FusedConvolution, milliseconds: float) -> None:
         self.milliseconds[_key(operation)] = milliseconds
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"operation": _key(operation), "ms": round(milliseconds, 4)}) + "\n")
+        # Without a cache folder that can be written, the next build measures again.
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"operation": _key(operation), "ms": round(milliseconds, 4)}) + "\n")
 
 
 def _key(operation: FusedConvolution) -> str:

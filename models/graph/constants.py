@@ -36,7 +36,8 @@ def evaluated(node: Node) -> list[Constant] | None:
     arrays = [value.array for value in node.inputs if isinstance(value, Constant)]
     if len(arrays) < len(node.inputs) or node.has_effects or not node.outputs:
         return None
-    if not all(isinstance(array, np.ndarray) for array in arrays):  # random keys
+    dtypes = [value.dtype for value in (*node.inputs, *node.outputs)]
+    if any(jnp.issubdtype(dtype, jax.dtypes.extended) for dtype in dtypes):  # random keys
         return None
     if node.name == "broadcast_in_dim" and len(arrays) == 1:
         return [Constant.of(_broadcast(arrays[0], node.params["shape"], node.params["broadcast_dimensions"]))]
@@ -57,11 +58,10 @@ def evaluated(node: Node) -> list[Constant] | None:
 
 
 def compact(array: np.ndarray) -> np.ndarray:
-    """Keeps one index of each broadcast dimension: a view, which broadcasts to the array."""
-    index = tuple(
-        slice(0, 1) if stride == 0 else slice(None) for stride in array.strides
-    )  # an empty array has no broadcast dimension of size 0 here: NumPy gives it other strides
-    return array[index]
+    """Keeps one index of each broadcast dimension: a view, which broadcasts to the array. Leaves random keys alone."""
+    if not isinstance(array, np.ndarray):
+        return array
+    return array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
 
 
 def uniform_value(array: np.ndarray) -> float | None:
