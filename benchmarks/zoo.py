@@ -4,8 +4,7 @@
     python benchmarks/zoo.py --networks MobileNetV2,EfficientNetB0 --precision float32,bfloat16 --output zoo.json
 
 Stock is the network's function under `jax.jit`, in float32; OpenVINO has timm's network of the same name, in its better
-mode. Ours is launched by two threads where launches compute side by side (bfloat16 with jax 0.10), else one launch
-after another. Sides take turns within a round; figures are medians over the rounds.
+mode. Sides take turns within a round; figures are medians over the rounds.
 """
 
 import json
@@ -29,12 +28,9 @@ from benchmarks.machine import circumstances
 from benchmarks.networks.make_network import make_network, names
 from benchmarks.networks.openvino_rates import openvino_rates
 from benchmarks.output import make_table, print_table
-from cambrian.engine.runtime.launch import launches_computing_at_once
 from cambrian.sharding import time_launches
-from cambrian.sharding.host import acquire_devices, launches_at_once
 
 SIX = ["ResNet50", "MobileNetV2", "EfficientNetB0", "ConvNeXtTiny", "DenseNet121", "VGG16"]
-_THREADS = 2  # that launch ours, where launches compute side by side
 _NETWORKS = flags.DEFINE_list("networks", SIX, "Names of networks, or all.")
 _PRECISION = flags.DEFINE_list("precision", ["float32", "bfloat16"], "float32, bfloat16, or both.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Samples of a launch.", lower_bound=1)
@@ -44,13 +40,10 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file of the rows; it grows wit
 
 
 def measure(name: str, precision: str, batch: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Builds a network and returns its row. Runs in a process of its own: backends start once."""
-    acquire_devices(1, "cpu", launches_at_once(1, _THREADS, precision))
+    """Builds a network and returns its row. Runs in a process of its own."""
     function, params, spec = make_network(name)
     start = time.perf_counter()
-    executable = cambrian.compile(
-        function, params, spec, batch_size=batch, precision=precision, threads=_THREADS, name=name
-    )
+    executable = cambrian.compile(function, params, spec, batch_size=batch, precision=precision, name=name)
     build_ms = 1e3 * (time.perf_counter() - start)
     random = np.random.default_rng(0)
     shape = (batch, *spec.shape)
@@ -60,16 +53,16 @@ def measure(name: str, precision: str, batch: int, rounds: int, seconds: float) 
     stock = jax.jit(function).lower(params, inputs).compile()
     expected, got = (np.asarray(outputs, np.float64) for outputs in (stock(params, inputs), executable.launch(inputs)))
 
-    def rate(launch: Callable[[], jax.Array], threads: int = 1) -> Callable[[float], float]:
+    def rate(launch: Callable[[], jax.Array]) -> Callable[[float], float]:
         def run(seconds: float) -> float:
             start = time.perf_counter()
-            launches = len(time_launches(launch, threads, least=1, seconds=seconds))
+            launches = len(time_launches(launch, 1, least=1, seconds=seconds))
             return batch * launches / (time.perf_counter() - start)
 
         return run
 
     sides = {
-        "ours": [rate(lambda: executable.launch(inputs), launches_computing_at_once(executable.mesh, _THREADS))],
+        "ours": [rate(lambda: executable.launch(inputs))],
         "stock": [rate(lambda: stock(params, inputs))],
         "openvino": openvino_rates(name, batch, spec.shape[0], precision),
     }

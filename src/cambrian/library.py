@@ -164,8 +164,8 @@ def compile(
         decides how it lies on the mesh, and XLA partitions the function as it is. None holds all parameters on every
         device, and optimises the function: see docs/models.md.
       platform: cpu, gpu, tpu, or auto.
-      threads: number of host threads that will launch it: on one CPU device, in bfloat16 with jax 0.10, their launches
-        compute side by side.
+      threads: number of host threads that will launch it: a ResNet's launches on one CPU device, in bfloat16 with jax
+        0.10, compute side by side.
       name: of a function's program; empty for the function's own.
       tolerance: of a module or function: largest relative error of the outputs against float32 on one device; None
         for 1e-4, or 2e-2 in bfloat16.
@@ -183,10 +183,7 @@ def compile(
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     check_range("threads", threads, *RANGES["threads"])
     is_planned = isinstance(model, Model)
-    own_precision = not is_planned and precision == "auto"  # float32 as a rule
-    at_once = 1
-    if platform in _ON_CPU and not own_precision:
-        at_once = launches_at_once(shape.num_devices, threads, precision)
+    at_once = launches_at_once(shape.num_devices, threads, precision) if is_planned and platform in _ON_CPU else 1
     devices, notes = acquire_devices(shape.num_devices, platform, at_once)
     device_mesh = make_mesh(shape, devices)
     batch_size = batch_size or default_batch_size(shape, devices[0].platform)
