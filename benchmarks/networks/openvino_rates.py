@@ -1,7 +1,8 @@
-"""OpenVINO on the network of the same name in timm or torchvision, with random weights."""
+"""OpenVINO on the network of the same name in timm or torchvision, with random weights, in a process of its own."""
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -32,33 +33,34 @@ _NAMES = {  # name in keras.applications → name in timm
 }
 
 
-def openvino_rates(name: str, batch: int, size: int, precision: str) -> list[Callable[[float], float]]:
-    """Functions that run OpenVINO's latency and throughput mode for some seconds and return images/s.
+_runs: list[Callable[[float], float]] = []  # of this process
 
-    Returns:
-      None of them if timm has no such network, or OpenVINO, timm or PyTorch aren't installed.
+
+def prepare(name: str, batch: int, size: int, precision: str) -> int:
+    """Compiles OpenVINO's latency and throughput mode in this process; returns how many modes there are.
+
+    There are none if timm has no such network, or if OpenVINO, timm or PyTorch aren't installed.
     """
     try:
         import openvino  # pyright: ignore[reportMissingImports]
         import timm  # pyright: ignore[reportMissingImports]
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
-        return []
+        return 0
     if name not in _NAMES:
-        return []
+        return 0
     module = timm.create_model(_NAMES[name], pretrained=False).eval()
     shape = [batch, 3, size, size]
     model = openvino.convert_model(module, example_input=torch.zeros(*shape), input=shape)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
     hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
-
-    def rate(mode: str) -> Callable[[float], float]:
+    for mode in ("LATENCY", "THROUGHPUT"):
         config = {"PERFORMANCE_HINT": mode, "INFERENCE_PRECISION_HINT": hint}
         compiled = openvino.Core().compile_model(model, "CPU", config)
         requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if mode == "THROUGHPUT" else 1
         queue = openvino.AsyncInferQueue(compiled, requests)
 
-        def run(seconds: float) -> float:
+        def run(seconds: float, queue: Any = queue) -> float:
             start, launches = time.perf_counter(), 0
             while time.perf_counter() - start < seconds:
                 queue.start_async([images])
@@ -67,6 +69,10 @@ def openvino_rates(name: str, batch: int, size: int, precision: str) -> list[Cal
             return batch * launches / (time.perf_counter() - start)
 
         run(0.2)
-        return run
+        _runs.append(run)
+    return len(_runs)
 
-    return [rate("LATENCY"), rate("THROUGHPUT")]
+
+def rate(mode: int, seconds: float) -> float:
+    """Runs a prepared mode for some seconds and returns images/s."""
+    return _runs[mode](seconds)
