@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import warnings
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -45,7 +46,8 @@ def test_a_network_of_keras():
         warnings.simplefilter("ignore")  # Keras's own
         import keras
 
-        model = keras.applications.MobileNetV2((32, 32, 3), weights=None, classes=5, classifier_activation=None)
+        arguments: Any = {"weights": None, "classes": 5, "classifier_activation": None}
+        model = keras.applications.MobileNetV2((32, 32, 3), **arguments)
     check(model, None, images(2, 32, 32, 3), least_taken=52)
 
 
