@@ -51,6 +51,7 @@ def test_a_network_of_keras():
     check(model, None, images(2, 32, 32, 3), least_taken=52)
 
 
+@pytest.mark.slow
 def test_a_module_of_equinox_takes_one_sample():
     import equinox as eqx
 
@@ -154,7 +155,7 @@ class Audio(nn.Module):
     ("model", "inputs", "least_taken"),
     [
         pytest.param(Mixer(), images(2, 16, 16, 3), 10, marks=pytest.mark.slow, id="mixer"),
-        pytest.param(Transformer(), images(2, 16, 16, 3), 14, id="vit"),
+        pytest.param(Transformer(), images(2, 16, 16, 3), 14, marks=pytest.mark.slow, id="vit"),
         pytest.param(
             Transformer(causal=True), RANDOM.integers(0, 11, (2, 6), np.int32), 13, marks=pytest.mark.slow, id="gpt"
         ),
@@ -183,6 +184,7 @@ def test_a_module_of_nnx_is_computed_in_evaluation_mode():
     check(Nnx(), None, images(2, 8, 8, 3), least_taken=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "precision"), [("1x1", "float32"), ("2x2", "bfloat16")])
 def test_a_model_is_compiled_saved_and_loaded(mesh, precision, tmp_path):
     model = Nnx()

@@ -241,6 +241,7 @@ def test_pytrees_of_inputs_and_results():
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, rtol=1e-4), got, expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", ["native", "onednn", "onednn_winograd_2x2", "winograd_4x4", "im2col"])
 @pytest.mark.parametrize("activation", [None, "GELU_ERF"])
 @pytest.mark.parametrize("residual", [False, True])
@@ -293,6 +294,7 @@ def test_bfloat16_stores_activations_and_keeps_statistics_and_the_last_layer():
     assert 1e-5 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-2
 
 
+@pytest.mark.slow
 def test_an_optimised_function_stands_inside_the_user_s_own_code():
     params = {"kernel": draw(3, 3, 8, 16), "head": draw(16, 4)}
 
@@ -321,6 +323,7 @@ def test_an_optimised_function_stands_inside_the_user_s_own_code():
         cambrian.optimize(function, params, precision="int3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (3, 0))])
 @pytest.mark.parametrize("size", [(2, 2), (3, 2), (4, 5)])
 @pytest.mark.parametrize("strides", [(2, 2), (3, 2), (1, 4)])
