@@ -2,7 +2,11 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
+
+# A shell's background jobs ignore it, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=60"
 
