@@ -180,6 +180,7 @@ class Nnx(nnx.Module):
         return self.head(self.dropout(nnx.silu(self.norm(self.conv(x)))).mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_a_module_of_nnx_is_computed_in_evaluation_mode():
     check(Nnx(), None, images(2, 8, 8, 3), least_taken=2)
 

@@ -219,6 +219,7 @@ def test_debug_shows_the_traceback(tmp_path):
     assert outcome.stderr.splitlines()[-1] == "error: a mesh must be written MODELxDATA, such as 4x8, got '4by8'"
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_an_earlier_one_as_it_was_and_makes_no_folder(command):
     output_dir = command.home / "output"
     output_dir.mkdir()
@@ -255,6 +256,7 @@ def test_a_folder_is_for_one_command_at_a_time(command):
         pass
 
 
+@pytest.mark.slow
 def test_the_output_folder_holds_no_weights_that_are_read(tmp_path):
     command = Command(tmp_path)
     weights = command.small_flags()[1]

@@ -169,6 +169,7 @@ def test_the_table_and_predictions_of_a_run(first):
         assert row["label"] == "" and row["predicted"] in LABELS and 0.1 <= float(row["probability"]) <= 1
 
 
+@pytest.mark.slow
 def test_the_second_run_imports_no_model_and_compiles_nothing(command_with_artifact, first):
     built, counts = first
     assert counts["flax"] and counts["cambrian.models.lowerings"] and all(counts.values())

@@ -237,6 +237,7 @@ def test_bfloat16_logits_are_close_to_float32():
     assert 1e-4 < error < 2e-2  # not so close that it was computed in float32
 
 
+@pytest.mark.slow
 def test_an_untrained_block_is_the_identity():
     architecture, _ = SMALL["bottleneck_cifar"]
     last_block = list(residual_blocks(architecture))[2]

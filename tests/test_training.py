@@ -219,6 +219,7 @@ def test_a_device_that_goes_from_step_to_step_by_itself_takes_the_same_steps():
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-4), by_the_host, (state, loss))
 
 
+@pytest.mark.slow
 def test_a_device_that_goes_on_by_itself_stops_where_the_loss_is_no_number():
     recipe = dataclasses.replace(RECIPE, batch_size=8, learning_rate=1e30, warmup_epochs=0.0, momentum=0.0)
     state, loss = steps_on_device(recipe, in_one_launch=True)(5)
@@ -273,6 +274,7 @@ def flip_a_bit(path: Path, position: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_refused_by_name(tmp_path, undisturbed):
     whole = undisturbed[2] / "6"
     rng = np.random.default_rng(0)

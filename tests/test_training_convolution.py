@@ -89,6 +89,7 @@ def derived_batch_norm(x, scale, bias):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.slow
 def test_batch_norm_and_its_gradients_are_those_of_the_formula(dtype):
     random = np.random.default_rng(0)
     x, dy = (jnp.asarray(random.normal(1.0, 2.0, (5, 6, 7, 9)).astype(np.float32)).astype(dtype) for _ in range(2))

@@ -53,6 +53,7 @@ def test_cutout_clears_one_square_of_each_image():
     assert 16 in areas and len(areas) > 1
 
 
+@pytest.mark.slow
 def test_mixup_mixes_images_and_targets_alike():
     images, targets = jnp.arange(4.0).reshape(4, 1, 1, 1), jnp.eye(4)
     mixed, mixed_targets = mixup(KEY, images, targets, 0.5)
