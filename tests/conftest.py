@@ -5,9 +5,6 @@ import shutil
 import signal
 from pathlib import Path
 
-# A shell's background jobs ignore it, and so would the commands that tests interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=60"
 
 import jax
@@ -16,6 +13,9 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 32)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# A shell's background jobs ignore it, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.devices()  # starts the backend now: later, acquire_devices would make just as many as one test asks for
 
