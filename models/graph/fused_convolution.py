@@ -48,11 +48,11 @@ class FusedConvolution:
     @property
     def kernel_shape(self) -> tuple[int, int, int, int]:
         """Shape (kh, kw, C_in per group, C_out of all groups)."""
-        return *self.window.size, self.in_shape[3] // self.groups, self.out_channels
+        return self.onednn.kernel_shape
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        return self.in_shape[0], *self.window.out_size(self.in_shape), self.out_channels
+        return self.onednn.out_shape
 
     @property
     def flops(self) -> int:
