@@ -12,10 +12,17 @@ from toy_program import toy_program
 
 
 def test_the_worst_sample_counts():
-    reference = np.array([[3.0, 4.0], [0.0, 10.0], [1.0, 0.0]], np.float32)
-    outputs = reference + np.array([[0.0, 0.5], [0.0, 0.0], [0.0, 2.0]], np.float32)
-    assert dataclasses.astuple(compare(outputs, reference)) == pytest.approx((2.0, 2 / 3))
-    assert dataclasses.astuple(compare(outputs[:2], reference[:2])) == pytest.approx((0.1, 1.0))
+    reference = np.array([[3.0, 4.0], [0.0, 10.0], [0.0, 5.0]], np.float32)
+    outputs = reference + np.array([[0.0, 0.5], [0.0, 3.0], [7.0, 0.0]], np.float32)
+    assert dataclasses.astuple(compare(outputs, reference)) == pytest.approx((1.4, 2 / 3))
+    assert dataclasses.astuple(compare(outputs[:2], reference[:2])) == pytest.approx((0.3, 1.0))
+
+
+def test_outputs_near_zero_are_compared_on_the_scale_of_the_others():
+    reference = np.array([[3.0, 4.0], [0.0, 10.0], [0.01, 0.0]], np.float32)
+    outputs = reference + np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.05]], np.float32)
+    assert compare(outputs, reference).max_relative_error == pytest.approx(0.01)
+    assert compare(outputs[2:], reference[2:]).max_relative_error == pytest.approx(5)
 
 
 def test_zeros_and_nan():

@@ -21,7 +21,9 @@ class Parity:
     """Difference of outputs from their reference.
 
     Attributes:
-      max_relative_error: the largest, over the samples, of norm(output - reference) / norm(reference).
+      max_relative_error: the largest, over the samples, of norm(output - reference) / scale, where the scale is the
+        norm of the sample's reference, or the median of these norms if that is larger: a sample whose outputs nearly
+        cancel has the rounding errors of the others.
       top1_agreement: share of samples with the same most probable class; None unless outputs are (N, classes).
     """
 
@@ -32,7 +34,7 @@ class Parity:
 def compare(outputs: np.ndarray, reference: np.ndarray) -> Parity:
     """Compares outputs (N, …) with their reference (N, …), in float64.
 
-    A sample whose reference is zero has error 0 if its output is zero, else infinity; one NaN makes the error NaN.
+    Where all references are zero, the error is 0 if the outputs are zero, else infinity; one NaN makes it NaN.
 
     Raises:
       ValueError: if the shapes differ.
@@ -42,7 +44,8 @@ def compare(outputs: np.ndarray, reference: np.ndarray) -> Parity:
     expected = reference.astype(np.float64).reshape(len(reference), -1)
     difference = outputs.astype(np.float64).reshape(len(outputs), -1) - expected
     error, norm = np.linalg.norm(difference, axis=1), np.linalg.norm(expected, axis=1)
-    relative = np.divide(error, norm, out=np.where(error == 0, 0.0, np.inf), where=norm != 0)
+    scale = np.maximum(norm, np.median(norm))
+    relative = np.divide(error, scale, out=np.where(error == 0, 0.0, np.inf), where=scale != 0)
     agreement = None
     if outputs.ndim == 2:
         agreement = float(np.mean(np.argmax(outputs, axis=1) == np.argmax(reference, axis=1)))
