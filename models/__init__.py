@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from cambrian.models.costs.files import current_cost_table as current_cost_table, read_table as read_table
     from cambrian.models.costs.table import CostTable as CostTable
     from cambrian.models.costs.tune import tune as tune
-    from cambrian.models.execution.build_program import build_program as build_program
     from cambrian.models.execution.make_plan import make_plan as make_plan
-    from cambrian.models.resnet.architecture import Architecture as Architecture, network as network
+    from cambrian.models.resnet.architecture import Architecture as Architecture
+    from cambrian.models.resnet.build_program import build_program as build_program
     from cambrian.models.resnet.flax_resnet import (
         ResNet as ResNet,
         load_variables as load_variables,
         variables_of as variables_of,
     )
-    from cambrian.models.resnet.folding import fold as fold
+    from cambrian.models.resnet.network import network as network
     from cambrian.models.resnet.variables import random_variables as random_variables
 
 _MODULES = {
@@ -28,13 +28,12 @@ _MODULES = {
     "CostTable": "costs.table",
     "ResNet": "resnet.flax_resnet",
     "Weights": "checkpoints.weights",
-    "build_program": "execution.build_program",
+    "build_program": "resnet.build_program",
     "current_cost_table": "costs.files",
     "export_hugging_face": "checkpoints.export",
-    "fold": "resnet.folding",
     "load_variables": "resnet.flax_resnet",
     "make_plan": "execution.make_plan",
-    "network": "resnet.architecture",
+    "network": "resnet.network",
     "random_variables": "resnet.variables",
     "read_table": "costs.files",
     "read_weights": "checkpoints.weights",

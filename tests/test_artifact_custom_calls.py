@@ -12,9 +12,10 @@ from cambrian.engine.artifact.save import compute_parts, save, write_artifact
 from cambrian.engine.artifact.signing import load_key
 from cambrian.engine.errors import DamagedArtifact
 from cambrian.engine.runtime.compile import compile_program
-from cambrian.models.execution.build_program import build_program
 from cambrian.models.lowerings import LOWERINGS
-from cambrian.models.resnet.architecture import Architecture, network
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.build_program import build_program
+from cambrian.models.resnet.network import network
 from cambrian.models.resnet.variables import random_variables
 from cambrian.sharding import Kind, LayerPlan, MeshShape, Partition, Plan, make_mesh
 

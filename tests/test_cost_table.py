@@ -17,7 +17,8 @@ from cambrian.models.costs.table import CostTable, Transition
 from cambrian.models.costs.tune import tune
 from cambrian.models.execution.make_plan import make_plan
 from cambrian.models.lowerings import LOWERINGS
-from cambrian.models.resnet.architecture import Architecture, network
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.network import network
 from cambrian.sharding import Layout, MeshShape, Partition, UsageError, make_mesh
 
 CASE = LayerCase("conv", "im2col", 3, 1, 8, 8, (1, 1), 16, 32, False, 4, "float32", 1)

@@ -10,10 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 from cambrian.models.costs.layer_case import lowerings_of
 from cambrian.models.costs.table import CostTable
-from cambrian.models.execution.build_program import build_program
 from cambrian.models.execution.make_plan import make_plan
 from cambrian.models.lowerings import LOWERINGS
-from cambrian.models.resnet.architecture import Architecture, network
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.build_program import build_program
+from cambrian.models.resnet.network import network
 from cambrian.models.resnet.variables import random_variables
 from cambrian.sharding import (
     Kind,
@@ -164,7 +165,7 @@ def test_odd_image_sizes_are_computed_whole_where_nothing_divides():
     assert plan["layer2.0.conv2"].partition == Partition.WHOLE
     assert plan.notes == (
         "the model axis of 3 divides neither rows nor channels of 3 of 9 convolutions: "
-        "left whole (layer2.0.conv2, layer2.0.downsample, layer2.0.conv3)",
+        "left whole (layer2.0.conv2, layer2.0.downsample.conv, layer2.0.conv3)",
     )
     program = build(architecture, MeshShape(3, 1), plan, 15, 1)
     assert_unsharded_logits(program, architecture)

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 import cambrian
 from cambrian.models.resnet.architecture import Architecture
-from cambrian.models.resnet.flax_resnet import inference_function
 from command import write_checkpoint, write_images
+from unsharded import inference_function
 
 SMALL = Architecture("cifar", (1, 1), False, 10, width=8)
 SPEC = jax.ShapeDtypeStruct((8, 8, 3), "float32")

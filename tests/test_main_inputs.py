@@ -126,6 +126,6 @@ def test_a_partition_asked_for_is_the_one_that_runs(command, small, photos):
     (photos / "5b.jpg").unlink()
     run = command.run(*small, "--partition", "rows", "--data", photos)
     plan = run.report["plan"]
-    assert {entry["partition"] for name, entry in plan.items() if name not in ("avgpool", "fc")} == {"rows"}
+    assert {entry["partition"] for name, entry in plan.items() if name not in ("mean_pool", "fc")} == {"rows"}
     assert 0.99 < run.report["intra_sample_flops_fraction"] <= 1
     assert run.report["parity_max_relative_error"] < 1e-4

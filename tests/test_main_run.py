@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cambrian.models.resnet.flax_resnet import inference_function
 from cambrian.models.resnet.variables import random_variables
 from command import LABELS, ROOT, TINY, Command, read_predictions, read_report, write_checkpoint, write_images
+from unsharded import inference_function
 from waiting import settle
 
 _KEYS = """
@@ -66,6 +66,7 @@ cli()
 TELL_OF_COMPILING = """
 import runpy, sys
 from jax import monitoring
+from unsharded import inference_function
 
 def tell(event, **_):
     if "compile_requests" in event:

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from cambrian.models.resnet.architecture import Architecture, network as network_of
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.network import network as network_of
 from cambrian.sharding import (
     Kind,
     LayerPlan,

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -15,18 +16,20 @@ from safetensors.numpy import save_file
 from cambrian.models.checkpoints.conversion import import_tensors
 from cambrian.models.checkpoints.naming import hugging_face_name, torchvision_name
 from cambrian.models.checkpoints.weights import read_weights
-from cambrian.models.resnet.architecture import Architecture, network, residual_blocks
+from cambrian.models.graph.read_layers import layered_network
+from cambrian.models.resnet.architecture import Architecture, residual_blocks
 from cambrian.models.resnet.flax_resnet import (
     Bottleneck,
     ResNet,
-    inference_function,
+    as_function,
     load_resnet,
     load_variables,
     variables_of,
 )
-from cambrian.models.resnet.folding import fold, fold_batch_norm
+from cambrian.models.resnet.network import network
 from cambrian.models.resnet.variables import expected_shapes, random_variables
 from cambrian.sharding import Kind, Network, UsageError
+from unsharded import inference_function
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 SMALL = {
@@ -92,7 +95,7 @@ def test_the_reference_is_the_same_in_every_naming(reference, naming, tmp_path):
         np.testing.assert_array_equal(weights.variables[name], value, strict=True)
 
 
-def apply_folded(layers: Network, params: dict[str, np.ndarray], images: jax.Array) -> jax.Array:
+def apply_folded(layers: Network, params: Mapping[str, np.ndarray], images: jax.Array) -> jax.Array:
     outputs: dict[str | None, jax.Array] = {None: images}
     for layer in layers:
         x, padding = outputs[layer.input], [(layer.padding, layer.padding)] * 2
@@ -109,7 +112,7 @@ def apply_folded(layers: Network, params: dict[str, np.ndarray], images: jax.Arr
             case Kind.MEAN_POOL:
                 x = x.mean((1, 2))
             case Kind.DENSE:
-                x = x @ params[f"{layer.name}.kernel"] + params[f"{layer.name}.bias"]
+                x = x @ params[f"{layer.name}.kernel"][0, 0] + params[f"{layer.name}.bias"]
         x = x if layer.residual is None else x + outputs[layer.residual]
         outputs[layer.name] = nnx.relu(x) if layer.relu else x
     assert all(outputs[layer.name].shape[1:] == layer.out_shape for layer in layers if layer.kind == Kind.CONV)
@@ -120,20 +123,14 @@ def apply_folded(layers: Network, params: dict[str, np.ndarray], images: jax.Arr
 def test_folded_convolutions_equal_the_model_in_evaluation_mode(case):
     architecture, size = SMALL[case]
     variables, images = random_variables(architecture, seed=1), images_of(3, size)
-    params, layers = fold(architecture, variables), network(architecture, size)
+    function, state = as_function(load_resnet(architecture, variables))
+    layered = layered_network(function, state, jax.ShapeDtypeStruct((3, size, size, 3), "float32"))
+    params, layers = layered.params, layered.layers
+    assert layers == network(architecture, size)
     assert {name: value.dtype for name, value in params.items()} == dict.fromkeys(params, np.float32)
     assert list(params) == [f"{spec.name}.{kind}" for spec in layers if spec.has_weights for kind in ("kernel", "bias")]
     logits = jax.jit(lambda images: apply_folded(layers, params, images))(images)
     assert relative_error(logits, np.asarray(inference_function(architecture, variables)(images))) <= 2e-6
-
-
-def test_fold_batch_norm_by_hand():
-    kernel = np.array([[[[1.0, 2.0]]]], np.float32)
-    scale, bias, mean, var = (np.array(v, np.float32) for v in ((3, 5), (1, -1), (2, 4), (3.75, 0.0)))
-    folded, shift = fold_batch_norm(kernel, scale, bias, mean, var, epsilon=0.25)
-    # factors 3 / √4 and 5 / √0.25
-    np.testing.assert_array_equal(folded, np.array([[[[1.5, 20.0]]]], np.float32))
-    np.testing.assert_array_equal(shift, np.array([1 - 2 * 1.5, -1 - 4 * 10.0], np.float32))
 
 
 @pytest.mark.parametrize("case", SMALL)
@@ -168,13 +165,12 @@ def test_variables_that_do_not_fit_are_named():
     variables = random_variables(architecture)
     model = load_resnet(architecture, variables)
     without = {name: value for name, value in variables.items() if name != "layer1.1.bn2.var"}
-    for check in (lambda wrong: load_variables(model, wrong), lambda wrong: fold(architecture, wrong)):
-        with pytest.raises(UsageError, match=r"expected the variable layer1\.1\.bn2\.var"):
-            check(without)
-        with pytest.raises(UsageError, match=r"no variable fc\.scale"):
-            check(variables | {"fc.scale": np.ones(5, np.float32)})
-        with pytest.raises(UsageError, match=r"fc\.kernel .*must have shape \(16, 5\), got \(5, 16\)"):
-            check(variables | {"fc.kernel": variables["fc.kernel"].T})
+    with pytest.raises(UsageError, match=r"expected the variable layer1\.1\.bn2\.var"):
+        load_variables(model, without)
+    with pytest.raises(UsageError, match=r"no variable fc\.scale"):
+        load_variables(model, variables | {"fc.scale": np.ones(5, np.float32)})
+    with pytest.raises(UsageError, match=r"fc\.kernel .*must have shape \(16, 5\), got \(5, 16\)"):
+        load_variables(model, variables | {"fc.kernel": variables["fc.kernel"].T})
 
 
 def test_a_loaded_model_does_not_share_memory_with_its_variables():

@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from cambrian.models.execution.build_program import build_program
 from cambrian.models.execution.make_plan import make_plan
-from cambrian.models.resnet.architecture import Architecture, network
-from cambrian.models.resnet.flax_resnet import inference_function
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.build_program import build_program
+from cambrian.models.resnet.network import network
 from cambrian.models.resnet.variables import random_variables
 from cambrian.sharding import MeshShape, make_mesh
+from unsharded import inference_function
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,10 @@ from jax.sharding import PartitionSpec as P
 from cambrian import engine
 from cambrian.models.checkpoints.description import Description
 from cambrian.models.checkpoints.weights import read_weights
-from cambrian.models.execution.build_program import build_program
 from cambrian.models.execution.make_plan import make_plan
-from cambrian.models.resnet.architecture import Architecture, network
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.build_program import build_program
+from cambrian.models.resnet.network import network
 from cambrian.models.resnet.variables import initial_variables
 from cambrian.models.training.checkpoints import Checkpoints, model_facts
 from cambrian.models.training.loop import EpochMetrics, TrainingData, TrainingDiverged, mean_cross_entropy, train

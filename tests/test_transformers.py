@@ -7,9 +7,9 @@ from cambrian.models.checkpoints.description import Description
 from cambrian.models.checkpoints.export import export_hugging_face
 from cambrian.models.checkpoints.weights import Weights, read_weights
 from cambrian.models.resnet.architecture import DEPTHS, Architecture
-from cambrian.models.resnet.flax_resnet import inference_function
 from cambrian.models.resnet.variables import random_variables
 from cambrian.sharding import Preprocessing
+from unsharded import inference_function
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

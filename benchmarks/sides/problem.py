@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 
 from cambrian import models
 from cambrian.commands.model import default_model
+from cambrian.models.graph.read_layers import layered_network
 from cambrian.models.resnet.architecture import Architecture
-from cambrian.sharding import Network
+from cambrian.models.resnet.flax_resnet import as_function, load_resnet
+from cambrian.sharding import Kind, Network
 
 PRESET_OF_STEM = {"cifar": "resnet101_cifar10", "imagenet": "resnet101_imagenet"}
 
@@ -21,7 +24,7 @@ class Problem:
       architecture: architecture of the network.
       network: layers of the network.
       variables: variables from `models.random_variables`.
-      params: the same weights with folded batch norms.
+      params: the same weights with folded batch norms; kernels of dense layers are matrices (in, out).
       images: images (N, H, W, C) uint8; a launch of batch size B takes the first B.
       mean: mean of each channel, of pixels scaled to 0…1.
       std: standard deviation of each channel, of pixels scaled to 0…1.
@@ -59,11 +62,14 @@ def make_problem(
 ) -> Problem:
     """Returns the problem with random weights."""
     variables = models.random_variables(architecture)
+    inputs = jax.ShapeDtypeStruct((1, *images.shape[1:]), "float32")
+    layered = layered_network(*as_function(load_resnet(architecture, variables)), inputs)
+    matrices = {f"{layer.name}.kernel" for layer in layered.layers if layer.kind == Kind.DENSE}
     return Problem(
         architecture=architecture,
-        network=models.network(architecture, images.shape[1]),
+        network=layered.layers,
         variables=variables,
-        params=models.fold(architecture, variables),
+        params={name: param[0, 0] if name in matrices else param for name, param in layered.params.items()},
         images=images,
         mean=mean,
         std=std,

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from cambrian.models.costs.layer_case import case_of
 from cambrian.models.lowerings import LOWERINGS, Call
-from cambrian.sharding import MODEL_AXIS, Kind, MeshShape, Network, Partition, Plan, TensorSpec, local_samples
+from cambrian.sharding import MODEL_AXIS, MeshShape, Network, Partition, Plan, TensorSpec, local_samples
 
 _T = TypeVar("_T")
 
@@ -29,7 +29,7 @@ def place_params(
     Args:
       network: layers in the order of computation.
       plan: plan of the network.
-      folded: `LAYER.kernel` (kh, kw, C_in, C_out) or (C_in, C_out) and `LAYER.bias` (C_out,), float32.
+      folded: `LAYER.kernel` (kh, kw, C_in, C_out) and `LAYER.bias` (C_out,), float32.
       mesh: sizes of the mesh axes.
       batch_size: global number of samples per launch.
       dtype: dtype of the kernels. Biases stay float32, the dtype in which they are added, except for opaque lowerings.
@@ -53,9 +53,7 @@ def place_params(
         samples = layer_plan.micro_batch or local_samples(partition, mesh, batch_size)
         case = case_of(layer, partition, layer_plan.lowering, samples, dtype, mesh)
         call = case.call(relu=layer.relu, summed=partition == Partition.INPUT_CHANNELS)
-        kernel = folded[f"{layer.name}.kernel"]
-        kernel = kernel[None, None] if layer.kind == Kind.DENSE else kernel
-        kernel_shards = _cut(kernel, _KERNEL_CUT.get(partition), mesh.model)
+        kernel_shards = _cut(folded[f"{layer.name}.kernel"], _KERNEL_CUT.get(partition), mesh.model)
         of_shards = [local_kernels(shard, layer_plan.lowering, dtype, call) for shard in kernel_shards]
         kernels = list(zip(*of_shards, strict=True))
         for number, shards in enumerate(kernels):

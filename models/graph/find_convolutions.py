@@ -67,9 +67,9 @@ def _convolution(node: Node) -> list[Node] | None:
     window = Window(*((rows, columns) for rows, columns in rows_and_columns))
     upsampling: Any = (*unit, *params["lhs_dilation"])
     if upsampling == (1, 1):
-        made = _fused(taken, weights, window, params["feature_group_count"], node, nodes)
+        made = _fused(taken, weights, kernel.path, window, params["feature_group_count"], node, nodes)
     elif window.stride == window.dilation == (1, 1) and params["feature_group_count"] == 1:
-        made = _transposed(taken, weights, window.padding, upsampling, node, nodes)
+        made = _transposed(taken, weights, kernel.path, window.padding, upsampling, node, nodes)
     else:
         made = None
     if made is None:
@@ -79,7 +79,13 @@ def _convolution(node: Node) -> list[Node] | None:
 
 
 def _transposed(
-    images: Value, kernel: np.ndarray, padding: Padding, dilation: tuple[int, int], node: Node, nodes: list[Node]
+    images: Value,
+    kernel: np.ndarray,
+    path: str,
+    padding: Padding,
+    dilation: tuple[int, int],
+    node: Node,
+    nodes: list[Node],
 ) -> Value | None:
     """The convolution of images with `dilation - 1` zeros between their pixels."""
     lengths = images.shape[1:3]
@@ -92,7 +98,7 @@ def _transposed(
         return None
     by_phase = kernel_of_phases(kernel, rows, columns, dilation)
     window = Window((rows.taps, columns.taps), (1, 1), (rows.padding, columns.padding))
-    made = _fused(images, by_phase, window, 1, node, nodes)
+    made = _fused(images, by_phase, path, window, 1, node, nodes)
     samples, channels = images.shape[0], kernel.shape[3]
     made = apply_view(Reshape((samples, rows.outputs, columns.outputs, *dilation, channels)), made, nodes)
     made = apply_view(Transpose((0, 1, 3, 2, 4, 5)), made, nodes)
@@ -128,7 +134,7 @@ def _dense(node: Node) -> list[Node] | None:
     free = [left.shape[axis] for axis in left_free]
     pixels = (*free, 1, 1, 1)[:3] if len(free) <= 3 else (free[0], math.prod(free[1:]), 1)
     taken = apply_view(Reshape((*pixels, channels)), taken, nodes)
-    made = _fused(taken, weights.reshape(1, 1, channels, -1), _POINT, 1, node, nodes)
+    made = _fused(taken, weights.reshape(1, 1, channels, -1), right.path, _POINT, 1, node, nodes)
     made = apply_view(Reshape((*free, *[right.shape[axis] for axis in right_free])), made, nodes)
     if kernel_first:  # whose dimensions come first in the result
         axes = range(len(made.shape))
@@ -146,12 +152,14 @@ def _others(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
     return [axis for axis in range(len(shape)) if axis not in axes]
 
 
-def _fused(images: Value, kernel: np.ndarray, window: Window, groups: int, node: Node, nodes: list[Node]) -> Value:
+def _fused(
+    images: Value, kernel: np.ndarray, path: str, window: Window, groups: int, node: Node, nodes: list[Node]
+) -> Value:
     dtype = str(node.output.dtype)
     operation = FusedConvolution(images.shape, kernel.shape[3], window, groups, dtype, dtype)
     output = Value(operation.out_shape, node.output.dtype)
     bias = np.zeros(kernel.shape[3], np.float32)
-    operands = (images, Constant.of(kernel.astype(np.float32)), Constant.of(bias))
+    operands = (images, Constant.of(kernel.astype(np.float32), path), Constant.of(bias))
     nodes.append(Node(operation, operands, (output,)))
     return output
 

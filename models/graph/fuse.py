@@ -58,7 +58,7 @@ def _affine(node: Node, operation: FusedConvolution, uses: Uses) -> Fused | None
         return None
     operands = (
         images,
-        Constant.of((kernel.array * scale).astype(np.float32)),
+        Constant.of((kernel.array * scale).astype(np.float32), kernel.path),
         Constant.of(shift.astype(np.float32)),
     )
     return Node(operation, operands, (output,)), absorbed

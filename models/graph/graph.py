@@ -23,13 +23,19 @@ class Value:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Constant(Value):
-    """A value known at build. Broadcast dimensions of `array` have stride 0 and take no memory."""
+    """A value known at build.
+
+    Attributes:
+      array: its value; broadcast dimensions have stride 0 and take no memory.
+      path: where it lies in the parameters; empty for other constants.
+    """
 
     array: np.ndarray
+    path: str = ""
 
     @classmethod
-    def of(cls, array: np.ndarray) -> "Constant":
-        return cls(array.shape, array.dtype, array)
+    def of(cls, array: np.ndarray, path: str = "") -> "Constant":
+        return cls(array.shape, array.dtype, array, path)
 
 
 class Operation(Protocol):

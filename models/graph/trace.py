@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.tree_util import GetAttrKey, KeyPath, keystr
 
 from cambrian.models.graph.constants import evaluated
 from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Value, without_dead_nodes
@@ -35,7 +36,8 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Grap
     Returns:
       The graph, and the tree definition of the function's results.
     """
-    leaves, treedef = jax.tree.flatten(params)
+    with_paths, treedef = jax.tree.flatten_with_path(params)
+    leaves = [leaf for _, leaf in with_paths]
     is_array = [isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves]
     arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
 
@@ -45,7 +47,8 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Grap
         return function(jax.tree.unflatten(treedef, known), *inputs)
 
     closed, results = jax.make_jaxpr(call, return_shape=True)(arrays, *inputs)
-    known = [_constant(array) for array in arrays]
+    paths = [path for (path, _), array in zip(with_paths, is_array, strict=True) if array]
+    known = [_constant(array, _name(path)) for array, path in zip(arrays, paths, strict=True)]
     taken = [Value(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars[len(known) :]]
     nodes: list[Node] = []
     outputs = _inline(closed, [*known, *taken], nodes)
@@ -53,10 +56,17 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Grap
     return graph, jax.tree.structure(results)
 
 
-def _constant(array: Any) -> Constant:
+def _name(path: KeyPath) -> str:
+    """A parameter's path, such as `layer1.0.conv1.kernel`."""
+    if path and path[-1] == GetAttrKey("value"):  # of a variable in an nnx.State
+        path = path[:-1]
+    return keystr(path, simple=True, separator=".")
+
+
+def _constant(array: Any, path: str = "") -> Constant:
     if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
-        return Constant(array.shape, array.dtype, array)
-    return Constant.of(np.asarray(array))
+        return Constant(array.shape, array.dtype, array, path)
+    return Constant.of(np.asarray(array), path)
 
 
 def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) -> list[Value]:

@@ -1,9 +1,9 @@
-"""The architecture of ResNets, without any framework: residual blocks, and the layers that a plan cuts."""
+"""The architecture of ResNets, without any framework: depth, stem and residual blocks."""
 
 import dataclasses
 from collections.abc import Iterator
 
-from cambrian.sharding import Kind, LayerSpec, Network, UsageError
+from cambrian.sharding import UsageError
 
 # Depth → number of blocks of each stage, and whether they are bottlenecks (He et al., arXiv:1512.03385, table 1).
 DEPTHS = {
@@ -114,70 +114,3 @@ def residual_blocks(architecture: Architecture) -> Iterator[ResidualBlock]:
             stride = 2 if stage > 1 and index == 0 else 1
             yield ResidualBlock(stage, index, architecture.bottleneck, channels, inner, out_channels, stride)
             channels = out_channels
-
-
-def network(architecture: Architecture, image_size: int | tuple[int, int]) -> Network:
-    """Returns the layers for inference, with batch norms folded into the convolutions, in the order of computation.
-
-    Names follow torchvision: `conv1`, `maxpool`, `layer1.0.conv1`, `layer1.0.downsample`, …, `avgpool`, `fc`. The last
-    convolution of a block adds the skip connection, so a downsampling convolution comes right before it. Shapes follow
-    PyTorch: padding (kernel - 1) / 2 on every side, sizes rounded down.
-
-    Args:
-      architecture: architecture of the network.
-      image_size: height and width of the images in pixels; one number for squares.
-
-    Raises:
-      UsageError: if the image size is smaller than 1.
-    """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < 1:
-        raise UsageError(f"the image size must be at least 1 pixel, got {image_size}")
-    kernel, imagenet = STEM_KERNELS[architecture.stem], architecture.stem == "imagenet"
-    image = (height, width, IMAGE_CHANNELS)
-    layers = [_window(Kind.CONV, "conv1", None, image, architecture.width, kernel, 2 if imagenet else 1, relu=True)]
-    if imagenet:
-        stem = layers[-1]
-        layers.append(_window(Kind.MAX_POOL, "maxpool", stem.name, stem.out_shape, architecture.width, 3, 2))
-    for block in residual_blocks(architecture):
-        layers += _block_layers(block, layers[-1])
-    features = layers[-1]
-    pooled = (1, 1, features.out_shape[2])
-    logits = (1, 1, architecture.num_classes)
-    return (
-        *layers,
-        LayerSpec("avgpool", Kind.MEAN_POOL, features.name, features.out_shape, pooled),
-        LayerSpec("fc", Kind.DENSE, "avgpool", pooled, logits),
-    )
-
-
-def _block_layers(block: ResidualBlock, source: LayerSpec) -> list[LayerSpec]:
-    *inner, (channels, kernel, stride) = block.convolutions
-    layers, x = [], source
-    for number, convolution in enumerate(inner, start=1):
-        x = _window(Kind.CONV, f"{block.name}.conv{number}", x.name, x.out_shape, *convolution, relu=True)
-        layers.append(x)
-    skip = source
-    if block.has_downsample:
-        skip = _window(Kind.CONV, f"{block.name}.downsample", source.name, source.out_shape, channels, 1, block.stride)
-        layers.append(skip)
-    name = f"{block.name}.conv{len(inner) + 1}"
-    last = _window(Kind.CONV, name, x.name, x.out_shape, channels, kernel, stride, relu=True, residual=skip.name)
-    return [*layers, last]
-
-
-def _window(
-    kind: Kind,
-    name: str,
-    source: str | None,
-    in_shape: tuple[int, int, int],
-    channels: int,
-    kernel: int,
-    stride: int,
-    relu: bool = False,
-    residual: str | None = None,
-) -> LayerSpec:
-    padding = (kernel - 1) // 2
-    rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in in_shape[:2])
-    out_shape = (rows, columns, channels)
-    return LayerSpec(name, kind, source, in_shape, out_shape, kernel, stride, padding, residual, relu)

@@ -1,13 +1,14 @@
 """ResNet in Flax NNX with torchvision's attribute names, used for training and as the reference of inference."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from cambrian.models.resnet.architecture import (
     BATCH_NORM_EPSILON,
@@ -70,9 +71,9 @@ class BasicBlock(nnx.Module):
         self.downsample = Downsample(block, dtype, rngs) if block.has_downsample else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        skip = x if self.downsample is None else self.downsample(x)
-        x = nnx.relu(self.bn1(self.conv1(x)))
-        return nnx.relu(self.bn2(self.conv2(x)) + skip)
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return nnx.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
 class Bottleneck(nnx.Module):
@@ -89,10 +90,10 @@ class Bottleneck(nnx.Module):
         self.downsample = Downsample(block, dtype, rngs) if block.has_downsample else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        skip = x if self.downsample is None else self.downsample(x)
-        x = nnx.relu(self.bn1(self.conv1(x)))
-        x = nnx.relu(self.bn2(self.conv2(x)))
-        return nnx.relu(self.bn3(self.conv3(x)) + skip)
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = nnx.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return nnx.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
 class Downsample(nnx.Module):
@@ -185,18 +186,13 @@ def _variables_by_name(model: ResNet) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Variable)}
 
 
-def inference_function(architecture: Architecture, variables: Variables) -> Callable[[ArrayLike], jax.Array]:
-    """Returns the unsharded float32 network with these variables, compiled on its first call.
+def as_function(model: ResNet) -> tuple[Callable[[Any, jax.Array], jax.Array], nnx.State]:
+    """Returns a model in evaluation mode as a function, and its parameters.
 
     Returns:
-      A function from normalised images (N, H, W, 3) float32 to logits (N, num_classes) float32. Call it outside
-      `jax.jit`, which would turn the variables into constants.
-
-    Raises:
-      UsageError: if a variable is missing, left over or of the wrong shape (names the variable).
+      A function from parameters and normalised images (N, H, W, 3) to logits (N, num_classes) float32; and the
+      parameters, whose paths are the names of the variables. They are abstract if the model is.
     """
-    model = load_resnet(architecture, variables)
     model.eval()
-    graphdef, state = nnx.split(model)
-    apply = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))
-    return lambda images: apply(state, images)
+    graphdef, params = nnx.split(model)
+    return lambda params, images: nnx.merge(graphdef, params)(images), params

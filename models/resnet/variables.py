@@ -11,33 +11,33 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cambrian.models.resnet.architecture import Architecture, network
-from cambrian.sharding import Kind, UsageError
+from cambrian.models.resnet.architecture import IMAGE_CHANNELS, STEM_KERNELS, Architecture, residual_blocks
+from cambrian.sharding import UsageError
 
 Variables = Mapping[str, np.ndarray]
 NORM_VARIABLES = ("scale", "bias", "mean", "var")
 
 
-def conv_and_norm(layer: str) -> tuple[str, str]:
-    """Returns the names of the convolution and the batch norm that form the layer `layer` of the network."""
-    if layer.endswith("downsample"):
-        return f"{layer}.conv", f"{layer}.bn"
-    return layer, "bn".join(layer.rsplit("conv", 1))
-
-
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Returns name → shape of every variable, in the order of computation."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer in network(architecture, image_size=1):  # variables don't depend on the image size
-        in_channels, out_channels = layer.in_shape[2], layer.out_shape[2]
-        if layer.kind == Kind.CONV:
-            conv, norm = conv_and_norm(layer.name)
-            shapes[f"{conv}.kernel"] = (layer.kernel, layer.kernel, in_channels, out_channels)
-            shapes |= {f"{norm}.{name}": (out_channels,) for name in NORM_VARIABLES}
-        elif layer.kind == Kind.DENSE:
-            shapes[f"{layer.name}.kernel"] = (in_channels, out_channels)
-            shapes[f"{layer.name}.bias"] = (out_channels,)
-    return shapes
+
+    def add(conv: str, norm: str, size: int, in_channels: int, out_channels: int) -> int:
+        shapes[f"{conv}.kernel"] = (size, size, in_channels, out_channels)
+        shapes.update({f"{norm}.{name}": (out_channels,) for name in NORM_VARIABLES})
+        return out_channels
+
+    channels = add("conv1", "bn1", STEM_KERNELS[architecture.stem], IMAGE_CHANNELS, architecture.width)
+    for block in residual_blocks(architecture):
+        *inner, last = enumerate(block.convolutions, start=1)
+        for number, (out_channels, size, _) in inner:
+            channels = add(f"{block.name}.conv{number}", f"{block.name}.bn{number}", size, channels, out_channels)
+        if block.has_downsample:
+            name = f"{block.name}.downsample"
+            add(f"{name}.conv", f"{name}.bn", 1, block.in_channels, block.out_channels)
+        number, (out_channels, size, _) = last
+        channels = add(f"{block.name}.conv{number}", f"{block.name}.bn{number}", size, channels, out_channels)
+    return shapes | {"fc.kernel": (channels, architecture.num_classes), "fc.bias": (architecture.num_classes,)}
 
 
 def check_variables(architecture: Architecture, variables: Variables) -> None:

@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from cambrian.models.execution.build_program import normaliser
+from cambrian.models.normalise import normaliser
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.variables import Variables
 from cambrian.models.training.augment import cutout, mixup, random_crop, random_flip

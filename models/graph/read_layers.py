@@ -1,0 +1,186 @@
+"""A graph as a sequence of layers, which the model axis can cut by rows and channels.
+
+The layers are those of `cambrian.sharding.LayerSpec`: convolutions and dense layers with bias, residual and ReLU, max
+pooling, and the mean over all pixels. A ResNet consists of nothing else, besides the normalisation of its images.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cambrian.models.execution.layered_network import LayeredNetwork
+from cambrian.models.graph.constants import compact, uniform_value
+from cambrian.models.graph.elementwise import is_elementwise
+from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value
+from cambrian.models.graph.optimize import optimized
+from cambrian.models.graph.trace import trace
+from cambrian.models.graph.views import view_of
+from cambrian.sharding import Kind, LayerSpec
+
+
+class NotLayered(Exception):
+    """A graph computes more than layers; the message says what."""
+
+
+def layered_network(
+    function: Callable[[Any, jax.Array], jax.Array], params: Any, inputs: jax.ShapeDtypeStruct
+) -> LayeredNetwork:
+    """Traces `function(params, inputs)` and describes it by layers, as `read_layers` does."""
+    graph, _ = trace(function, params, inputs)
+    return read_layers(optimized(graph))
+
+
+def read_layers(graph: Graph) -> LayeredNetwork:
+    """Describes a graph of one input (N, H, W, C), as `optimized` returns it, by layers.
+
+    A layer with weights has the name of its kernel in the parameters.
+
+    Raises:
+      NotLayered: if a node isn't part of a layer.
+    """
+    if len(graph.inputs) != 1 or len(graph.inputs[0].shape) != 4:
+        raise NotLayered("inputs other than images (N, H, W, C)")
+    reader = _Reader(graph)
+    for node in graph.nodes:
+        reader.read(node)
+    if not reader.layers or [reader.tensors.get(value) for value in graph.outputs] != [reader.layers[-1].name]:
+        raise NotLayered("results other than the output of the last layer")
+    return LayeredNetwork(tuple(reader.layers), reader.params, functools.partial(_prepare, tuple(reader.before)))
+
+
+def _prepare(before: tuple[Node, ...], inputs: jax.Array) -> jax.Array:
+    images = inputs
+    for node in before:
+        operands = [
+            jnp.broadcast_to(compact(value.array), inputs.shape) if isinstance(value, Constant) else images
+            for value in node.inputs
+        ]
+        (images,) = node.operation(*operands)
+    return images
+
+
+class _Reader:
+    """Collects the layers, node by node."""
+
+    def __init__(self, graph: Graph):
+        self.uses = Uses(graph)
+        self.layers: list[LayerSpec] = []
+        self.params: dict[str, np.ndarray] = {}
+        self.before: list[Node] = []
+        self.tensors: dict[Value, str | None] = {graph.inputs[0]: None}  # value → the layer that makes it
+        self.flat: set[Value] = set()  # outputs of dense layers and means
+        self.read_before: set[Node] = set()
+
+    def read(self, node: Node) -> None:
+        if node in self.read_before:
+            return
+        if not self.layers and is_elementwise(node) and all(map(self.is_before, node.inputs)):
+            self.before.append(node)
+            self.tensors = {node.output: None}
+        elif isinstance(node.operation, FusedConvolution):
+            self.read_convolution(node, node.operation)
+        elif node.name == "reduce_window_max":
+            self.read_max_pool(node)
+        elif node.name == "reduce_sum":
+            self.read_mean(node)
+        elif view_of(node) is not None and node.inputs[0] in self.flat:  # (N, C) or (N, 1, 1, C)
+            self.tensors[node.output] = self.tensors[node.inputs[0]]
+            self.flat.add(node.output)
+        else:
+            raise NotLayered(f"the operation {node.name}")
+
+    def is_before(self, value: Value) -> bool:
+        """Whether an operand is what the first layer would read, or the same for all samples and pixels."""
+        if not isinstance(value, Constant):
+            return value in self.tensors
+        return math.prod(compact(value.array).shape[:-1]) == 1
+
+    def read_convolution(self, node: Node, operation: FusedConvolution) -> None:
+        images, kernel, bias, *residuals = node.inputs
+        assert isinstance(kernel, Constant)
+        assert isinstance(bias, Constant)
+        window, is_dense = operation.window, images in self.flat
+        if operation.groups > 1 or window.dilation != (1, 1) or operation.activation not in (None, "RELU"):
+            raise NotLayered("convolutions with groups, dilation or an activation other than ReLU")
+        padding = {length for sides in window.padding for length in sides}
+        if len({*window.size}) > 1 or len({*window.stride}) > 1 or len(padding) > 1:
+            raise NotLayered("convolutions whose window isn't a square with the same padding on every side")
+        name = self.add(
+            Kind.DENSE if is_dense else Kind.CONV,
+            kernel.path.rpartition(".")[0] or "layer",
+            images,
+            node.output,
+            kernel=window.size[0],
+            stride=window.stride[0],
+            padding=padding.pop(),
+            residual=self.tensor(residuals[0]) if residuals else None,
+            relu=operation.activation == "RELU",
+        )
+        self.params |= {f"{name}.kernel": kernel.array, f"{name}.bias": bias.array}
+        if is_dense:
+            self.flat.add(node.output)
+
+    def read_max_pool(self, node: Node) -> None:
+        sizes, strides, padding = (node.params[name] for name in ("window_dimensions", "window_strides", "padding"))
+        dilations = {*(node.params["base_dilation"] or ()), *(node.params["window_dilation"] or ())}
+        around = {*padding[1], *padding[2]}
+        is_square = (
+            (sizes, strides) == ((1, sizes[1], sizes[1], 1), (1, strides[1], strides[1], 1))
+            and {*padding[0], *padding[3]} == {0}
+            and len(around) == 1
+            and dilations <= {1}
+        )
+        if not is_square:
+            raise NotLayered("max pooling whose window isn't a square with the same padding on every side")
+        self.add(
+            Kind.MAX_POOL,
+            "max_pool",
+            node.inputs[0],
+            node.output,
+            kernel=sizes[1],
+            stride=strides[1],
+            padding=around.pop(),
+        )
+
+    def read_mean(self, node: Node) -> None:
+        images, scaled = node.inputs[0], self.uses.only_reader(node.output)
+        pixels = math.prod(images.shape[1:3])
+        if tuple(node.params["axes"]) != (1, 2) or scaled is None or not _divides(scaled, node.output, pixels):
+            raise NotLayered("a sum that isn't the mean over all pixels")
+        self.add(Kind.MEAN_POOL, "mean_pool", images, scaled.output)
+        self.flat.add(scaled.output)
+        self.read_before.add(scaled)
+
+    def add(self, kind: Kind, name: str, read: Value, made: Value, **window: int | str | bool | None) -> str:
+        """Adds a layer, and returns its name, which is made unique."""
+        others = sum(layer.name == name or layer.name.startswith(f"{name}#") for layer in self.layers)
+        unique = f"{name}#{others + 1}" if others else name
+        rows_columns_channels = [(1, 1, 1, *value.shape[1:])[-3:] for value in (read, made)]
+        self.layers.append(LayerSpec(unique, kind, self.tensor(read), *rows_columns_channels, **window))
+        self.tensors[made] = unique
+        return unique
+
+    def tensor(self, value: Value) -> str | None:
+        if value not in self.tensors:
+            raise NotLayered("a layer that reads what isn't the output of one")
+        return self.tensors[value]
+
+
+def _divides(node: Node, value: Value, divisor: int) -> bool:
+    """Whether a node divides `value` by a number."""
+    others = [other for other in node.inputs if other is not value]
+    if len(others) != 1 or not isinstance(others[0], Constant):
+        return False
+    factor = uniform_value(others[0].array)
+    match node.name:
+        case "div":
+            return node.inputs[0] is value and factor == divisor
+        case "mul":
+            return factor is not None and math.isclose(factor, 1 / divisor, rel_tol=1e-6)
+    return False

@@ -1,0 +1,91 @@
+"""Builds a Program from a ResNet's weights and a plan."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cambrian.models.execution import build_program as planned
+from cambrian.models.graph.read_layers import layered_network
+from cambrian.models.normalise import normaliser
+from cambrian.models.resnet.architecture import IMAGE_CHANNELS, Architecture
+from cambrian.models.resnet.flax_resnet import as_function, load_resnet
+from cambrian.sharding import Plan, Program
+
+_REFERENCE_BATCH = 8  # one small executable serves any number of images
+
+
+def build_program(
+    architecture: Architecture,
+    variables: Mapping[str, np.ndarray],
+    plan: Plan,
+    mesh: Mesh,
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    precision: str = "float32",
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    metadata: Mapping[str, Any] | None = None,
+) -> Program:
+    """Specialises a ResNet to a mesh, a plan and a precision.
+
+    The program takes uint8 images (batch_size, height, width, 3), scales them to 0…1, normalises them by `mean` and
+    `std` on the device, and returns float32 logits (batch_size, num_classes).
+
+    Args:
+      architecture: architecture of the network.
+      variables: weights, as returned by `models.random_variables` or `models.read_weights`.
+      plan: plan of the network.
+      mesh: mesh from `make_mesh`.
+      image_size: height and width of the images in pixels; one number for squares.
+      batch_size: global number of images per launch.
+      precision: float32 in full precision, or bfloat16 operands with float32 accumulation.
+      mean: mean of each channel, of pixels scaled to 0…1.
+      std: standard deviation of each channel, of pixels scaled to 0…1.
+      metadata: JSON-compatible facts stored with the program.
+
+    Raises:
+      UsageError: as `models.execution.build_program`; or if a variable is missing, left over or of the wrong shape
+        (names the variable).
+    """
+    infer, params = as_function(load_resnet(architecture, variables))
+    normalise = normaliser(mean, std)
+
+    def function(params: Any, images: jax.Array) -> jax.Array:
+        return infer(params, normalise(images))
+
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    sample = (height, width, IMAGE_CHANNELS)
+    return planned.build_program(
+        layered_network(function, params, jax.ShapeDtypeStruct((1, *sample), "uint8")),
+        plan,
+        mesh,
+        name=architecture.name,
+        inputs=jax.ShapeDtypeStruct((batch_size, *sample), "uint8"),
+        reference=_reference(function, params),
+        precision=precision,
+        metadata=metadata,
+    )
+
+
+def _reference(function: Callable[[Any, jax.Array], jax.Array], params: Any) -> Callable[[np.ndarray], np.ndarray]:
+    infer = jax.jit(function)
+
+    def reference(images: np.ndarray) -> np.ndarray:
+        def compute(start: int) -> np.ndarray:
+            chunk = images[start : start + _REFERENCE_BATCH]
+            padded = np.zeros((_REFERENCE_BATCH, *images.shape[1:]), images.dtype)
+            padded[: len(chunk)] = chunk
+            return np.asarray(infer(params, padded))[: len(chunk)]
+
+        first, *others = range(0, len(images), _REFERENCE_BATCH)
+        outputs = [compute(first)]  # compiles
+        with ThreadPoolExecutor(2) as pool:  # launches of few images leave cores idle
+            outputs += pool.map(compute, others)
+        return np.concatenate(outputs)
+
+    return reference

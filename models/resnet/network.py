@@ -1,0 +1,31 @@
+"""The layers of a ResNet, read from its traced Flax model as from any other function."""
+
+import functools
+
+import jax
+import numpy as np
+
+from cambrian.models.graph.read_layers import layered_network
+from cambrian.models.resnet.architecture import IMAGE_CHANNELS, Architecture
+from cambrian.models.resnet.flax_resnet import abstract_resnet, as_function
+from cambrian.sharding import Network, UsageError
+
+
+@functools.lru_cache(maxsize=64)
+def network(architecture: Architecture, image_size: int | tuple[int, int]) -> Network:
+    """Returns the layers of a ResNet, without knowing its weights.
+
+    Args:
+      architecture: architecture of the network.
+      image_size: height and width of the images in pixels; one number for squares.
+
+    Raises:
+      UsageError: if the image size is smaller than 1.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
+        raise UsageError(f"the image size must be at least 1 pixel, got {image_size}")
+    function, shapes = as_function(abstract_resnet(architecture))
+    params = jax.tree.map(lambda param: np.broadcast_to(np.ones((), param.dtype), param.shape), shapes)
+    inputs = jax.ShapeDtypeStruct((1, height, width, IMAGE_CHANNELS), "float32")
+    return layered_network(function, params, inputs).layers
