@@ -46,9 +46,10 @@ def test_a_network_of_keras():
         warnings.simplefilter("ignore")  # Keras's own
         import keras
 
-        arguments: Any = {"weights": None, "classes": 5, "classifier_activation": None}
-        model = keras.applications.MobileNetV2((32, 32, 3), **arguments)
-    check(model, None, images(2, 32, 32, 3), least_taken=52)
+        keras.utils.set_random_seed(0)
+        arguments: Any = {"weights": None, "classes": 5, "classifier_activation": None, "alpha": 0.25}
+        model = keras.applications.MobileNet((32, 32, 3), **arguments)
+    check(model, None, images(2, 32, 32, 3), least_taken=28)
 
 
 @pytest.mark.slow
@@ -202,7 +203,7 @@ def test_a_model_is_compiled_saved_and_loaded(mesh, precision, tmp_path):
 
 
 def test_a_batch_must_divide_into_the_devices():
-    with pytest.raises(cambrian.UsageError, match="a multiple of the mesh's 4 devices, got 6"):
+    with pytest.raises(cambrian.UsageError, match="a multiple of the mesh's 4 devices for Nnx, .*, got 6"):
         cambrian.compile(Nnx(), spec=jax.ShapeDtypeStruct((8, 8, 3), "float32"), mesh="2x2", batch_size=6)
 
 

@@ -1,8 +1,6 @@
 """Builds a Program from a function: traced, optimised, and kept only where it is measured to be faster."""
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,13 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 
+from cambrian.models.execution import build_program as planned
+from cambrian.models.execution.build_program import TOLERANCE
+from cambrian.models.execution.layered_network import LayeredNetwork
+from cambrian.models.execution.make_plan import make_plan
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
 from cambrian.models.graph.constants import compact
+from cambrian.models.graph.fastest_program import fastest_program
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.optimize import optimized
 from cambrian.models.graph.plan_of_graph import plan_of_graph
 from cambrian.models.graph.precision import in_bfloat16
+from cambrian.models.graph.read_layers import NotLayered, read_layers
 from cambrian.models.graph.trace import trace
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import (
@@ -27,19 +31,13 @@ from cambrian.sharding import (
     Program,
     TensorSpec,
     UsageError,
-    aligned,
     mesh_shape,
     program_from_function,
 )
-from cambrian.sharding.host import without_compilation_cache
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 _BY_SAMPLES = P((DATA_AXIS, MODEL_AXIS))
 _REPLICATED = ((".*", P()),)
 _SECONDS = 10.0  # of measuring lowerings
-_ROUNDS, _COMPARE_SECONDS = 5, 4.0
-_LEAST_GAIN = 1.02
-_CLEARLY_SLOWER = 3.0  # in the first launch, which may find its memory for the first time
 
 
 def build_program(
@@ -50,14 +48,16 @@ def build_program(
     *,
     name: str,
     precision: str = "float32",
+    partition: str = "auto",
     tolerance: float | None = None,
+    memory_limit_bytes: int | None = None,
 ) -> Program:
-    """Makes a Program from `function(params, inputs) -> outputs`, whose samples are cut over both axes of the mesh.
+    """Makes a Program from `function(params, inputs) -> outputs`.
 
-    The function is traced for the samples of one device. Convolutions and dense layers with constant kernels are
-    computed with what follows them by the fastest measured lowering; everything else as JAX computes it. Both programs,
-    this one and the function as it is, then run on random inputs on the mesh: if the results differ by more than
-    `tolerance`, or it isn't faster, the function is compiled as it is, and a note says so.
+    The function is traced for the samples of one device. There are up to three programs: the function as it is; its
+    graph with convolutions and dense layers, and what follows them, computed by the fastest measured lowering; and, if
+    it consists of layers alone, the planned layers. The first two cut the samples over both axes of the mesh, the last
+    as its plan says. They run on random inputs on the mesh, and the fastest is returned whose results are right.
 
     Args:
       function: traceable function that takes all weights in its first argument.
@@ -66,15 +66,21 @@ def build_program(
       mesh: mesh from `make_mesh`.
       name: name of the model.
       precision: `float32`, the function's own, or `bfloat16` for its activations and kernels.
+      partition: how the model axis cuts layers, as `cambrian.sharding.choose_plan` takes it; anything but `auto` and
+        `samples` needs a function that consists of layers.
       tolerance: largest relative error of the outputs; None for 1e-4 in float32, 2e-2 in bfloat16.
+      memory_limit_bytes: memory limit of a device, for the plan of layers.
 
     Raises:
-      UsageError: as `program_from_function`; if N isn't a multiple of the number of devices; or if the function can't
-        be computed in bfloat16 within the tolerance.
+      UsageError: as `program_from_function` and `choose_plan`; if the mesh can't cut the samples of a function that
+        doesn't consist of layers; or if the function can't be computed as asked within the tolerance.
+      OutOfMemory: if no plan fits the limit.
     """
-    if inputs.shape[0] % mesh.size:
-        raise UsageError(f"the batch size must be a multiple of the mesh's {mesh.size} devices, got {inputs.shape[0]}")
+    shape, samples = mesh_shape(mesh), inputs.shape[0]
+    shape.check_batch_size(samples)
+    by_samples = samples % mesh.size == 0
     tolerance = TOLERANCE[precision] if tolerance is None else tolerance
+    cut = _BY_SAMPLES if by_samples else P(DATA_AXIS)
     stock = program_from_function(
         function,
         params,
@@ -82,24 +88,63 @@ def build_program(
         mesh,
         _REPLICATED,
         name=name,
-        input_partition_spec=_BY_SAMPLES,
-        output_partition_spec=_BY_SAMPLES,
+        input_partition_spec=cut,
+        output_partition_spec=cut,
         tolerance=tolerance,
         metadata={"precision": precision},
     )
-    local = jax.ShapeDtypeStruct((inputs.shape[0] // mesh.size, *inputs.shape[1:]), inputs.dtype)
+    local = jax.ShapeDtypeStruct(
+        (samples // (mesh.size if by_samples else shape.data), *inputs.shape[1:]), inputs.dtype
+    )
     graph, _ = trace(function, params, local)
     expected = (local.shape[0], *stock.output_spec.shape[1:])
     if graph.outputs[0].shape != expected:
         raise UsageError(f"expected outputs {expected} for {local.shape[0]} samples, got {graph.outputs[0].shape}")
     graph = optimized(graph)
-    if precision == "bfloat16":
-        graph = in_bfloat16(graph)
-    device = mesh.devices.flat[0]
-    costs = MeasuredCosts.of_machine(device.platform)
-    graph = choose_lowerings(graph, device, costs, _SECONDS)
-    fast = _program_of_graph(graph, stock, costs)
-    return _better(fast, stock, precision)
+    programs = []
+    try:
+        programs.append(_program_of_layers(read_layers(graph), stock, partition, memory_limit_bytes))
+    except NotLayered as reason:
+        if partition not in ("auto", "samples"):
+            raise UsageError(f"partition must be auto or samples for {name}, which contains {reason}") from None
+        if not by_samples:
+            raise UsageError(
+                f"the batch size must be a multiple of the mesh's {mesh.size} devices for {name}, which contains "
+                f"{reason}, got {samples}"
+            ) from None
+    if by_samples and partition in ("auto", "samples"):
+        costs = MeasuredCosts.of_machine(mesh.devices.flat[0].platform)
+        graph = in_bfloat16(graph) if precision == "bfloat16" else graph
+        programs.append(_program_of_graph(choose_lowerings(graph, mesh.devices.flat[0], costs, _SECONDS), stock, costs))
+    return fastest_program(programs, stock, stock_allowed=precision == "float32" and partition in ("auto", "samples"))
+
+
+def _program_of_layers(
+    network: LayeredNetwork, stock: Program, partition: str, memory_limit_bytes: int | None
+) -> Program:
+    mesh, precision = stock.mesh, stock.metadata["precision"]
+    inputs = jax.ShapeDtypeStruct(stock.input_spec.shape, stock.input_spec.dtype)
+    platform = mesh.devices.flat[0].platform
+    plan = make_plan(
+        network.layers,
+        mesh_shape(mesh),
+        inputs.shape[0],
+        platform,
+        precision,
+        partition,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+    return planned.build_program(
+        network,
+        plan,
+        mesh,
+        name=stock.name,
+        inputs=inputs,
+        reference=stock.reference,
+        precision=precision,
+        tolerance=stock.tolerance,
+        metadata=stock.metadata,
+    )
 
 
 def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Program:
@@ -140,60 +185,3 @@ def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Pro
         metadata=metadata,
         notes=(*stock.notes, *plan.notes),
     )
-
-
-def _better(fast: Program, stock: Program, precision: str) -> Program:
-    """The faster of two programs on random inputs, if its results are right."""
-    inputs = _random_inputs(stock.input_spec)
-    launch, launch_stock = (_launch(program, inputs) for program in (fast, stock))
-    got = np.asarray(launch(), np.float64)
-    start = time.perf_counter()
-    expected = np.asarray(launch_stock(), np.float64)
-    first_seconds = time.perf_counter() - start
-    error = float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
-    if not error <= fast.tolerance:
-        if precision == "bfloat16":
-            raise UsageError(
-                f"in bfloat16 the outputs must be within {fast.tolerance:g} of float32, got a relative error of "
-                f"{error:.1e}; compute in float32, or raise the tolerance"
-            )
-        return dataclasses.replace(stock, notes=(*stock.notes, _differs(error, stock)))
-    seconds, stock_seconds = [_seconds(launch)], [first_seconds]
-    if first_seconds < _CLEARLY_SLOWER * seconds[0]:
-        stock_seconds = []
-        end = time.perf_counter() + _COMPARE_SECONDS
-        while not stock_seconds or (len(stock_seconds) < _ROUNDS and time.perf_counter() < end):
-            stock_seconds.append(_seconds(launch_stock))
-            seconds.append(_seconds(launch))
-    gain = statistics.median(stock_seconds) / statistics.median(seconds)
-    if precision == "float32" and gain < _LEAST_GAIN:
-        note = f"computed as JAX compiles it: the optimised graph was measured {gain:.2f} times as fast"
-        return dataclasses.replace(stock, notes=(*stock.notes, note))
-    return dataclasses.replace(fast, metadata={**fast.metadata, "gain": round(gain, 3)})
-
-
-def _seconds(launch: Callable[[], jax.Array]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(launch())
-    return time.perf_counter() - start
-
-
-def _differs(error: float, stock: Program) -> str:
-    mixed = "; it may mix the samples of a batch" if stock.mesh.size > 1 else ""
-    return f"computed as JAX compiles it: the optimised graph's outputs differ by {error:.1e}{mixed}"
-
-
-def _random_inputs(spec: TensorSpec) -> np.ndarray:
-    random = np.random.default_rng(0)
-    if jnp.issubdtype(spec.dtype, jnp.floating):
-        return random.standard_normal(spec.shape, np.float32).astype(spec.dtype)
-    return random.integers(0, 2, spec.shape).astype(spec.dtype)
-
-
-def _launch(program: Program, inputs: np.ndarray) -> Callable[[], jax.Array]:
-    shardings = [spec.sharding(program.mesh) for spec in program.param_specs]
-    params = jax.device_put([aligned(array) for array in program.params], shardings)
-    placed = jax.device_put(inputs, program.input_spec.sharding(program.mesh))
-    with without_compilation_cache():
-        compiled = jax.jit(program.apply).lower(params, placed).compile()
-    return lambda: compiled(params, placed)

@@ -157,12 +157,11 @@ class _Reader:
         self.flat.add(scaled.output)
         self.read_before.add(scaled)
 
-    def add(self, kind: Kind, name: str, read: Value, made: Value, **window: int | str | bool | None) -> str:
+    def add(self, kind: Kind, name: str, read: Value, made: Value, **window: Any) -> str:
         """Adds a layer, and returns its name, which is made unique."""
         others = sum(layer.name == name or layer.name.startswith(f"{name}#") for layer in self.layers)
         unique = f"{name}#{others + 1}" if others else name
-        rows_columns_channels = [(1, 1, 1, *value.shape[1:])[-3:] for value in (read, made)]
-        self.layers.append(LayerSpec(unique, kind, self.tensor(read), *rows_columns_channels, **window))
+        self.layers.append(LayerSpec(unique, kind, self.tensor(read), _sample(read), _sample(made), **window))
         self.tensors[made] = unique
         return unique
 
@@ -170,6 +169,12 @@ class _Reader:
         if value not in self.tensors:
             raise NotLayered("a layer that reads what isn't the output of one")
         return self.tensors[value]
+
+
+def _sample(value: Value) -> tuple[int, int, int]:
+    """(H, W, C) of a sample of (N, H, W, C) or (N, C)."""
+    rows, columns, channels = (1, 1, *value.shape[1:])[-3:]
+    return rows, columns, channels
 
 
 def _divides(node: Node, value: Value, divisor: int) -> bool:

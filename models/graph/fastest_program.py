@@ -1,0 +1,107 @@
+"""Which of several programs of one function runs fastest, among those whose results are right."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cambrian.sharding import Program, TensorSpec, UsageError, aligned
+from cambrian.sharding.host import without_compilation_cache
+
+_ROUNDS, _SECONDS = 5, 4.0
+_LEAST_GAIN = 1.02
+_CLEARLY_SLOWER = 3.0  # than the fastest, in the first launch, which may find its memory for the first time
+
+Launch = Callable[[], jax.Array]
+
+
+def fastest_program(programs: Sequence[Program], stock: Program, *, stock_allowed: bool) -> Program:
+    """Launches programs in turn on random inputs and returns the fastest whose results are those of `stock`.
+
+    Args:
+      programs: ways to compute the same function, on the same mesh.
+      stock: the function as JAX compiles it.
+      stock_allowed: whether `stock` itself may be returned, with a note why: if no results are right, or none of the
+        others is faster.
+
+    Raises:
+      UsageError: if no results are right and `stock` isn't allowed.
+    """
+    inputs = _random_inputs(stock.input_spec)
+    launch_stock = _launch(stock, inputs)
+    expected = np.asarray(launch_stock(), np.float64)
+    launches, errors = {}, []
+    for program in programs:
+        launch = _launch(program, inputs)
+        error = _relative_error(np.asarray(launch(), np.float64), expected)
+        if error <= program.tolerance:
+            launches[program] = launch
+        else:
+            errors.append(error)
+    if not launches:
+        return _as_it_is(stock, errors, stock_allowed)
+    seconds = _seconds_of(launches | {stock: launch_stock})
+    best = min(launches, key=seconds.__getitem__)
+    gain = seconds[stock] / seconds[best]
+    if stock_allowed and gain < _LEAST_GAIN:
+        note = f"computed as JAX compiles it: the optimised function was measured {gain:.2f} times as fast"
+        return dataclasses.replace(stock, notes=(*stock.notes, note))
+    return dataclasses.replace(best, metadata={**best.metadata, "gain": round(gain, 3)})
+
+
+def _as_it_is(stock: Program, errors: Sequence[float], allowed: bool) -> Program:
+    mixed = "; it may mix the samples of a batch" if stock.mesh.size > 1 else ""
+    if not allowed:
+        raise UsageError(
+            f"in {stock.metadata['precision']} the outputs must be within {stock.tolerance:g} of the function's own, "
+            f"got a relative error of {min(errors):.1e}{mixed}; compute in float32, or raise the tolerance"
+        )
+    note = f"computed as JAX compiles it: the optimised function's outputs differ by {min(errors):.1e}{mixed}"
+    return dataclasses.replace(stock, notes=(*stock.notes, note))
+
+
+def _seconds_of(launches: dict[Program, Launch]) -> dict[Program, float]:
+    """The median time of a launch of each program, in turn; of those that are clearly slower, of one launch."""
+    times = {program: [_seconds(launch)] for program, launch in launches.items()}
+    fastest = min(first for first, *_ in times.values())
+    close = [program for program, (first, *_) in times.items() if first < _CLEARLY_SLOWER * fastest]
+    for program in close:
+        times[program].clear()
+    end = time.perf_counter() + _SECONDS
+    for number in range(_ROUNDS):
+        if number and time.perf_counter() > end:
+            break
+        for program in close:
+            times[program].append(_seconds(launches[program]))
+    return {program: statistics.median(taken) for program, taken in times.items()}
+
+
+def _seconds(launch: Launch) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(launch())
+    return time.perf_counter() - start
+
+
+def _relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def _launch(program: Program, inputs: np.ndarray) -> Launch:
+    shardings = [spec.sharding(program.mesh) for spec in program.param_specs]
+    params = jax.device_put([aligned(array) for array in program.params], shardings)
+    placed = jax.device_put(inputs, program.input_spec.sharding(program.mesh))
+    with without_compilation_cache():
+        compiled = jax.jit(program.apply).lower(params, placed).compile()
+    return lambda: compiled(params, placed)
+
+
+def _random_inputs(spec: TensorSpec) -> np.ndarray:
+    random = np.random.default_rng(0)
+    if jnp.issubdtype(spec.dtype, jnp.floating):
+        return random.standard_normal(spec.shape, np.float32).astype(spec.dtype)
+    high = 256 if spec.dtype == "uint8" else 2  # pixels; other integers may be indices into small tables
+    return random.integers(0, high, spec.shape).astype(spec.dtype)

@@ -1,0 +1,104 @@
+"""A function that consists of layers is planned: the model axis cuts it by rows and channels."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import cambrian
+from cambrian.models.graph.read_layers import NotLayered, layered_network
+from cambrian.sharding import Kind, UsageError
+
+SPEC = jax.ShapeDtypeStruct((16, 16, 3), "float32")
+IMAGES = np.random.default_rng(0).standard_normal((8, 16, 16, 3), np.float32)
+ONE = ((1, 1), (1, 1))
+
+
+class Network(nnx.Module):
+    """A stem, pooling, a residual block, and a head."""
+
+    def __init__(self, activation=nnx.relu):
+        rngs = nnx.Rngs(0)
+        self.activation = activation
+        self.stem = nnx.Conv(3, 16, (3, 3), padding=ONE, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.down = nnx.Conv(16, 32, (3, 3), strides=2, padding=ONE, rngs=rngs)
+        self.skip = nnx.Conv(16, 32, (1, 1), strides=2, rngs=rngs)
+        self.head = nnx.Linear(32, 8, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.activation(self.norm(self.stem(images)))
+        x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        return self.head(self.activation(self.down(x) + self.skip(x)).mean((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    model = Network()
+    model.eval()
+    return np.asarray(model(IMAGES))
+
+
+def test_its_layers_are_named_by_their_parameters():
+    model = Network()
+    model.eval()
+    graphdef, params = nnx.split(model)
+    network = layered_network(
+        lambda params, images: nnx.merge(graphdef, params)(images / 255.0 - 0.5),
+        params,
+        jax.ShapeDtypeStruct((1, 16, 16, 3), "float32"),
+    )
+    assert [(layer.name, layer.kind, layer.input, layer.residual) for layer in network.layers] == [
+        ("stem", Kind.CONV, None, None),
+        ("max_pool", Kind.MAX_POOL, "stem", None),
+        ("skip", Kind.CONV, "max_pool", None),
+        ("down", Kind.CONV, "max_pool", "skip"),
+        ("mean_pool", Kind.MEAN_POOL, "down", None),
+        ("head", Kind.DENSE, "mean_pool", None),
+    ]
+    assert [layer.relu for layer in network.layers] == [True, False, False, True, False, False]
+    np.testing.assert_allclose(network.prepare(IMAGES), IMAGES / 255 - 0.5, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "partition", "batch_size", "precision", "tolerance"),
+    [
+        ("4x1", "rows", 2, "float32", 1e-5),
+        ("2x2", "channels", 2, "float32", 1e-5),
+        ("4x2", "intra_sample", 2, "bfloat16", 2e-2),
+        ("2x1", "auto", 1, "float32", 1e-5),
+    ],
+)
+def test_the_model_axis_cuts_within_samples(mesh, partition, batch_size, precision, tolerance, expected):
+    executable = cambrian.compile(
+        Network(), spec=SPEC, mesh=mesh, batch_size=batch_size, partition=partition, precision=precision
+    )
+    cuts = {layer["partition"] for layer in executable.plan.values()}
+    assert cuts & {"rows", "channels"}
+    assert partition != "rows" or executable.plan["stem"]["partition"] == "rows"
+    error = np.linalg.norm(executable(IMAGES) - expected) / np.linalg.norm(expected)
+    assert error <= tolerance
+
+
+def test_other_functions_are_cut_by_samples_alone():
+    model = Network(nnx.silu)
+    with pytest.raises(UsageError, match=r"partition must be auto or samples for Network, which contains .*ReLU"):
+        cambrian.compile(model, spec=SPEC, mesh="2x1", batch_size=2, partition="rows")
+    with pytest.raises(UsageError, match=r"multiple of the mesh's 2 devices for Network, which .*, got 1"):
+        cambrian.compile(model, spec=SPEC, mesh="2x1", batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (lambda params, x: x[..., :1] + x[..., 1:2], "the operation slice"),
+        (lambda params, x: jax.nn.softmax(x.mean((1, 2)) @ params["head"]["kernel"]), "the operation reduce_max"),
+        (lambda params, x: (x.sum((1, 2)) / 3) @ params["head"]["kernel"], "a sum that isn't the mean"),
+        (lambda params, x: x * 2, "results other than the output of the last layer"),
+    ],
+)
+def test_what_is_no_layer_is_named(function, what):
+    params = {"head": {"kernel": np.ones((3, 4), np.float32)}}
+    with pytest.raises(NotLayered, match=what):
+        layered_network(function, params, jax.ShapeDtypeStruct((1, 4, 4, 3), "float32"))
