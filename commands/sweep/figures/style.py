@@ -48,7 +48,7 @@ def fit_height(axes: Axes) -> str:
     low, high = axes.dataLim.y0, axes.dataLim.y1
     if not math.isfinite(high):  # without data
         return ""
-    is_close = low > high / 2
+    is_close = high / 2 < low < high
     room = 0.06 * (high - low if is_close else high)  # for the topmost marker
     axes.set_ylim(low - room if is_close else 0, high + room or None)
     return "not from 0" if is_close else ""
