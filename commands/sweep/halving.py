@@ -10,11 +10,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from cambrian.commands.configuration import default_batch_size
 from cambrian.commands.predict import Prediction
 from cambrian.commands.sweep.grid import Cell
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.result import MEASURE, OK, Result, Trial
 from cambrian.commands.sweep.search import Stage, failure, failures, shuffled
+from cambrian.sharding import MeshShape
 
 # Predictions are accurate to 25%: a cell predicted at more than 1.25 / 0.75 of the best time can't be the best.
 _PRUNE_ABOVE = 1.25 / 0.75
@@ -96,9 +98,9 @@ class HalvingSearch:
         return prediction.ms_per_image if prediction else 0.0
 
     def _trial(self, cell: Cell, fraction: float) -> Trial:
-        total, prediction = self.num_images[cell], self.predictions.get(cell)
+        total = self.num_images[cell]
         # At least two full launches: a single or padded one isn't representative.
-        batch_size = cell["batch_size"] or (prediction.batch_size if prediction else 1)
+        batch_size = cell["batch_size"] or default_batch_size(MeshShape.parse(str(cell["mesh"])), "cpu")
         launches = max(2, math.ceil(total * fraction / batch_size))
         num_images = launches * batch_size
         return Trial(cell, MEASURE, 1, num_images if num_images < total else 0)
