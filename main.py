@@ -1,4 +1,4 @@
-"""Classifies images with a sharded, ahead-of-time compiled ResNet.
+"""Classifies images with a sharded, ahead-of-time compiled ResNet or a model of your own.
 
 python main.py --mesh 4x8 --threads 2
 """

@@ -134,13 +134,19 @@ class Preset:
 class Configuration:
     """One run: the model and the flags of main.py that determine its executable and its inputs.
 
+    Attributes:
+      model: the ResNet; `user_model` and `artifact` take its place.
+      explicit_config: whether the user named `model`, so that weights must not contradict it.
+      user_model: MODULE:FUNCTION that makes a classifier.
+
     Raises:
       UsageError: if a value is out of range, or a path leads to a FIFO, device or socket.
     """
 
     model: ModelConfig
     mesh: MeshShape
-    explicit_config: bool = False  # whether the user named `model`, so that weights must not contradict it
+    explicit_config: bool = False
+    user_model: str = ""
     threads: int = 2
     batch_size: int = 0
     precision: str = "auto"
@@ -195,8 +201,9 @@ class Configuration:
     @property
     def launches_at_once(self) -> int:
         """The number of launches that compute at once; an undecided platform counts as a CPU."""
-        on_cpu = self.platform in ("auto", "cpu")
-        return launches_at_once(self.mesh.num_devices, self.threads, self.precision) if on_cpu else 1
+        if self.user_model or self.platform not in ("auto", "cpu"):
+            return 1
+        return launches_at_once(self.mesh.num_devices, self.threads, self.precision)
 
 
 def parse_bytes(text: str) -> int:

@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -51,23 +53,29 @@ def make_executable(configuration: Configuration) -> Made:
         return Made(executable, None, _milliseconds_since(start), path)
 
     from cambrian.commands.program import build_digest, build_program  # a received artefact runs without models
+    from cambrian.commands.user_model import read_user_model
 
     devices, notes = devices_of(configuration)
     configuration = resolve(configuration, devices)
     mesh = make_mesh(configuration.mesh, devices)
+    user_model = None
+    if configuration.user_model:
+        samples = max(configuration.batch_size // mesh.size, 1)
+        user_model = read_user_model(configuration.user_model, configuration.weights, devices[0], samples)
     if configuration.execution == "online":
-        executable, path = compile_program(build_program(configuration, mesh)), None
+        executable, path = compile_program(build_program(configuration, mesh, user_model)), None
         executable.warm_up()
         build_ms = _milliseconds_since(start)
         load_ms = 0.0
     else:
         directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
-        key = artifact_key(_facts(configuration, build_digest(configuration.platform)))
+        identity = _resnet_identity(configuration) if user_model is None else user_model.identity()
+        key = artifact_key(_facts(configuration, identity, build_digest(configuration.platform)))
         path = directory / key
 
         def build() -> Program:
             print("building the executable; later runs skip this", file=sys.stderr, flush=True)
-            program = build_program(configuration, mesh)
+            program = build_program(configuration, mesh, user_model)
             if program.custom_calls:
                 print("its oneDNN layers are compiled again at each start: XLA can't save them", file=sys.stderr)
             return program
@@ -103,7 +111,8 @@ def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configur
     platform = devices[0].platform
     precision = configuration.precision
     if precision == "auto":
-        precision = "bfloat16" if computes_bfloat16(platform) else "float32"
+        # A classifier of the user's has a precision of its own.
+        precision = "bfloat16" if computes_bfloat16(platform) and not configuration.user_model else "float32"
     return dataclasses.replace(
         configuration,
         platform=platform,
@@ -112,24 +121,30 @@ def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configur
     )
 
 
-def _facts(configuration: Configuration, source: str) -> dict[str, object]:
+def _facts(configuration: Configuration, model: Mapping[str, Any], source: str) -> dict[str, Any]:
     """All that the program depends on: not execution, data or number of images."""
-    # Weights from a file may turn to another model than the default one, with an image size of its own.
-    own_model = configuration.weights in ("auto", "random") or configuration.explicit_config
     return {
-        "own_model": own_model,
-        "model": dataclasses.asdict(configuration.model),
-        "weights": weights_identity(configuration),
+        "model": model,
         "mesh": str(configuration.mesh),
         "partition": configuration.partition,
         "precision": configuration.precision,
         "batch_size": configuration.batch_size,
-        "image_size": configuration.image_size,
-        "resize": configuration.resize,
         "platform": configuration.platform,
         "launches_at_once": configuration.launches_at_once,
         "device_memory_limit": configuration.device_memory_limit_bytes,
         "source": source,
+    }
+
+
+def _resnet_identity(configuration: Configuration) -> dict[str, Any]:
+    # Weights from a file may turn to another model than the default one, with an image size of its own.
+    own_model = configuration.weights in ("auto", "random") or configuration.explicit_config
+    return {
+        "own_model": own_model,
+        "config": dataclasses.asdict(configuration.model),
+        "weights": weights_identity(configuration),
+        "image_size": configuration.image_size,
+        "resize": configuration.resize,
     }
 
 

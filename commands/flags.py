@@ -40,8 +40,18 @@ SWEEP_FLAGS = (
     "fresh",
     "dry_run",
 )
-DECIDED_BY_ARTIFACT = ("mesh", "batch_size", "precision", "partition", "image_size", "resize", "weights", "platform")
-
+DECIDED_BY_ARTIFACT = (
+    "model",
+    "mesh",
+    "batch_size",
+    "precision",
+    "partition",
+    "image_size",
+    "resize",
+    "weights",
+    "platform",
+)
+_OF_A_RESNET = ("config", "image_size", "resize", "tune")
 
 _MODE_HELP = (
     "run: classify images. compile: build and save the artefact, print its path. "
@@ -64,6 +74,12 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     strings, integers = OneOrMore(flags.ArgumentParser()), OneOrMore(flags.IntegerParser())
     string("mode", "run", _MODE_HELP)
+    string(
+        "model",
+        "",
+        "MODULE:FUNCTION, such as nets.py:mobilenet: a Python file or module, and its function that returns a "
+        "cambrian.Classifier. Default: the ResNet of --config.",
+    )
     string("config", "", "A Python file like those in configs/, the name of one of them, or a report.json to repeat.")
     define(strings, "mesh", "4x8", "MODELxDATA: devices that split each layer × devices that split the batch.")
     define(integers, "threads", 2, f"Host threads that decode, transfer and launch, {_range('threads')}.")
@@ -77,7 +93,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("data", "auto", "auto (CIFAR-10 where it fits), cifar10, cifar10_sample, synthetic, or a folder of images.")
     string("split", "test", "Split of the data.")
     define(integers, "num_images", 0, "Images to classify. 0: all, or 512 synthetic ones.")
-    string("weights", "auto", "auto, random, or the path of a checkpoint.")
+    string("weights", "auto", "auto, random, or the path of a checkpoint; with --model, the path for its function.")
     string("artifact", "", "Run this received artefact directory, with neither model code nor weights.")
     string("artifact_dir", "", "Cache of artefacts; default: in the user's cache folder.")
     string("signing_key", "", "File of the user's key; default: in the user's configuration folder.")
@@ -113,7 +129,7 @@ def _range(name: str) -> str:
 def help_text(values: flags.FlagValues) -> str:
     """Returns what `--help` prints: each flag with its meaning and default, in the order of `define_flags`."""
     lines = [
-        "Classifies images with a sharded, ahead-of-time compiled ResNet, such as",
+        "Classifies images with a sharded, ahead-of-time compiled ResNet or a model of your own, such as",
         "",
         "    python main.py --mesh 4x8 --threads 2",
         "",
@@ -234,6 +250,13 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
         raise UsageError("mode compile saves an artifact: --execution must be offline, got online")
     if mode == "compile" and found["output_dir"]:
         raise UsageError(f"mode compile writes to --artifact_dir: leave --output_dir out, got {found['output_dir']!r}")
+    user_model = "" if found["artifact"] else found["model"]
+    if user_model:
+        if mode == "train":
+            raise UsageError(f"mode train trains ResNets: leave --model out, got {user_model!r}")
+        for name in _OF_A_RESNET:
+            if found[name] != found.defaults[name]:
+                raise UsageError(f"--{name} belongs to a ResNet: leave it out with --model, got {found[name]!r}")
     if found["freeze"] and mode != "train":
         raise UsageError(f"--freeze belongs to mode train, got mode {mode}")
     if found["tune"] and mode != "plan":
@@ -246,5 +269,6 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
             "model": found.config.preset.model,
             "mesh": MeshShape.parse(values["mesh"]),
             "explicit_config": bool(found["config"]),
+            "user_model": user_model,
         }
     )

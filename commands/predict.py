@@ -34,12 +34,12 @@ class Prediction:
 
 
 def predict(configuration: Configuration) -> Prediction | None:
-    """Predicts a run on CPU by the current cost table; returns None if that would take a running backend or weights.
+    """Predicts a run on CPU by the current cost table; None if that takes a running backend, or the model isn't known.
 
     Raises:
       UsageError: if the mesh can't cut the model as the configuration asks.
     """
-    if configuration.platform not in ("auto", "cpu") or configuration.artifact:
+    if configuration.platform not in ("auto", "cpu") or configuration.artifact or configuration.user_model:
         return None
     if configuration.weights not in ("auto", "random") and not configuration.explicit_config:
         return None  # the weights decide the model

@@ -10,8 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cambrian.commands.classifier import Classifier
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.model import Model, read_model
+from cambrian.commands.user_model import UserModel
 from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.engine.runtime.parity import NUM_PROBE_SAMPLES
 from cambrian.models.costs.machine import own_table_path
@@ -23,13 +25,28 @@ _ROOT = Path(__file__).resolve().parent.parent
 _CODE_AND_DATA = (".py", ".jsonl", ".zip")
 
 
-def build_program(configuration: Configuration, mesh: Mesh) -> Program:
+def build_program(configuration: Configuration, mesh: Mesh, user_model: UserModel | None = None) -> Program:
     """The program of a configuration whose platform, precision and batch size are chosen.
 
+    Args:
+      user_model: of the configuration; None for a ResNet.
+
     Raises:
-      UsageError: as `read_model` and `model_program`.
+      UsageError: as `read_model` and `model_program`, or `classifier_program`.
       OutOfMemory: if no plan fits the devices.
     """
+    if user_model is not None:
+        program = classifier_program(
+            user_model.classifier,
+            mesh,
+            batch_size=configuration.batch_size,
+            precision=configuration.precision,
+            partition=configuration.partition,
+            name=user_model.stock.name,
+            memory_limit_bytes=configuration.device_memory_limit_bytes,
+        )
+        weights = configuration.weights if configuration.weights not in ("auto", "random") else configuration.user_model
+        return dataclasses.replace(program, metadata={**program.metadata, "weights": weights})
     return model_program(
         read_model(configuration),
         mesh,
@@ -91,15 +108,13 @@ def model_program(
         metadata={
             "labels": list(model.config.labels),
             "preprocessing": model.config.preprocessing.to_json(),
-            "partition": partition,
             "weights": model.weights,
             "trained": model.trained,
-            "layer_costs": [dataclasses.asdict(cost) for cost in plan.costs],
-            "intra_sample_flops_fraction": plan.intra_sample_flops_fraction(network, mesh_shape(mesh)),
         },
     )
     return dataclasses.replace(
         program,
+        metadata={**program.metadata, **_plan_facts(program, partition)},
         probe_samples=_probe_pictures(model.config.preprocessing),
         notes=(*model.notes, *program.notes),
     )
@@ -113,41 +128,116 @@ def function_program(
     *,
     batch_size: int,
     precision: str = "auto",
+    partition: str = "auto",
     rules: Rules | None = None,
     name: str = "",
     tolerance: float | None = None,
+    memory_limit_bytes: int | None = None,
 ) -> Program:
     """The program of a user's function, or of a model of a JAX library.
 
-    Without rules the mesh cuts the batch alone, and the function is optimised. With rules XLA partitions it as it is.
+    Without rules the function is optimised, and planned where it consists of layers alone; otherwise the mesh cuts the
+    batch. With rules XLA partitions it as it is.
 
     Args:
       model, params: as `cambrian.models.frameworks.as_function` takes them.
       spec: shape and dtype of one sample.
       batch_size: global number of samples of a launch.
       precision: float32, bfloat16, or auto, which is the function's own.
+      partition: as `cambrian.models.graph.build_program` takes it.
       rules: sharding rules of the parameters; None for none.
       name: empty for the model's own.
       tolerance: largest relative error of the outputs; None for 1e-4, or 2e-2 in bfloat16.
+      memory_limit_bytes: of a device; None for its memory.
 
     Raises:
       UsageError: if the model isn't one, an argument is missing, or the mesh can't cut it.
     """
+    from cambrian.models.execution.build_program import TOLERANCE
     from cambrian.models.frameworks import as_function
-    from cambrian.models.graph.build_program import TOLERANCE, build_program
+    from cambrian.models.graph.build_program import build_program
 
     if spec is None:
         raise UsageError("expected spec, the shape and dtype of one sample, with a function or module, got None")
     function, values = as_function(model, params)
-    name = name or getattr(model, "__qualname__", type(model).__name__)
+    name = name or _name_of(model)
     inputs = jax.ShapeDtypeStruct((batch_size, *spec.shape), spec.dtype)
     precision = "float32" if precision == "auto" else precision
     if rules is None:
-        return build_program(function, values, inputs, mesh, name=name, precision=precision, tolerance=tolerance)
+        devices = list(mesh.devices.flat)
+        program = build_program(
+            function,
+            values,
+            inputs,
+            mesh,
+            name=name,
+            precision=precision,
+            partition=partition,
+            tolerance=tolerance,
+            memory_limit_bytes=device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes,
+        )
+        return dataclasses.replace(program, metadata={**program.metadata, **_plan_facts(program, partition)})
+    if partition != "auto":
+        raise UsageError(f"sharding rules decide the partition: expected auto, got {partition!r}")
     if precision != "float32":
         raise UsageError(f"with sharding rules a function computes in its own precision, got {precision!r}")
     tolerance = TOLERANCE[precision] if tolerance is None else tolerance
     return program_from_function(function, values, inputs, mesh, rules, name=name, tolerance=tolerance)
+
+
+def classifier_program(
+    classifier: Classifier,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    precision: str = "auto",
+    partition: str = "auto",
+    name: str = "",
+    tolerance: float | None = None,
+    memory_limit_bytes: int | None = None,
+) -> Program:
+    """The program of a user's classifier, from pixels (N, H, W, 3) uint8 to logits; arguments as `function_program`.
+
+    Raises:
+      UsageError: as `Classifier.as_function` and `function_program`.
+    """
+    function, params = classifier.as_function()
+    pixels = classifier.pixels(batch_size)
+    program = function_program(
+        function,
+        params,
+        jax.ShapeDtypeStruct(pixels.shape[1:], pixels.dtype),
+        mesh,
+        batch_size=batch_size,
+        precision=precision,
+        partition=partition,
+        name=name or _name_of(classifier.model),
+        tolerance=tolerance,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+    facts = {
+        "labels": list(classifier.labels),
+        "preprocessing": classifier.preprocessing.to_json(),
+        "trained": classifier.trained,
+    }
+    return dataclasses.replace(
+        program, probe_samples=_probe_pictures(classifier.preprocessing), metadata={**program.metadata, **facts}
+    )
+
+
+def _name_of(model: Any) -> str:
+    return getattr(model, "__qualname__", type(model).__name__)
+
+
+def _plan_facts(program: Program, partition: str) -> dict[str, Any]:
+    """What reports and `--mode plan` show of the plan that `partition` led to."""
+    facts: dict[str, Any] = {"partition": partition}
+    if program.plan is not None:
+        facts["layer_costs"] = [dataclasses.asdict(cost) for cost in program.plan.costs]
+        if program.network is not None:
+            mesh = mesh_shape(program.mesh)
+            facts["intra_sample_flops_fraction"] = program.plan.intra_sample_flops_fraction(program.network, mesh)
+    return facts
 
 
 def _probe_pictures(preprocessing: Preprocessing) -> np.ndarray:

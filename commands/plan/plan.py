@@ -30,7 +30,8 @@ def plan_command(configuration: Configuration, tune: bool) -> None:
         if not configuration.artifact:
             if tune:
                 tune_table(configuration)
-            note_on_costs(devices_of(configuration)[0][0].platform)
+            if not configuration.user_model:  # whose costs are always this machine's
+                note_on_costs(devices_of(configuration)[0][0].platform)
         executable = make_executable(configuration).executable
         for note in executable.notes:
             print_note(note)

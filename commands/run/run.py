@@ -55,8 +55,11 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
     # Images first: a mistake in them is reported before minutes of building.
     source, notes = (None, []) if configuration.data == "auto" else _open(configuration.data, configuration)
     model = configuration.model
-    if source is not None and not configuration.artifact and configuration.weights in ("auto", "random"):
-        for_model(source, model.preprocessing, model.labels, model.num_classes)  # others bring labels of their own
+    brings_labels = (
+        configuration.artifact or configuration.user_model or configuration.weights not in ("auto", "random")
+    )
+    if source is not None and not brings_labels:
+        for_model(source, model.preprocessing, model.labels, model.num_classes)
     with output_folder(configuration) as output_dir:
         report = Report(
             flags=flags | {"output_dir": str(output_dir)},

@@ -44,8 +44,10 @@ def sweep_command(flags: Flags, program: Sequence[str]) -> int:
 
 
 def _list(sweep: Sweep, limit: str) -> None:
-    table = Table("configuration", "ms a launch", "images a launch", "images/s", "MiB a device", "", box=None)
-    for column in table.columns[1:5]:
+    predicted = any(sweep.predictions.values())
+    headers = ("ms a launch", "images a launch", "images/s", "MiB a device") if predicted else ()
+    table = Table("configuration", *headers, "", box=None)
+    for column in table.columns[1:-1]:
         column.justify = "right"
     search = halving_search(sweep) if sweep.search == "auto" else None
     cells = sweep.grid.cells if search is None else (*search.candidates(), *sweep.refused)
@@ -53,7 +55,7 @@ def _list(sweep: Sweep, limit: str) -> None:
         prediction = sweep.predictions.get(cell)
         if prediction is None:
             remark = f"refused: {sweep.refused[cell]}" if cell in sweep.refused else "no prediction"
-            table.add_row(sweep.grid.name(cell), "", "", "", "", remark)
+            table.add_row(sweep.grid.name(cell), *("" for _ in headers), remark)
             continue
         over = bool(limit) and prediction.bytes_per_device > parse_bytes(limit)
         table.add_row(
@@ -67,7 +69,9 @@ def _list(sweep: Sweep, limit: str) -> None:
     show_table(table, width=160)
     executables = len({cell.executable for cell in sweep.predictions})
     configurations = counted(len(sweep.grid.cells), "configuration")
-    print(f"{configurations}, {counted(executables, 'executable')}, predicted; nothing was run")
+    print(
+        f"{configurations}, {counted(executables, 'executable')}{', predicted' if predicted else ''}; nothing was run"
+    )
     if search is not None:
         print(
             f"the search starts with the first; it leaves out {len(search.pruned())} that are predicted to be too slow"

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from cambrian.commands.command_line import command_line
-from cambrian.commands.configuration import Configuration
+from cambrian.commands.configuration import Configuration, default_batch_size
 from cambrian.commands.flags import DECIDED_BY_ARTIFACT, SWEEP_FLAGS, Flags, read_configuration
 from cambrian.commands.images import choose_data, for_model, open_source
 from cambrian.commands.model import read_model
@@ -21,10 +21,11 @@ from cambrian.commands.program import build_digest
 from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.sweep import Sweep
+from cambrian.commands.user_model import read_user_model
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.versions import versions
 from cambrian.sharding import UsageError
-from cambrian.sharding.host import cpu_model
+from cambrian.sharding.host import acquire_devices, cpu_model
 
 _MODES = ("run", "compile")
 _MAX_CONFIGURATIONS = 10_000
@@ -58,7 +59,7 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         )
 
     configurations, refused = _configurations(flags, grid)
-    labels, num_logits = _classes(next(iter(configurations.values())))
+    model, labels, num_logits = _model(next(iter(configurations.values())))
     num_images = _count_images(configurations, refused, labels, num_logits) if mode == "run" else {}
     without_sweep: dict[str, Any] = dict.fromkeys(SWEEP_FLAGS)
     if artifact:
@@ -76,7 +77,6 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
 
     typed = _as_typed(Path(program[-1]))
     command = shlex.join([*typed, *command_line(flags, dict.fromkeys(_NOT_OF_THE_COMMAND))])
-    model = dataclasses.asdict(next(iter(configurations.values())).model)
     directory = hashlib.sha256(command.encode()).hexdigest()[:8]
     return Sweep(
         grid=grid,
@@ -127,15 +127,25 @@ def _configurations(flags: Flags, grid: Grid) -> tuple[dict[Cell, Configuration]
     return configurations, refused
 
 
-def _classes(configuration: Configuration) -> tuple[tuple[str, ...], int]:
-    """Returns the labels and the number of logits of the model; reads weights and artefacts that the user brings."""
+def _model(configuration: Configuration) -> tuple[dict[str, Any], tuple[str, ...], int]:
+    """Returns what identifies the model in the sweep, its labels, and the number of its logits.
+
+    Reads the weights, artefact or module that the user brings.
+    """
+    if configuration.user_model:
+        (device,), _ = acquire_devices(1, "cpu")  # accelerators are left to the trials
+        batch_size = configuration.batch_size or default_batch_size(configuration.mesh, "cpu")
+        samples = max(batch_size // configuration.mesh.num_devices, 1)
+        user_model = read_user_model(configuration.user_model, configuration.weights, device, samples)
+        return user_model.identity(), user_model.classifier.labels, user_model.stock.output_spec.shape[1]
+    model = configuration.model
+    identity = dataclasses.asdict(model)
     if configuration.artifact:
         manifest, _ = read_artifact(Path(configuration.artifact), None)
-        return tuple(manifest.metadata.get("labels", ())), manifest.output_spec.shape[-1]
-    if configuration.weights in ("auto", "random"):
-        return configuration.model.labels, configuration.model.num_classes
-    config = read_model(configuration).config
-    return config.labels, config.num_classes
+        return identity, tuple(manifest.metadata.get("labels", ())), manifest.output_spec.shape[-1]
+    if configuration.weights not in ("auto", "random"):
+        model = read_model(configuration).config
+    return identity, model.labels, model.num_classes
 
 
 def _count_images(

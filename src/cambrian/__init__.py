@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from importlib.metadata import version
 
+    from cambrian.commands.classifier import Classifier
     from cambrian.commands.images import UnreadableImage
     from cambrian.commands.model import Model
     from cambrian.commands.run.classify import Prediction
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         load_portable,
     )
     from cambrian.library import Executable, compile, load, optimize, resnet
-    from cambrian.sharding import MeshShape, OutOfMemory, Program, TensorSpec, UsageError
+    from cambrian.sharding import MeshShape, OutOfMemory, Preprocessing, Program, TensorSpec, UsageError
     from cambrian.sharding.host import HostSettings, host
 
     __version__ = version("cambrian")
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "ArtifactExists",
+    "Classifier",
     "DamagedArtifact",
     "Executable",
     "HostSettings",
@@ -44,6 +46,7 @@ __all__ = [
     "ParityError",
     "Portable",
     "Prediction",
+    "Preprocessing",
     "Program",
     "TensorSpec",
     "UnreadableImage",
@@ -60,6 +63,7 @@ __all__ = [
 _MODULES = {
     "Analysis": "engine",
     "ArtifactExists": "engine",
+    "Classifier": "commands.classifier",
     "DamagedArtifact": "engine",
     "Executable": "library",
     "HostSettings": "sharding.host",
@@ -70,6 +74,7 @@ _MODULES = {
     "ParityError": "engine",
     "Portable": "engine",
     "Prediction": "commands.run.classify",
+    "Preprocessing": "sharding",
     "Program": "sharding",
     "TensorSpec": "sharding",
     "UnreadableImage": "commands.images",

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from cambrian import engine
+from cambrian.commands.classifier import Classifier
 from cambrian.commands.configuration import PRECISIONS, RANGES, Configuration, check_range, default_batch_size
 from cambrian.commands.images import open_source
 from cambrian.commands.model import Model, default_model, read_model
-from cambrian.commands.program import function_program, model_program
+from cambrian.commands.program import classifier_program, function_program, model_program
 from cambrian.commands.run.classify import Prediction, classify, images_of
 from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh
 from cambrian.sharding.host import acquire_devices, computes_bfloat16, launches_at_once
@@ -129,7 +130,7 @@ def resnet(
 
 
 def compile(
-    model: Model | Callable[..., jax.Array] | Any,
+    model: Model | Classifier | Callable[..., jax.Array] | Any,
     params: Any = None,
     spec: jax.ShapeDtypeStruct | None = None,
     *,
@@ -149,26 +150,29 @@ def compile(
     `cambrian.host` lists and declines them.
 
     Args:
-      model: a model of `resnet`; a Flax NNX, Equinox or Keras model, which is computed in evaluation mode; a Flax Linen
-        module or a Haiku transform; or a function of (params, inputs (N, …)) that returns one array (N, …).
+      model: a model of `resnet`; a `Classifier`; a Flax NNX, Equinox or Keras model, which is computed in evaluation
+        mode; a Flax Linen module or a Haiku transform; or a function of (params, inputs (N, …)) that returns one array
+        (N, …).
       params: of a function, Linen module or Haiku transform: any pytree of arrays.
       spec: of a module or function: shape and dtype of one sample, such as `jax.ShapeDtypeStruct((224, 224, 3),
         "float32")`.
       mesh: MODELxDATA: number of devices that cut each layer × number of devices that cut the batch. Both cut the
-        batch of a function or module without rules.
-      batch_size: number of samples of a launch over all devices, a multiple of DATA, or of MODEL × DATA for a function
-        or module without rules; 0 lets Cambrian choose.
+        batch of a function that consists of more than layers (see `partition`) and comes without rules.
+      batch_size: number of samples of a launch over all devices, a multiple of DATA, or of MODEL × DATA where both
+        cut the batch; 0 lets Cambrian choose.
       precision: float32, bfloat16, or auto: for a ResNet bfloat16 where it is faster, otherwise the model's own.
-      partition: how the model axis cuts a ResNet's layers: auto, samples, rows, channels or intra_sample.
+      partition: how the model axis cuts layers: auto, samples, rows, channels or intra_sample. The last three need a
+        model that consists of layers alone, as a ResNet does: convolutions with square windows, dense layers, bias,
+        residual, ReLU, max pooling, and the mean over all pixels.
       rules: of a module or function: (pattern, PartitionSpec) pairs; the first pattern found in a parameter's path
         decides how it lies on the mesh, and XLA partitions the function as it is. None holds all parameters on every
         device, and optimises the function: see docs/models.md.
       platform: cpu, gpu, tpu, or auto.
       threads: number of host threads that will launch it: a ResNet's launches on one CPU device, in bfloat16 with jax
         0.10, compute side by side.
-      name: of a function's program; empty for the function's own.
-      tolerance: of a module or function: largest relative error of the outputs against float32 on one device; None
-        for 1e-4, or 2e-2 in bfloat16.
+      name: of the program of a classifier, module or function; empty for the model's own.
+      tolerance: of a classifier, module or function: largest relative error of the outputs against float32 on one
+        device; None for 1e-4, or 2e-2 in bfloat16.
 
     Raises:
       UsageError: if an argument is out of its range, the devices don't suffice, or the mesh can't cut the model.
@@ -182,14 +186,15 @@ def compile(
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     check_range("threads", threads, *RANGES["threads"])
+    if isinstance(model, (Model, Classifier)) and (params, spec, rules) != (None, None, None):
+        kind = "ResNet" if isinstance(model, Model) else "classifier"
+        raise UsageError(f"params, spec and rules belong to a function or module, got them with a {kind}")
     is_planned = isinstance(model, Model)
     at_once = launches_at_once(shape.num_devices, threads, precision) if is_planned and platform in _ON_CPU else 1
     devices, notes = acquire_devices(shape.num_devices, platform, at_once)
     device_mesh = make_mesh(shape, devices)
     batch_size = batch_size or default_batch_size(shape, devices[0].platform)
     if is_planned:
-        if (params, spec, rules) != (None, None, None):
-            raise UsageError("params, spec and rules belong to a function or module, got them with a ResNet")
         if precision == "auto":
             precision = "bfloat16" if computes_bfloat16(devices[0].platform) else "float32"
         program = model_program(
@@ -200,9 +205,17 @@ def compile(
             partition=partition,
             launches_at_once=at_once,
         )
+    elif isinstance(model, Classifier):
+        program = classifier_program(
+            model,
+            device_mesh,
+            batch_size=batch_size,
+            precision=precision,
+            partition=partition,
+            name=name,
+            tolerance=tolerance,
+        )
     else:
-        if partition != "auto":
-            raise UsageError(f"partition belongs to a ResNet, got {partition!r} with a function or module")
         program = function_program(
             model,
             params,
@@ -210,6 +223,7 @@ def compile(
             device_mesh,
             batch_size=batch_size,
             precision=precision,
+            partition=partition,
             rules=rules,
             name=name,
             tolerance=tolerance,

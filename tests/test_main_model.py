@@ -1,0 +1,60 @@
+"""Users' classifiers by the command: run, received as an artefact, refused."""
+
+import pytest
+
+from command import LABELS, Command, write_images
+
+pytestmark = pytest.mark.slow
+
+NETS = f"""
+import cambrian
+from flax import nnx
+
+
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 8, kernel_size=(3, 3), rngs=rngs)
+        self.head = nnx.Linear(8, 10, rngs=rngs)
+
+    def __call__(self, images):
+        return self.head(nnx.relu(self.conv(images)).mean(axis=(1, 2)))
+
+
+def network():
+    size = cambrian.Preprocessing((8, 8), (8, 8))
+    return cambrian.Classifier(Network(nnx.Rngs(0)), preprocessing=size, labels={LABELS})
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    command = Command(tmp_path_factory.mktemp("home"))
+    (command.home / "nets.py").write_text(NETS)
+    write_images(command.home / "images", [f"{label}/{number}.png" for label in LABELS for number in range(2)])
+    return command
+
+
+def test_a_users_model_runs_and_its_artifact_runs_without_it(command):
+    flags = ("--model", "nets.py:network", "--mesh", "2x2", "--batch_size", "8")
+    run = command.run(*flags, "--data", "images")
+    report = run.report
+    assert (report["model"], report["precision"], report["num_images"]) == ("network", "float32", 20)
+    assert report["weights"] == "nets.py:network" and 0 <= report["top1"] <= report["top5"] <= 1
+    assert report["parity_max_relative_error"] < 1e-4 and report["build_ms"] > 0
+    assert {"classes.csv", "confusion.png"} <= {path.name for path in run.output_dir.iterdir()}
+
+    again = command.run("--config", run.output_dir / "report.json")
+    assert again.report["build_ms"] is None and again.predictions == run.predictions
+
+    (artifact,) = command.artifacts
+    (command.home / "nets.py").unlink()
+    received = command.run("--artifact", artifact, "--data", "images")
+    assert received.predictions == run.predictions
+    assert (received.report["top1"], received.report["classes"]) == (report["top1"], report["classes"])
+
+
+def test_a_mistake_in_a_users_file_is_one_line_and_nothing_is_written(command):
+    (command.home / "wrong.py").write_text("def network():\n    return absent\n")
+    outcome = command("--model", "wrong.py:network", "--mesh", "1x2")
+    assert (outcome.exit_code, outcome.error) == (2, "wrong.py, line 2: NameError: name 'absent' is not defined")
+    assert not (command.home / "runs").exists()
