@@ -66,7 +66,6 @@ cli()
 TELL_OF_COMPILING = """
 import runpy, sys
 from jax import monitoring
-from unsharded import inference_function
 
 def tell(event, **_):
     if "compile_requests" in event:
