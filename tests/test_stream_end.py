@@ -1,5 +1,6 @@
 """How a run ends: failures, closing, interruption, exit; no thread is left."""
 
+import _thread
 import itertools
 import signal
 import subprocess
@@ -190,7 +191,8 @@ def test_leaving_the_loop_abandons_an_iterator_that_blocks(executable, blocking,
     assert decoded == [0, 1]
 
 
-def test_one_interrupt_ends_the_wait_for_an_iterator_that_blocks(executable, blocking):
+@pytest.mark.parametrize("wakes", [True, False], ids=["in the wait", "just before the wait"])
+def test_one_interrupt_ends_the_wait_for_an_iterator_that_blocks(executable, blocking, wakes):
     main_thread, received = threading.get_ident(), []
     waiting = Future()
 
@@ -198,7 +200,10 @@ def test_one_interrupt_ends_the_wait_for_an_iterator_that_blocks(executable, blo
         assert blocking.blocks.wait(timeout=10)
         settle(lambda: len(received) == 2)
         waiting.set_result(time.monotonic())
-        signal.pthread_kill(main_thread, signal.SIGINT)
+        if wakes:
+            signal.pthread_kill(main_thread, signal.SIGINT)
+        else:
+            _thread.interrupt_main()  # the handler is due, but no system call ends
 
     interrupter = threading.Thread(target=interrupt)
     interrupter.start()

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 0.5  # for a thread that reads the caller's iterator, or waits for another that does
 
+# A signal that arrives just before the consumer's thread goes to sleep doesn't wake it, so it wakes up by itself.
+_WAKE_S = 0.2
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -154,9 +157,26 @@ def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) ->
             worker = threading.Thread(target=run, name=f"cambrian-host-{index}", daemon=True)
             worker.start()
             workers.append(worker)
-        while (future := futures.get()) is not None:
-            result = future.result()
+        while (future := _next_of(futures)) is not None:
+            result = _result_of(future)
             room.release()
             yield result
     finally:
         stop_once()
+
+
+def _next_of(futures: "queue.SimpleQueue[_T]") -> _T:
+    while True:
+        try:
+            return futures.get(timeout=_WAKE_S)
+        except queue.Empty:
+            continue
+
+
+def _result_of(future: "Future[_R]") -> _R:
+    while True:
+        try:
+            return future.result(timeout=_WAKE_S)
+        except TimeoutError:
+            if future.done():  # the error is its own, or it has just finished
+                return future.result()
