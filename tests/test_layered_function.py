@@ -57,7 +57,7 @@ def test_its_layers_are_named_by_their_parameters():
         ("head", Kind.DENSE, "mean_pool", None),
     ]
     assert [layer.relu for layer in network.layers] == [True, False, False, True, False, False]
-    np.testing.assert_allclose(network.prepare(IMAGES), IMAGES / 255 - 0.5, rtol=1e-6)
+    np.testing.assert_allclose(network.prepare(jax.numpy.asarray(IMAGES)), IMAGES / 255 - 0.5, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.networks.cases import CASES
+
 # Function of (parameters, inputs (N, …)), its parameters, and a sample's shape and dtype.
 Network = tuple[Callable[[Any, jax.Array], jax.Array], Any, jax.ShapeDtypeStruct]
 
@@ -154,6 +156,7 @@ _LINEN: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
     "flax.GPT": (Transformer(causal=True), (128,), "int32"),
     "flax.Mixer": (Mixer(), (224, 224, 3), "float32"),
     "flax.Audio": (Audio(), (16000, 1), "float32"),
+    **{name: (module, shape, "float32") for name, (module, shape) in CASES.items()},
 }
 
 
