@@ -32,7 +32,7 @@ print((resident_bytes() - before) / size)
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc has these settings")
-@pytest.mark.parametrize(("num_devices", "most_kept_mib"), [(1, 32), (16, 32), (32, 16), (64, 8)])
+@pytest.mark.parametrize(("num_devices", "most_kept_mib"), [(1, 512), (4, 128), (16, 32), (32, 16), (64, 8)])
 def test_what_is_freed_is_given_back_above_a_device_share(num_devices, most_kept_mib):
     for mib, share_kept in ((most_kept_mib - 1, 1.0), (most_kept_mib + 1, 0.0)):
         command = [sys.executable, "-c", FREE, str(num_devices), str(mib * 2**20)]

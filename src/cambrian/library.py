@@ -16,7 +16,7 @@ from cambrian.commands.model import Model, default_model, read_model
 from cambrian.commands.program import classifier_program, function_program, model_program
 from cambrian.commands.run.classify import Prediction, classify, images_of
 from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh
-from cambrian.sharding.host import acquire_devices, computes_bfloat16, launches_at_once
+from cambrian.sharding.host import acquire_devices, computes_bfloat16, launches_at_once, return_freed_memory
 
 if TYPE_CHECKING:
     from cambrian.models.graph.optimized_function import OptimizedFunction
@@ -191,6 +191,7 @@ def compile(
         raise UsageError(f"params, spec and rules belong to a function or module, got them with a {kind}")
     is_planned = isinstance(model, Model)
     at_once = launches_at_once(shape.num_devices, threads, precision) if is_planned and platform in _ON_CPU else 1
+    return_freed_memory(shape.num_devices)
     devices, notes = acquire_devices(shape.num_devices, platform, at_once)
     device_mesh = make_mesh(shape, devices)
     batch_size = batch_size or default_batch_size(shape, devices[0].platform)
