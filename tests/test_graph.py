@@ -17,6 +17,7 @@ from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph, rewritten
 from cambrian.models.graph.optimize import optimized
 from cambrian.models.graph.precision import in_bfloat16
+from cambrian.models.graph.scan import Scan, nodes_and_repetitions
 from cambrian.models.graph.trace import trace
 
 RANDOM = np.random.default_rng(0)
@@ -345,6 +346,30 @@ def test_a_transposed_convolution_along_one_axis_and_one_that_skips_pixels():
         return conv(x, k, stride=3, padding=((1, 1), (1, 1)), lhs_dilation=(2, 2))
 
     assert others(rewrite(strided, draw(3, 3, 3, 4), draw(2, 5, 5, 3))) == ["conv_general_dilated"]
+
+
+def test_layers_in_the_body_of_a_loop(tmp_path):
+    params = {"kernel": draw(3, 3, 4, 4), "steps": draw(5, 4)}
+
+    def function(p, x):
+        def step(carried, by):
+            y = jax.nn.relu(conv(carried, p["kernel"])) / 4 + by
+            return y, y.mean((1, 2))
+
+        last, means = lax.scan(step, x, p["steps"], reverse=True)
+        return last.mean((1, 2)) + means[0] + lax.fori_loop(0, 2, lambda i, x: conv(x, p["kernel"]) / 4, x)[:, 0, 0]
+
+    inputs = draw(2, 6, 6, 4)
+    graph = rewrite(function, params, inputs)
+    scans = [node.operation for node in graph.nodes if isinstance(node.operation, Scan)]
+    assert [[operation.activation for operation in fused(scan.body)] for scan in scans] == [["RELU"], [None]]
+    assert [repetitions for node, repetitions in nodes_and_repetitions(graph) if node.name == "fused_convolution"] == [
+        5,
+        2,
+    ]
+    chosen = choose_lowerings(graph, jax.devices()[0], MeasuredCosts(tmp_path / "costs"), 0.0)
+    (got,) = evaluate(chosen, inputs)
+    np.testing.assert_allclose(got, function(params, inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_random_keys_and_effects_stay():

@@ -81,6 +81,21 @@ def test_the_model_axis_cuts_within_samples(mesh, partition, batch_size, precisi
     assert error <= tolerance
 
 
+def test_zeros_around_the_output_of_a_relu_are_padding_of_the_pooling():
+    params = {"stem": {"kernel": np.ones((1, 1, 3, 4), np.float32)}}
+
+    def function(params, x):
+        y = nnx.relu(
+            jax.lax.conv(x.transpose(0, 3, 1, 2), params["stem"]["kernel"].transpose(3, 2, 0, 1), (1, 1), "VALID")
+        )
+        y = jax.numpy.pad(y.transpose(0, 2, 3, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return nnx.max_pool(y, (3, 3), (2, 2)).mean((1, 2))
+
+    network = layered_network(function, params, jax.ShapeDtypeStruct((1, 9, 9, 3), "float32"))
+    pool = network.layers[1]
+    assert (pool.kind, pool.padding, pool.in_shape, pool.out_shape) == (Kind.MAX_POOL, 1, (9, 9, 4), (5, 5, 4))
+
+
 def test_other_functions_are_cut_by_samples_alone():
     model = Network(nnx.silu)
     with pytest.raises(UsageError, match=r"partition must be auto or samples for Network, which contains .*ReLU"):

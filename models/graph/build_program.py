@@ -22,6 +22,7 @@ from cambrian.models.graph.optimize import optimized
 from cambrian.models.graph.plan_of_graph import plan_of_graph
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.read_layers import NotLayered, read_layers
+from cambrian.models.graph.scan import nodes_and_repetitions
 from cambrian.models.graph.trace import trace
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import (
@@ -170,7 +171,8 @@ def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Pro
         out_specs=stock.output_spec.partition_spec,
         check_vma=False,  # JAX's rules don't know the custom calls
     )
-    lowerings = {node.operation.lowering for node in graph.nodes if isinstance(node.operation, FusedConvolution)}
+    operations = [node.operation for node, _ in nodes_and_repetitions(graph)]
+    lowerings = {operation.lowering for operation in operations if isinstance(operation, FusedConvolution)}
     calls = {LOWERINGS[lowering].custom_call for lowering in lowerings}
     partition = Partition.SAMPLES if mesh_shape(mesh).model > 1 else Partition.WHOLE
     plan = plan_of_graph(graph, partition, costs)

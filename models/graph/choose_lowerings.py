@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -21,6 +21,7 @@ import numpy as np
 from cambrian.models.costs.machine import own_table_path
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, rewritten
+from cambrian.models.graph.scan import nodes_and_repetitions, rewrite_bodies
 from cambrian.sharding.host import without_compilation_cache
 
 _LAUNCHES, _SECONDS = 5, 0.05
@@ -73,14 +74,22 @@ def choose_lowerings(graph: Graph, device: jax.Device, costs: MeasuredCosts, sec
       costs: what was measured so far; new measurements are added.
       seconds: time that measuring may take.
     """
-    operations = [node.operation for node in graph.nodes if isinstance(node.operation, FusedConvolution)]
+    counts: Counter[FusedConvolution] = Counter()
+    for node, repetitions in nodes_and_repetitions(graph):
+        if isinstance(node.operation, FusedConvolution):
+            counts[node.operation] += repetitions
     if device.platform == "cpu":
-        _measure(operations, device, costs, seconds)
+        _measure(counts, device, costs, seconds)
+    return _with_fastest(graph, device.platform, costs)
+
+
+def _with_fastest(graph: Graph, platform: str, costs: MeasuredCosts) -> Graph:
+    graph = rewrite_bodies(graph, lambda body: _with_fastest(body, platform, costs))
 
     def rewrite(node: Node) -> list[Node] | None:
         if not isinstance(node.operation, FusedConvolution):
             return None
-        return [with_lowering(node, fastest(node.operation, device.platform, costs).lowering)]
+        return [with_lowering(node, fastest(node.operation, platform, costs).lowering)]
 
     return rewritten(graph, rewrite)
 
@@ -116,9 +125,8 @@ def _candidates(operation: FusedConvolution, platform: str) -> list[FusedConvolu
     return [dataclasses.replace(operation, lowering=name) for name in names]
 
 
-def _measure(operations: Sequence[FusedConvolution], device: jax.Device, costs: MeasuredCosts, seconds: float) -> None:
+def _measure(counts: Mapping[FusedConvolution, int], device: jax.Device, costs: MeasuredCosts, seconds: float) -> None:
     end = time.perf_counter() + seconds
-    counts = Counter(operations)
     for operation in sorted(counts, key=lambda each: -each.flops * counts[each]):
         candidates = _candidates(operation, device.platform)
         if len(candidates) == 1 or all(costs.get(candidate) is not None for candidate in candidates):

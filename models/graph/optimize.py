@@ -5,10 +5,12 @@ from cambrian.models.graph.fold_padding import fold_padding
 from cambrian.models.graph.fuse import fuse
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.move_views import move_views
+from cambrian.models.graph.scan import rewrite_bodies
 
 
 def optimized(graph: Graph) -> Graph:
-    """Applies every pass; results stay the same up to rounding."""
+    """Applies every pass, also to the bodies of loops; results stay the same up to rounding."""
+    graph = rewrite_bodies(graph, optimized)
     for apply_pass in (find_convolutions, move_views, fold_padding, fuse):
         graph = apply_pass(graph)
     return graph

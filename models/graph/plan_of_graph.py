@@ -3,6 +3,7 @@
 from cambrian.models.graph.choose_lowerings import MeasuredCosts
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node
+from cambrian.models.graph.scan import nodes_and_repetitions
 from cambrian.sharding import LayerCost, LayerPlan, Partition, Plan
 
 _HEAVY = ("conv_general_dilated", "dot_general", "while", "scan", "cond", "sort", "fft", "gather", "scatter")
@@ -15,12 +16,13 @@ def plan_of_graph(graph: Graph, partition: Partition, costs: MeasuredCosts) -> P
     and a note says why.
     """
     layers, layer_costs, reasons = [], [], {}
-    for number, node in enumerate(node for node in graph.nodes if _is_heavy(node)):
-        name = f"{number:03d} {_title(node)}"
+    heavy = [(node, times) for node, times in nodes_and_repetitions(graph) if _is_heavy(node)]
+    for number, (node, repetitions) in enumerate(heavy):
+        name = f"{number:03d} {_title(node)}" + (f", {repetitions} times" if repetitions > 1 else "")
         operation = node.operation
         milliseconds, held = 0.0, sum(value.array.nbytes for value in node.inputs if isinstance(value, Constant))
         if isinstance(operation, FusedConvolution):
-            lowering, milliseconds = operation.lowering, costs.get(operation) or 0.0
+            lowering, milliseconds = operation.lowering, repetitions * (costs.get(operation) or 0.0)
         else:
             lowering = "xla"
             reasons.setdefault(_reason(node), []).append(name)

@@ -75,6 +75,7 @@ class _Reader:
         self.before: list[Node] = []
         self.tensors: dict[Value, str | None] = {graph.inputs[0]: None}  # value → the layer that makes it
         self.flat: set[Value] = set()  # outputs of dense layers and means
+        self.padded: dict[Value, Node] = {}  # value → the padding that makes it, which a max pooling takes over
         self.read_before: set[Node] = set()
 
     def read(self, node: Node) -> None:
@@ -85,6 +86,8 @@ class _Reader:
             self.tensors = {node.output: None}
         elif isinstance(node.operation, FusedConvolution):
             self.read_convolution(node, node.operation)
+        elif node.name == "pad" and self.pads_max_pool(node):
+            self.padded[node.output] = node
         elif node.name == "reduce_window_max":
             self.read_max_pool(node)
         elif node.name == "reduce_sum":
@@ -126,8 +129,30 @@ class _Reader:
         if is_dense:
             self.flat.add(node.output)
 
+    def pads_max_pool(self, node: Node) -> bool:
+        """Whether a node pads the output of a ReLU with zeros, which raise no maximum, for a max pooling."""
+        images, zero = node.inputs
+        samples, rows, columns, channels = node.params["padding_config"]
+        reader = self.uses.only_reader(node.output)
+        made_by_relu = any(layer.relu for layer in self.layers if layer.name == self.tensors.get(images))
+        return (
+            isinstance(zero, Constant)
+            and uniform_value(zero.array) == 0
+            and made_by_relu
+            and samples == channels == (0, 0, 0)
+            and rows == columns == (rows[0], rows[0], 0)
+            and reader is not None
+            and reader.name == "reduce_window_max"
+            and rows[0] < reader.params["window_dimensions"][1]  # no window has zeros alone
+        )
+
     def read_max_pool(self, node: Node) -> None:
         sizes, strides, padding = (node.params[name] for name in ("window_dimensions", "window_strides", "padding"))
+        images = node.inputs[0]
+        if (padded := self.padded.get(images)) is not None:
+            images = padded.inputs[0]
+            before = padded.params["padding_config"]
+            padding = [(low + more, high + more) for (low, high), (more, _, _) in zip(padding, before, strict=True)]
         dilations = {*(node.params["base_dilation"] or ()), *(node.params["window_dilation"] or ())}
         around = {*padding[1], *padding[2]}
         is_square = (
@@ -141,7 +166,7 @@ class _Reader:
         self.add(
             Kind.MAX_POOL,
             "max_pool",
-            node.inputs[0],
+            images,
             node.output,
             kernel=sizes[1],
             stride=strides[1],

@@ -11,6 +11,7 @@ from jax.tree_util import GetAttrKey, KeyPath, keystr
 
 from cambrian.models.graph.constants import evaluated
 from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Value, without_dead_nodes
+from cambrian.models.graph.scan import Scan, scan_node
 
 # Primitive → its parameter that holds the called function. Rules of differentiation are dropped: a graph is evaluated.
 _CALLS = {
@@ -87,6 +88,10 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
         if (called := equation.params.get(_CALLS.get(name, ""))) is not None:
             inner = ClosedJaxpr(called, ()) if isinstance(called, Jaxpr) else called
             outputs = _inline(inner, inputs, nodes)
+        elif name == "scan" and all(isinstance(value, Constant) for value in inputs[: equation.params["num_consts"]]):
+            node = _scan(equation, inputs)
+            nodes.append(node)
+            outputs = node.outputs
         elif name in ("copy", "stop_gradient", "optimization_barrier", "name") or _changes_nothing(equation):
             outputs = inputs
         else:
@@ -100,6 +105,18 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
                 outputs = constants
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _scan(equation: Any, inputs: Sequence[Value]) -> Node:
+    params = equation.params
+    constants, operands = inputs[: params["num_consts"]], inputs[params["num_consts"] :]
+    body: Any = params["jaxpr"]
+    taken = [Value(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars[len(constants) :]]
+    nodes: list[Node] = []
+    results = _inline(body, [*constants, *taken], nodes)
+    graph = without_dead_nodes(Graph(tuple(taken), tuple(nodes), tuple(results)))
+    scan = Scan(graph, params["num_carry"], params["length"], params["reverse"], params["unroll"], ())
+    return scan_node(scan, operands, [Value(v.aval.shape, v.aval.dtype) for v in equation.outvars])
 
 
 def _changes_nothing(equation: Any) -> bool:
