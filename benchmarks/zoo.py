@@ -3,8 +3,8 @@
     pip install -e '.[zoo]'
     python benchmarks/zoo.py --networks MobileNetV2,EfficientNetB0 --precision float32,bfloat16 --output zoo.json
 
-Stock is the network's function under `jax.jit`, in float32; OpenVINO has timm's network of the same name, in its better
-mode and a process of its own. Sides take turns within a round, each after a warm-up; figures are medians over the
+Stock is the network's function under `jax.jit`, in float32; OpenVINO has timm's network of the same name, in a process
+of its own. The better of one and two launching threads counts, and of OpenVINO's latency and throughput mode. Sides take turns within a round, each after a warm-up; figures are medians over the
 rounds. Both processes ask for huge pages; ours keeps freed memory, too (`cambrian.host.permit("malloc")`).
 """
 
@@ -33,6 +33,7 @@ from benchmarks.networks.make_network import make_network, names
 from benchmarks.output import make_table, print_table
 from cambrian.sharding import time_launches
 
+_THREADS = (1, 2)  # host threads that launch: the better counts, as of OpenVINO's modes
 SIX = ["ResNet50", "MobileNetV2", "EfficientNetB0", "ConvNeXtTiny", "DenseNet121", "VGG16"]
 _NETWORKS = flags.DEFINE_list("networks", SIX, "Names of networks, or all.")
 _PRECISION = flags.DEFINE_list("precision", ["float32", "bfloat16"], "float32, bfloat16, or both.")
@@ -57,10 +58,10 @@ def measure(name: str, precision: str, batch: int, rounds: int, seconds: float) 
     stock = jax.jit(function).lower(params, inputs).compile()
     expected, got = (np.asarray(outputs, np.float64) for outputs in (stock(params, inputs), executable.launch(inputs)))
 
-    def rate(launch: Callable[[], jax.Array]) -> Callable[[float], float]:
+    def rate(launch: Callable[[], jax.Array], threads: int) -> Callable[[float], float]:
         def run(seconds: float) -> float:
             start = time.perf_counter()
-            launches = len(time_launches(launch, 1, least=1, seconds=seconds))
+            launches = len(time_launches(launch, threads, least=1, seconds=seconds))
             return batch * launches / (time.perf_counter() - start)
 
         return run
@@ -68,8 +69,8 @@ def measure(name: str, precision: str, batch: int, rounds: int, seconds: float) 
     other = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # its threads would disturb ours
     modes = other.submit(openvino_rates.prepare, name, batch, spec.shape[0], precision).result()
     sides = {
-        "ours": [rate(lambda: executable.launch(inputs))],
-        "stock": [rate(lambda: stock(params, inputs))],
+        "ours": [rate(lambda: executable.launch(inputs), threads) for threads in _THREADS],
+        "stock": [rate(lambda: stock(params, inputs), threads) for threads in _THREADS],
         "openvino": [functools.partial(_in_process(other, openvino_rates.rate), mode) for mode in range(modes)],
     }
     rates = {side: [[] for _ in runs] for side, runs in sides.items()}

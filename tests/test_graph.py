@@ -363,10 +363,8 @@ def test_layers_in_the_body_of_a_loop(tmp_path):
     graph = rewrite(function, params, inputs)
     scans = [node.operation for node in graph.nodes if isinstance(node.operation, Scan)]
     assert [[operation.activation for operation in fused(scan.body)] for scan in scans] == [["RELU"], [None]]
-    assert [repetitions for node, repetitions in nodes_and_repetitions(graph) if node.name == "fused_convolution"] == [
-        5,
-        2,
-    ]
+    repetitions = [times for node, times in nodes_and_repetitions(graph) if node.name == "fused_convolution"]
+    assert repetitions == [5, 2]
     chosen = choose_lowerings(graph, jax.devices()[0], MeasuredCosts(tmp_path / "costs"), 0.0)
     (got,) = evaluate(chosen, inputs)
     np.testing.assert_allclose(got, function(params, inputs), rtol=1e-4, atol=1e-4)

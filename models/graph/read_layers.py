@@ -6,6 +6,7 @@ pooling, and the mean over all pixels. A ResNet consists of nothing else, beside
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -116,7 +117,7 @@ class _Reader:
             raise NotLayered("convolutions whose window isn't a square with the same padding on every side")
         name = self.add(
             Kind.DENSE if is_dense else Kind.CONV,
-            kernel.path.rpartition(".")[0] or "layer",
+            re.sub(r"[./][^./]*$", "", kernel.path) or "layer",
             images,
             node.output,
             kernel=window.size[0],
