@@ -53,6 +53,7 @@ def test_launches_at_once_are_planned_as_devices_of_a_mesh():
     assert planned_as(MeshShape(1, 1), 8, 3) == (MeshShape(1, 3), 24)
 
 
+@pytest.mark.slow
 def test_a_backend_has_the_threads_of_its_share_and_child_processes_do_not_inherit_them():
     found = in_new_process(
         """
@@ -65,6 +66,7 @@ def test_a_backend_has_the_threads_of_its_share_and_child_processes_do_not_inher
     assert found == [32, max(1, host_cores() // 32), False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "other"), [THREADS, THREADS[::-1]])
 def test_the_user_s_number_of_threads_is_kept(name, other):
     code = """

@@ -44,6 +44,7 @@ def test_the_slice_is_given_back_after_a_failure(attributes):
     assert get_attributes() == attributes
 
 
+@pytest.mark.slow
 def test_threads_of_virtual_devices_have_long_slices(attributes):
     script = """
 import os, jax

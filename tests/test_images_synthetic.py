@@ -55,6 +55,7 @@ def test_unknown_data_is_refused(data):
         open_images(data)
 
 
+@pytest.mark.slow
 def test_synthetic_images_load_no_image_library(tmp_path):
     script = (
         "import sys; from cambrian.commands.images import open_source; from cambrian.sharding import Preprocessing\n"

@@ -83,6 +83,7 @@ def wide_executable() -> Executable:
     return make_executable(MeshShape(4, 8), batch_size=8)
 
 
+@pytest.mark.slow
 def test_16_threads_stream_over_32_devices_in_order(wide_executable):
     batches = (inputs_of(index, 1 + index % 8) for index in range(500))
     results = wide_executable.stream(batches, threads=16)

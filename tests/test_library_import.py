@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import cambrian
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,7 @@ print([name for name in heavy if name in sys.modules])
     assert run_script(script) == "3 None {}\n[]\n"
 
 
+@pytest.mark.slow
 def test_the_names_of_models_are_there():
     script = """
 from cambrian import models

@@ -231,6 +231,7 @@ def test_a_thread_that_computes_is_joined_however_long_it_takes(executable, monk
     assert host_threads() == [] and len(finished) >= 2
 
 
+@pytest.mark.slow
 def test_an_open_stream_does_not_keep_the_interpreter_from_exiting():
     script = """
 import itertools, types

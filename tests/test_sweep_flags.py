@@ -80,6 +80,7 @@ def test_classes_that_are_no_labels_are_refused(tmp_path):
         sweep_of("--mesh", "1x2,1x4", "--data", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_search_lists_what_it_would_run(tmp_path, capsys):
     (tmp_path / "tiny.py").write_text(TINY_CONFIG)
     axes = ("--mesh", "1x1,4x4", "--batch_size", "16,256")
@@ -134,6 +135,7 @@ def test_the_commands_of_a_sweep(tmp_path):
     assert (configuration.threads, configuration.seed, configuration.num_images) == (2, 5, 8)
 
 
+@pytest.mark.slow
 def test_the_command_identifies_a_sweep_and_names_its_directory():
     base = ("--mesh", "1x2,2x1", "--data", "synthetic")
     first, fresh = sweep_of(*base), sweep_of(*base, "--fresh", "--output_dir", "elsewhere")

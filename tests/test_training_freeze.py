@@ -45,6 +45,7 @@ def test_the_backbone_stays_bit_identical_and_a_stopped_training_resumes(tmp_pat
     assert epochs == undisturbed[1]
 
 
+@pytest.mark.slow
 def test_a_step_follows_the_gradient_of_the_whole_network_in_inference():
     recipe = Recipe(
         freeze="backbone", batch_size=40, learning_rate=0.5, warmup_epochs=0, momentum=0.0, weight_decay=0.0,

@@ -176,6 +176,7 @@ def augmented(images):
     return images[:, :, ::-1] * 2
 
 
+@pytest.mark.slow
 def test_apply_and_call_stand_in_one_compiled_program_with_other_computation(mesh, images, tmp_path):
     function, params = plain_function()
     program = program_from_function(function, params, INPUTS, mesh, RULES, name="mine")
@@ -192,6 +193,7 @@ def test_apply_and_call_stand_in_one_compiled_program_with_other_computation(mes
         np.testing.assert_allclose(compiled(on_devices, batch), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_session_prints_of_them_is_short_and_holds_no_weights(mesh, tmp_path):
     function, params = plain_function()
     program = program_from_function(function, params, INPUTS, mesh, RULES, name="mine")
