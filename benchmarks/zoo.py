@@ -4,8 +4,9 @@
     python benchmarks/zoo.py --networks MobileNetV2,EfficientNetB0 --precision float32,bfloat16 --output zoo.json
 
 Stock is the network's function under `jax.jit`, in float32; OpenVINO has timm's network of the same name, in a process
-of its own. The better of one and two launching threads counts, and of OpenVINO's latency and throughput mode. Sides take turns within a round, each after a warm-up; figures are medians over the
-rounds. Both processes ask for huge pages; ours keeps freed memory, too (`cambrian.host.permit("malloc")`).
+of its own. The better of one and two launching threads counts, and of OpenVINO's latency and throughput mode. Sides
+take turns within a round, each after a warm-up; figures are medians over the rounds. Both processes ask for huge pages;
+ours keeps freed memory, too (`cambrian.host.permit("malloc")`).
 """
 
 import functools

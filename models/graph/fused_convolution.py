@@ -10,6 +10,7 @@ from jax import lax
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.activations import ACTIVATIONS
 from cambrian.models.lowerings.onednn import Convolution
+from cambrian.models.lowerings.onednn_forms import fused_activations
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class FusedConvolution:
         """The lowerings that can compute it on a platform."""
         names = ["native"]
         if LOWERINGS["onednn"].obstacle(platform) is None and self.dtype in ("float32", "bfloat16"):
-            names.append("onednn")
+            names += ["onednn"] * (self.activation in (None, "RELU") or self.activation in fused_activations())
         size, stride = self.window.size, self.window.stride
         if self.groups == 1 and self.window.dilation == (1, 1) and len({*size}) == len({*stride}) == 1:
             names += [
