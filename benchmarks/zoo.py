@@ -3,38 +3,34 @@
     pip install -e '.[zoo]'
     python benchmarks/zoo.py --networks MobileNetV2,EfficientNetB0 --precision float32,bfloat16 --output zoo.json
 
-Stock is the network's function under `jax.jit`, in float32; OpenVINO has timm's network of the same name, in a process
-of its own. The better of one and two launching threads counts, and of OpenVINO's latency and throughput mode. Sides
-take turns within a round, each after a warm-up; figures are medians over the rounds. Both processes ask for huge pages;
-ours keeps freed memory, too (`cambrian.host.permit("malloc")`).
+Stock is the network's function under `jax.jit`, in float32; OpenVINO has timm's network of the same name. Each side has
+a process of its own, which asks for huge pages; ours keeps freed memory, too (`cambrian.host.permit("malloc")`). The
+better of one and two launching threads counts, and of OpenVINO's latency and throughput mode. Sides take turns within a
+round, each after a warm-up; figures are medians over the rounds.
 """
 
-import functools
+import contextlib
 import json
 import multiprocessing
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import jax
 import numpy as np
 from absl import app, flags
 
-import cambrian
 from benchmarks.machine import circumstances
-from benchmarks.networks import openvino_rates
-from benchmarks.networks.make_network import make_network, names
+from benchmarks.networks import jax_sides, openvino_rates
+from benchmarks.networks.make_network import names
 from benchmarks.output import make_table, print_table
-from cambrian.sharding import time_launches
 
-_THREADS = (1, 2)  # host threads that launch: the better counts, as of OpenVINO's modes
 SIX = ["ResNet50", "MobileNetV2", "EfficientNetB0", "ConvNeXtTiny", "DenseNet121", "VGG16"]
 _NETWORKS = flags.DEFINE_list("networks", SIX, "Names of networks, or all.")
 _PRECISION = flags.DEFINE_list("precision", ["float32", "bfloat16"], "float32, bfloat16, or both.")
@@ -45,61 +41,38 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file of the rows; it grows wit
 
 
 def measure(name: str, precision: str, batch: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Builds a network and returns its row. Runs in a process of its own."""
-    cambrian.host.permit("malloc")
-    function, params, spec = make_network(name)
-    start = time.perf_counter()
-    executable = cambrian.compile(function, params, spec, batch_size=batch, precision=precision, name=name)
-    build_ms = 1e3 * (time.perf_counter() - start)
-    random = np.random.default_rng(0)
-    shape = (batch, *spec.shape)
-    inputs = random.integers(0, 100, shape) if spec.dtype == np.int32 else random.standard_normal(shape)
-    inputs = jax.device_put(inputs.astype(spec.dtype))
-    params = jax.device_put(params)
-    stock = jax.jit(function).lower(params, inputs).compile()
-    expected, got = (np.asarray(outputs, np.float64) for outputs in (stock(params, inputs), executable.launch(inputs)))
+    """Builds a network on every side, each in a process of its own, and returns its row."""
+    with contextlib.ExitStack() as stack:
 
-    def rate(launch: Callable[[], jax.Array], threads: int) -> Callable[[float], float]:
-        def run(seconds: float) -> float:
-            start = time.perf_counter()
-            launches = len(time_launches(launch, threads, least=1, seconds=seconds))
-            return batch * launches / (time.perf_counter() - start)
+        def start(module: ModuleType) -> Callable[..., Any]:
+            context = multiprocessing.get_context("spawn")
+            process = stack.enter_context(ProcessPoolExecutor(1, context))
+            return lambda function, *arguments: process.submit(getattr(module, function), *arguments).result()
 
-        return run
-
-    other = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # its threads would disturb ours
-    modes = other.submit(openvino_rates.prepare, name, batch, spec.shape[0], precision).result()
-    sides = {
-        "ours": [rate(lambda: executable.launch(inputs), threads) for threads in _THREADS],
-        "stock": [rate(lambda: stock(params, inputs), threads) for threads in _THREADS],
-        "openvino": [functools.partial(_in_process(other, openvino_rates.rate), mode) for mode in range(modes)],
-    }
-    rates = {side: [[] for _ in runs] for side, runs in sides.items()}
-    for _ in range(rounds):
-        for side, runs in sides.items():
-            for run, taken in zip(runs, rates[side], strict=True):
-                run(seconds)  # a virtual machine may have given idle memory back
-                taken.append(run(seconds))
-    other.shutdown()
+        ours, stock, openvino = start(jax_sides), start(jax_sides), start(openvino_rates)
+        facts = ours("prepare_ours", name, batch, precision)
+        expected, got = stock("prepare_stock", name, batch), facts.pop("outputs")
+        modes = openvino("prepare", name, batch, facts.pop("size"), precision)
+        sides = {
+            "": (ours, jax_sides.num_modes()),
+            "stock_": (stock, jax_sides.num_modes()),
+            "openvino_": (openvino, modes),
+        }
+        rates = {side: [[] for _ in range(count)] for side, (_, count) in sides.items()}
+        for _ in range(rounds):
+            for side, (run, count) in sides.items():
+                for mode in range(count):
+                    run("rate", mode, seconds)  # a virtual machine may have given idle memory back
+                    rates[side][mode].append(run("rate", mode, seconds))
     best = {side: max(map(statistics.median, taken), default=None) for side, taken in rates.items()}
-    taken = sum(layer["lowering"] != "xla" for layer in executable.plan.values())
     return {
         "network": name,
         "precision": precision,
-        "layers": len(executable.plan),
-        "taken": taken,
         "relative_error": float(np.linalg.norm(got - expected) / np.linalg.norm(expected)),
         "top1_kept": float((got.argmax(-1) == expected.argmax(-1)).mean()),
-        "images_per_second": best["ours"],
-        "stock_images_per_second": best["stock"],
-        "openvino_images_per_second": best["openvino"],
-        "build_ms": build_ms,
-        "notes": list(executable.notes),
+        **{f"{side}images_per_second": figure for side, figure in best.items()},
+        **facts,
     }
-
-
-def _in_process(pool: ProcessPoolExecutor, function: Callable[..., float]) -> Callable[..., float]:
-    return lambda *arguments: pool.submit(function, *arguments).result()
 
 
 def main(_: list[str]) -> None:
@@ -111,8 +84,7 @@ def main(_: list[str]) -> None:
     for name in chosen:
         for precision in _PRECISION.value:
             arguments = (name, precision, _BATCH.value, _ROUNDS.value, _SECONDS.value)
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                row = process.submit(measure, *arguments).result()
+            row = measure(*arguments)
             report["rows"].append(row)
             if _OUTPUT.value:
                 Path(_OUTPUT.value).write_text(json.dumps(report, indent=1))

@@ -16,7 +16,7 @@ from flax import nnx
 import cambrian
 from cambrian.models.frameworks import as_function
 from cambrian.models.graph.fused_convolution import FusedConvolution
-from cambrian.models.graph.optimize import optimized
+from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.trace import trace
 

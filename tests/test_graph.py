@@ -15,7 +15,7 @@ import cambrian.sharding
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings, with_lowering
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph, rewritten
-from cambrian.models.graph.optimize import optimized
+from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.scan import Scan, nodes_and_repetitions
 from cambrian.models.graph.trace import trace

@@ -1,6 +1,5 @@
 """Recognises activations by their values: libraries write the same function in different primitives."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -68,43 +67,35 @@ def _name(region: Sequence[Node], value: Value) -> str | None:
     steps = []
     for node in region:
         operands = tuple(
-            numbers[operand] if operand in numbers else (uniform_value(operand.array), str(operand.dtype))  # type: ignore[attr-defined]
+            (uniform_value(operand.array), str(operand.dtype)) if isinstance(operand, Constant) else numbers[operand]
             for operand in node.inputs
         )
         params = tuple(sorted((name, repr(param)) for name, param in node.params.items()))
         steps.append((node.name, params, operands))
         numbers[node.output] = len(numbers)
-    return _name_of_steps(tuple(steps), str(value.dtype), _Nodes(tuple(region), value))
+    key = (*steps, str(value.dtype))
+    if key not in _names:
+        _names[key] = _computed_name(region, value)
+    return _names[key]
 
 
-class _Nodes:
-    """The nodes of steps; equal to any other, so that equal steps are computed once."""
-
-    def __init__(self, nodes: tuple[Node, ...], value: Value):
-        self.nodes, self.value = nodes, value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Nodes)
-
-    def __hash__(self) -> int:
-        return 0
+_names: dict[tuple, str | None] = {}  # steps of a computation and its dtype → its name, as networks repeat them
 
 
-@functools.lru_cache(maxsize=1024)
-def _name_of_steps(steps: tuple, dtype: str, nodes: _Nodes) -> str | None:
+def _computed_name(region: Sequence[Node], value: Value) -> str | None:
     with jax.ensure_compile_time_eval():
-        points = jnp.asarray(_POINTS, dtype)
-        values = {nodes.value: points}
-        for node in nodes.nodes:
+        points = jnp.asarray(_POINTS, value.dtype)
+        values = {value: points}
+        for node in region:
             arrays = [
-                values[operand]
-                if operand in values
-                else jnp.full(points.shape if operand.shape else (), uniform_value(operand.array), operand.dtype)  # type: ignore[attr-defined]
+                jnp.full(points.shape if operand.shape else (), uniform_value(operand.array), operand.dtype)
+                if isinstance(operand, Constant)
+                else values[operand]
                 for operand in node.inputs
             ]
             (values[node.output],) = node.operation(*arrays)
-        got = np.asarray(values[nodes.nodes[-1].output], np.float32)
-        tolerance = _TOLERANCE if dtype == "float32" else 2e-2
+        got = np.asarray(values[region[-1].output], np.float32)
+        tolerance = _TOLERANCE if value.dtype == jnp.float32 else 2e-2
         for name, function in ACTIVATIONS.items():
             expected = np.asarray(function(points), np.float32)
             if np.allclose(got, expected, rtol=tolerance, atol=tolerance):

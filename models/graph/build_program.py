@@ -18,7 +18,7 @@ from cambrian.models.graph.constants import compact
 from cambrian.models.graph.fastest_program import fastest_program
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph
-from cambrian.models.graph.optimize import optimized
+from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.plan_of_graph import plan_of_graph
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.read_layers import NotLayered, read_layers

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
 from cambrian.models.graph.graph import Constant, Graph
-from cambrian.models.graph.optimize import optimized
+from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.trace import trace
 

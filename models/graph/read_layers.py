@@ -19,7 +19,7 @@ from cambrian.models.graph.constants import compact, uniform_value
 from cambrian.models.graph.elementwise import is_elementwise
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value
-from cambrian.models.graph.optimize import optimized
+from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.trace import trace
 from cambrian.models.graph.views import view_of
 from cambrian.sharding import Kind, LayerSpec
