@@ -52,7 +52,10 @@ def _keras_names() -> list[str]:
 
 
 def _keras(name: str) -> Network:
+    import keras  # pyright: ignore[reportMissingImports]
+
     make, size = getattr(_applications(), name), _SIZES.get(name, 224)
+    keras.utils.set_random_seed(0)
     model = make(weights=None, input_shape=(size, size, 3), classifier_activation=None)
     for variable in model.variables:
         kind = variable.path.rsplit("/", 1)[-1]
