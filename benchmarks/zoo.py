@@ -4,7 +4,7 @@
     python benchmarks/zoo.py --networks MobileNetV2,EfficientNetB0 --precision float32,bfloat16 --output zoo.json
 
 Stock is the network's function under `jax.jit`, in float32; OpenVINO has timm's network of the same name. Each side has
-a process of its own, which asks for huge pages; ours keeps freed memory, too (`cambrian.host.permit("malloc")`). The
+a process of its own, which asks for huge pages; ours has `cambrian.host.permit("malloc", "cpu_latency")`, too. The
 better of one and two launching threads counts, and of OpenVINO's latency and throughput mode. Sides take turns within a
 round, each after a warm-up; figures are medians over the rounds.
 """
