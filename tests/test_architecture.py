@@ -49,6 +49,7 @@ def test_network_of_a_small_basic_resnet():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stem", "num_layers"), [("imagenet", 104 + 3), ("cifar", 104 + 2)])
 def test_resnet101_has_104_convolutions(stem, num_layers):
     layers = network(Architecture.resnet(101, stem, 10), 32)
@@ -56,7 +57,7 @@ def test_resnet101_has_104_convolutions(stem, num_layers):
     assert sum(layer.kind == CONV for layer in layers) == 104
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", [pytest.param(depth, marks=[pytest.mark.slow] * (depth > 34)) for depth in DEPTHS])
 @pytest.mark.parametrize(("stem", "image_size"), [("imagenet", 224), ("imagenet", 33), ("cifar", 32), ("cifar", 1)])
 def test_each_layer_reads_layers_before_it_of_matching_shape(depth, stem, image_size):
     out_shapes: dict[str | None, tuple[int, int, int]] = {None: (image_size, image_size, 3)}
@@ -70,6 +71,7 @@ def test_each_layer_reads_layers_before_it_of_matching_shape(depth, stem, image_
 
 
 # Multiplications and additions, counted as one, that torchvision states for these models at 224 pixels, in 1e9.
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "gmacs"), [(18, 1.81), (34, 3.66), (50, 4.09), (101, 7.80), (152, 11.51)])
 def test_flops_are_those_that_torchvision_states(depth, gmacs):
     layers = network(Architecture.resnet(depth, "imagenet", 1000), 224)

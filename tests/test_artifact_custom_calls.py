@@ -44,6 +44,7 @@ def saved(tmp_path_factory):
     return folder, executable
 
 
+@pytest.mark.slow
 def test_the_portable_program_is_compiled_at_load_and_gives_the_same(saved):
     folder, executable = saved
     loaded = load(folder / "artifact", signing_key=folder / "key")

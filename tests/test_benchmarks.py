@@ -42,6 +42,7 @@ def tiny_reference() -> np.ndarray:
     return reference_logits(tiny_problem(), BATCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "mode", "precision"), CASES)
 def test_every_side_gives_the_reference_logits(side, mode, precision):
     for package in OPTIONAL.get(side, ()):

@@ -58,7 +58,7 @@ def test_lowering_is_the_convolution_at_every_image_size(name, size, stride, pad
         pads = ((0, 0), (0, 0))  # a 1×1 kernel pads nothing
     random = np.random.default_rng(0)
     kernel = random.standard_normal((size, size, 5, 6), np.float32)
-    sizes = [one for one in (1, 2, 3, 8, 9) if all(one + sum(pad) >= size for pad in pads)]  # a window must fit
+    sizes = [one for one in (1, 3, 8, 9) if all(one + sum(pad) >= size for pad in pads)]  # a window must fit
     batches = [random.standard_normal((2, one, one, 5), np.float32) for one in sizes]
     weights = [jnp.asarray(array) for array in lowering.transform(kernel)]
     window, finish = Window.square(size, stride, pads), plain(6, "float32")

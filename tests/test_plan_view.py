@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from PIL import Image
 
 from cambrian.commands.plan.view import draw_plan, print_plan
@@ -21,6 +22,7 @@ def test_the_table_has_a_line_for_each_layer_and_the_predicted_total_beside_the_
     assert total_ms(COSTS) == 10.0
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_colour_for_each_lowering_and_a_hatch_for_each_partition(tmp_path):
     png, svg = draw_plan(PLAN, COSTS, "a network", 8.0, tmp_path / "plan")
     colours = {tuple(colour) for colour in np.asarray(Image.open(png).convert("RGB")).reshape(-1, 3)}

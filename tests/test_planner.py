@@ -250,6 +250,7 @@ def test_bytes_that_a_device_receives():
     ]
 
 
+@pytest.mark.slow
 def test_a_large_network_has_few_states():
     network = network_of(Architecture.resnet(101, "imagenet", 1000), 64)
     shape = MeshShape(2, 4)

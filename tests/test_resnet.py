@@ -222,6 +222,7 @@ def test_bfloat16_training_learns_and_keeps_float32_variables():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model)))
 
 
+@pytest.mark.slow
 def test_bfloat16_logits_are_close_to_float32():
     architecture, size = SMALL["bottleneck_imagenet"]
     variables, images = random_variables(architecture), images_of(4, size)

@@ -99,6 +99,7 @@ def test_values_that_come_twice_are_refused():
         parse("--threads", "2,4,2")
 
 
+@pytest.mark.slow
 def test_a_combination_that_makes_no_sense_is_a_result(tmp_path):
     write_images(tmp_path, ["a.png", "b.png", "c.png"])
     sweep = sweep_of("--mesh", "1x2,1x4", "--batch_size", "6,8", "--data", tmp_path, "--num_images", "2,3,4")

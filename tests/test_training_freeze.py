@@ -73,6 +73,7 @@ def test_a_step_follows_the_gradient_of_the_whole_network_in_inference():
         assert name not in HEAD or np.abs(moved).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_other_classes_than_those_of_the_config_get_a_new_head_only_on_a_frozen_backbone(tmp_path):
     write_images(tmp_path, [f"{split}/{name}/{n}.png" for split in ("train", "test") for name in "abc" for n in (0, 1)])
     model = read_config_file("resnet101_cifar10").preset.model

@@ -19,6 +19,7 @@ from cambrian.sharding import UsageError
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_flip_mirrors_about_half_of_the_images():
     images = jnp.asarray(np.random.default_rng(0).integers(256, size=(64, 4, 5, 3), dtype=np.uint8))
     flipped = random_flip(KEY, images)
@@ -41,6 +42,7 @@ def test_crop_moves_each_image_within_its_mirrored_surroundings():
     assert len(offsets) > 6
 
 
+@pytest.mark.slow
 def test_cutout_clears_one_square_of_each_image():
     cleared = np.asarray(cutout(KEY, jnp.ones((50, 8, 8, 3)), 4)) == 0
     assert (cleared[..., 0] == cleared[..., 2]).all()

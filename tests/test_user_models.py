@@ -139,6 +139,7 @@ print(executable.kind, "flax" in sys.modules, "cambrian.models.lowerings" in sys
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", [*(pytest.param(model, marks=pytest.mark.slow) for model in (nnx_model, linen_model)), plain_function]
 )

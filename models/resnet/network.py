@@ -1,6 +1,8 @@
 """The layers of a ResNet, read from its traced Flax model as from any other function."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +27,11 @@ def network(architecture: Architecture, image_size: int | tuple[int, int]) -> Ne
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1:
         raise UsageError(f"the image size must be at least 1 pixel, got {image_size}")
-    function, shapes = as_function(abstract_resnet(architecture))
-    params = jax.tree.map(lambda param: np.broadcast_to(np.ones((), param.dtype), param.shape), shapes)
     inputs = jax.ShapeDtypeStruct((1, height, width, IMAGE_CHANNELS), "float32")
-    return layered_network(function, params, inputs).layers
+    return layered_network(*_with_any_weights(architecture), inputs).layers
+
+
+@functools.lru_cache(maxsize=8)
+def _with_any_weights(architecture: Architecture) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+    function, shapes = as_function(abstract_resnet(architecture))
+    return function, jax.tree.map(lambda param: np.broadcast_to(np.ones((), param.dtype), param.shape), shapes)
