@@ -112,6 +112,8 @@ class _Reader:
         window, is_dense = operation.window, images in self.flat
         if operation.groups > 1 or window.dilation != (1, 1) or operation.activation not in (None, "RELU"):
             raise NotLayered("convolutions with groups, dilation or an activation other than ReLU")
+        if operation.dtype != "float32":
+            raise NotLayered(f"convolutions in {operation.dtype}")
         padding = {length for sides in window.padding for length in sides}
         if len({*window.size}) > 1 or len({*window.stride}) > 1 or len(padding) > 1:
             raise NotLayered("convolutions whose window isn't a square with the same padding on every side")
