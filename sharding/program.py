@@ -45,8 +45,8 @@ class Program:
       reference: function `reference(inputs) -> outputs` on the host, unsharded, in float32.
       tolerance: largest relative error of the outputs against `reference` (norm of the difference over the norm).
       probe_samples: inputs (M, …) that the outputs are compared with `reference` on; None for random ones.
-      network: layers of a planned model; None for a user's function.
-      plan: plan of a planned model; None for a user's function.
+      network: layers of a planned model; None for a function that is optimised or partitioned otherwise.
+      plan: how each layer, or each operation of an optimised function, is cut and computed; None otherwise.
       rules: (pattern, partition spec) pairs of a user's function, as text.
       custom_calls: targets of the custom calls in `apply`, each internal to one version of jaxlib.
       metadata: JSON-compatible facts stored with the program, such as preprocessing and labels.
