@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
+from cambrian.models.lowerings.onednn import Convolution
 from cambrian.models.lowerings.winograd import filtering_matrices
 
 PADDINGS = {"same": None, "halo": ((0, 0), (1, 1)), "none": ((0, 0), (0, 0))}
@@ -134,6 +135,19 @@ def test_onednn_computes_the_same_of_a_packed_kernel(name, in_channels, out_chan
         packed = lowering.pack(transformed.astype(dtype), call)
         assert packed.ndim == (4 if stays else 1)
         assert relative_error(compute(jnp.asarray(images, dtype), packed), expected) <= tolerance
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 3])
+def test_onednn_computes_the_same_of_a_packed_kernel_of_few_channels(in_channels):
+    usable("onednn")
+    random = np.random.default_rng(6)
+    convolution = Convolution((1, 4, 4, in_channels), 256, Window.square(1, 1, ((0, 0), (0, 0))), "float32", "float32")
+    images = random.standard_normal(convolution.in_shape, np.float32)
+    kernel = random.standard_normal(convolution.kernel_shape, np.float32)
+    packed = convolution.pack(kernel)
+    assert packed.ndim == 1
+    got = jax.jit(lambda x, w: convolution(x, w))(images, packed)
+    assert relative_error(got, convolve(images, kernel, 1, ((0, 0), (0, 0)))) <= TOLERANCE["float32"]
 
 
 def test_onednn_says_why_it_cannot_be_used_elsewhere():
