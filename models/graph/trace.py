@@ -88,7 +88,7 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
         if (called := equation.params.get(_CALLS.get(name, ""))) is not None:
             inner = ClosedJaxpr(called, ()) if isinstance(called, Jaxpr) else called
             outputs = _inline(inner, inputs, nodes)
-        elif name == "scan" and all(isinstance(value, Constant) for value in inputs[: equation.params["num_consts"]]):
+        elif name == "scan" and _has_known_constants(equation, inputs):
             node = _scan(equation, inputs)
             nodes.append(node)
             outputs = node.outputs
@@ -105,6 +105,12 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
                 outputs = constants
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _has_known_constants(equation: Any, inputs: Sequence[Value]) -> bool:
+    """Whether the constants of a scan's body are known. jax 0.12 describes its operands otherwise: left to JAX."""
+    count = equation.params.get("num_consts")
+    return count is not None and all(isinstance(value, Constant) for value in inputs[:count])
 
 
 def _scan(equation: Any, inputs: Sequence[Value]) -> Node:
