@@ -17,7 +17,15 @@ from cambrian.commands.user_model import UserModel
 from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.engine.runtime.parity import NUM_PROBE_SAMPLES
 from cambrian.models.costs.machine import own_table_path
-from cambrian.sharding import Preprocessing, Program, Rules, UsageError, mesh_shape, program_from_function
+from cambrian.sharding import (
+    Preprocessing,
+    Program,
+    Rules,
+    UsageError,
+    mesh_shape,
+    named_arrays,
+    program_from_function,
+)
 from cambrian.sharding.host import planned_as
 
 _PACKAGES = ("commands", "configs", "engine", "models", "sharding")
@@ -123,7 +131,7 @@ def model_program(
 def function_program(
     model: Any,
     params: Any,
-    spec: jax.ShapeDtypeStruct | None,
+    spec: Any,
     mesh: Mesh,
     *,
     batch_size: int,
@@ -141,7 +149,8 @@ def function_program(
 
     Args:
       model, params: as `cambrian.models.frameworks.as_function` takes them.
-      spec: shape and dtype of one sample.
+      spec: shape and dtype of one sample: a `jax.ShapeDtypeStruct`, or one for each array in a pytree of dicts, lists
+        and tuples.
       batch_size: global number of samples of a launch.
       precision: float32, bfloat16, or auto, which is the function's own.
       partition: as `cambrian.models.graph.build_program` takes it.
@@ -161,7 +170,8 @@ def function_program(
         raise UsageError("expected spec, the shape and dtype of one sample, with a function or module, got None")
     function, values = as_function(model, params)
     name = name or _name_of(model)
-    inputs = jax.ShapeDtypeStruct((batch_size, *spec.shape), spec.dtype)
+    named_arrays("spec", spec)
+    inputs = jax.tree.map(lambda each: jax.ShapeDtypeStruct((batch_size, *each.shape), each.dtype), spec)
     precision = "float32" if precision == "auto" else precision
     if rules is None:
         devices = list(mesh.devices.flat)

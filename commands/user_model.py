@@ -16,13 +16,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from cambrian.commands.classifier import Classifier
 from cambrian.commands.configuration import check_path
 from cambrian.sharding import MeshShape, Program, UsageError, make_mesh, program_from_function
-
-_REPLICATED = ((".*", P()),)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +87,7 @@ def read_user_model(model: str, weights: str, device: jax.Device, batch_size: in
         if not isinstance(classifier, Classifier):
             raise UsageError(f"{name} must return a cambrian.Classifier, got {type(classifier).__name__}")
         mesh, pixels = make_mesh(MeshShape(1, 1), [device]), classifier.pixels(batch_size)
-        stock = program_from_function(*classifier.as_function(), pixels, mesh, _REPLICATED, name=name)
+        stock = program_from_function(*classifier.as_function(), pixels, mesh, None, name=name)
     return UserModel(classifier, hashlib.sha256(source).hexdigest(), stock)
 
 

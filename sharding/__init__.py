@@ -31,6 +31,13 @@ from cambrian.sharding.planner import (
     choose_plan as choose_plan,
 )
 from cambrian.sharding.preprocessing import Preprocessing as Preprocessing
-from cambrian.sharding.program import Program as Program, TensorSpec as TensorSpec
+from cambrian.sharding.program import (
+    Program as Program,
+    Specs as Specs,
+    TensorSpec as TensorSpec,
+    abstract as abstract,
+    named_arrays as named_arrays,
+    shardings as shardings,
+)
 from cambrian.sharding.rules import Rules as Rules
 from cambrian.sharding.timing import time_launches as time_launches

@@ -13,19 +13,20 @@ from jax.tree_util import GetAttrKey, KeyPath, keystr
 
 from cambrian.sharding.errors import UsageError
 from cambrian.sharding.mesh import DATA_AXIS, MODEL_AXIS
-from cambrian.sharding.program import Program, TensorSpec
+from cambrian.sharding.program import Program, Specs, TensorSpec, named_arrays, shardings
 from cambrian.sharding.rules import Rules, check_partition_spec, match_rules
 
 _CUT_BY_DATA = P(DATA_AXIS)
+_REPLICATED = ((".*", P()),)
 _MAX_CONSTANT_BYTES = 4096  # normalisation constants are smaller, the kernels of most layers larger
 
 
 def program_from_function(
-    function: Callable[[Any, jax.Array], jax.Array],
+    function: Callable[[Any, Any], Any],
     params: Any,
-    inputs: jax.ShapeDtypeStruct,
+    inputs: Any,
     mesh: Mesh,
-    rules: Rules,
+    rules: Rules | None,
     *,
     name: str,
     input_partition_spec: P = _CUT_BY_DATA,
@@ -41,42 +42,46 @@ def program_from_function(
     Args:
       function: traceable function that takes all weights in its first argument.
       params: pytree of arrays, such as the variables of Flax Linen or the state from `flax.nnx.split`.
-      inputs: global shape (N, …) and dtype of the inputs of a launch; N is the batch size.
+      inputs: global shape (N, …) and dtype of the inputs of a launch, where N is the batch size: a
+        `jax.ShapeDtypeStruct`, or one for each array in a pytree of dicts, lists and tuples.
       mesh: mesh from `make_mesh`.
-      rules: sharding rules, see `match_rules`.
+      rules: sharding rules, see `match_rules`; None holds all parameters on every device.
       name: name of the model.
-      input_partition_spec: partition spec of the inputs (N, …).
-      output_partition_spec: partition spec of the outputs (N, …).
+      input_partition_spec: partition spec of each of the inputs (N, …).
+      output_partition_spec: partition spec of each of the outputs (N, …).
       tolerance: largest relative error of the outputs; 2e-2 suits models that compute in bfloat16.
       metadata: JSON-compatible facts stored with the program.
 
     Raises:
       UsageError: if a rule or partition spec doesn't fit (names parameter, shape and axis), a parameter isn't a numeric
-        array, `function` closes over weights, or it doesn't return one array (N, …).
+        array, `function` closes over weights, which no rule can shard, or it doesn't return arrays (N, …).
     """
     if mesh.axis_names != (MODEL_AXIS, DATA_AXIS) or set(mesh.axis_types) != {AxisType.Auto}:
         raise UsageError(f"expected a mesh from make_mesh, with Auto axes {MODEL_AXIS}, {DATA_AXIS}, got {mesh}")
     values, treedef = _named_values(params)
-    specs, notes = match_rules(rules, {name: value.shape for name, value in values.items()}, mesh)
+    shapes = {name: value.shape for name, value in values.items()}
+    specs, notes = match_rules(_REPLICATED if rules is None else rules, shapes, mesh)
     param_specs = tuple(TensorSpec(name, value.shape, str(value.dtype), specs[name]) for name, value in values.items())
-    input_spec = _tensor_spec("inputs", inputs, input_partition_spec, mesh)
+    input_spec = _tensor_specs("inputs", inputs, input_partition_spec, mesh)
 
-    def call(params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
+    def call(params: Sequence[jax.Array], inputs: Any) -> Any:
         return function(jax.tree.unflatten(treedef, params), inputs)
 
     abstract_params = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in param_specs]
     jaxpr, outputs = jax.make_jaxpr(call, return_shape=True)(abstract_params, inputs)
-    _check_constants(jaxpr)
-    if not isinstance(outputs, jax.ShapeDtypeStruct) or outputs.shape[:1] != inputs.shape[:1]:
-        raise UsageError(f"the function must return one array ({inputs.shape[0]}, …), got {outputs}")
-    output_spec = _tensor_spec("outputs", outputs, output_partition_spec, mesh)
-    shardings = [spec.sharding(mesh) for spec in param_specs]
+    if rules is not None:
+        _check_constants(jaxpr)
+    lengths = {array.shape[:1] for array in jax.tree.leaves((inputs, outputs))}
+    if len(lengths) > 1:
+        samples = jax.tree.leaves(inputs)[0].shape[0]
+        raise UsageError(f"inputs and results of the function must be arrays ({samples}, …), got {inputs} → {outputs}")
+    output_spec = _tensor_specs("outputs", outputs, output_partition_spec, mesh)
 
-    def apply(params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
+    def apply(params: Sequence[jax.Array], inputs: Any) -> Any:
         # Constraints keep the rules in force inside other functions and for arguments with any sharding.
-        params = lax.with_sharding_constraint(list(params), shardings)
-        inputs = lax.with_sharding_constraint(inputs, input_spec.sharding(mesh))
-        return lax.with_sharding_constraint(call(params, inputs), output_spec.sharding(mesh))
+        params = lax.with_sharding_constraint(list(params), shardings(list(param_specs), mesh))
+        inputs = lax.with_sharding_constraint(inputs, shardings(input_spec, mesh))
+        return lax.with_sharding_constraint(call(params, inputs), shardings(output_spec, mesh))
 
     return Program(
         name=name,
@@ -88,7 +93,7 @@ def program_from_function(
         mesh=mesh,
         reference=_reference(call, list(values.values()), mesh.devices.flat[0]),
         tolerance=tolerance,
-        rules=tuple((pattern, str(spec)) for pattern, spec in rules),
+        rules=tuple((pattern, str(spec)) for pattern, spec in rules or ()),
         metadata=dict(metadata or {}),
         notes=tuple(notes),
     )
@@ -114,6 +119,11 @@ def _parameter_name(path: KeyPath) -> str:
     if len(path) > 1 and path[-1] == GetAttrKey("value"):
         path = path[:-1]  # the value of a variable in an nnx.State
     return keystr(path, simple=True, separator="/") or "params"
+
+
+def _tensor_specs(name: str, tree: Any, partition_spec: P, mesh: Mesh) -> Specs:
+    specs = [_tensor_spec(path, array, partition_spec, mesh) for path, array in named_arrays(name, tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), specs)
 
 
 def _tensor_spec(name: str, array: jax.ShapeDtypeStruct, partition_spec: P, mesh: Mesh) -> TensorSpec:
@@ -151,14 +161,14 @@ def _constants(jaxpr: Any) -> Iterator[Any]:
 
 
 def _reference(
-    call: Callable[[Sequence[jax.Array], jax.Array], jax.Array], params: Sequence[np.ndarray], device: jax.Device
-) -> Callable[[np.ndarray], np.ndarray]:
+    call: Callable[[Sequence[jax.Array], Any], Any], params: Sequence[np.ndarray], device: jax.Device
+) -> Callable[[Any], Any]:
     jitted = jax.jit(call)
 
-    def reference(inputs: np.ndarray) -> np.ndarray:
-        arguments = jax.device_put(([_widened(param) for param in params], _widened(inputs)), device)
+    def reference(inputs: Any) -> Any:
+        arguments = jax.device_put(jax.tree.map(_widened, (list(params), inputs)), device)
         with jax.default_matmul_precision("highest"):
-            return np.asarray(jitted(*arguments))
+            return jax.tree.map(np.asarray, jitted(*arguments))
 
     return reference
 

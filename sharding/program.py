@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
+from cambrian.sharding.errors import UsageError
 from cambrian.sharding.layer import Network
 from cambrian.sharding.plan import Plan
 
@@ -29,6 +30,34 @@ class TensorSpec:
         return NamedSharding(mesh, self.partition_spec)
 
 
+Specs = Any  # a TensorSpec, or one for each array of a pytree of dicts, lists and tuples
+
+
+def named_arrays(name: str, tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by name: `name` itself for a single array, `name/path` in dicts, lists and tuples.
+
+    Raises:
+      UsageError: if the tree has other containers, which an artefact can't hold, empty ones, or two arrays of one name.
+    """
+    found: dict[str, Any] = {}
+
+    def visit(path: str, node: Any) -> None:
+        if type(node) is dict and node and all(isinstance(key, str) for key in node):
+            for key in sorted(node):  # the order of JAX's leaves
+                visit(f"{path}/{key}", node[key])
+        elif type(node) in (list, tuple) and node:
+            for index, item in enumerate(node):
+                visit(f"{path}/{index}", item)
+        elif not hasattr(node, "shape") or path in found:
+            got = f"two arrays {path}" if path in found else type(node).__name__
+            raise UsageError(f"{path} must be one array, or a dict, list or tuple of arrays, got {got}")
+        else:
+            found[path] = node
+
+    visit(name, tree)
+    return found
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """A function specialised to a mesh, with its parameters.
@@ -36,11 +65,12 @@ class Program:
     Attributes:
       name: name of the model.
       apply: traceable function `apply(params, inputs) -> outputs`; `params` is a flat sequence of arrays in the order
-        of `param_specs`. It may be called inside another function under `jax.jit`.
+        of `param_specs`, inputs and outputs are arrays or pytrees, as their specs. It may be called inside another
+        function under `jax.jit`.
       params: values of the parameters on the host, in the same order.
       param_specs: specs of the parameters.
-      input_spec: spec of the input; its first dimension is the batch.
-      output_spec: spec of the output; its first dimension is the batch.
+      input_spec: spec of the input, or pytree of specs; the first dimension of each array is the batch.
+      output_spec: spec of the output, or pytree of specs, likewise.
       mesh: mesh that `apply` and the specs refer to.
       reference: function `reference(inputs) -> outputs` on the host, unsharded, in float32.
       tolerance: largest relative error of the outputs against `reference` (norm of the difference over the norm).
@@ -54,13 +84,13 @@ class Program:
     """
 
     name: str
-    apply: Callable[[Sequence[jax.Array], jax.Array], jax.Array] = dataclasses.field(repr=False)
+    apply: Callable[[Sequence[jax.Array], Any], Any] = dataclasses.field(repr=False)
     params: Sequence[np.ndarray] = dataclasses.field(repr=False)
     param_specs: tuple[TensorSpec, ...] = dataclasses.field(repr=False)
-    input_spec: TensorSpec
-    output_spec: TensorSpec
+    input_spec: Specs
+    output_spec: Specs
     mesh: Mesh
-    reference: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
+    reference: Callable[[Any], Any] = dataclasses.field(repr=False)
     tolerance: float
     probe_samples: np.ndarray | None = dataclasses.field(default=None, repr=False)
     network: Network | None = dataclasses.field(default=None, repr=False)
@@ -70,6 +100,16 @@ class Program:
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
-    def abstract_arguments(self) -> tuple[list[jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
+    def abstract_arguments(self) -> tuple[list[jax.ShapeDtypeStruct], Any]:
         """Returns `(params, inputs)` as abstract arrays with shardings, to lower `apply` with."""
-        return [spec.abstract(self.mesh) for spec in self.param_specs], self.input_spec.abstract(self.mesh)
+        return abstract(list(self.param_specs), self.mesh), abstract(self.input_spec, self.mesh)
+
+
+def abstract(specs: Specs, mesh: Mesh) -> Any:
+    """JAX's abstract arrays of specs, with their shardings on `mesh`."""
+    return jax.tree.map(lambda spec: spec.abstract(mesh), specs)
+
+
+def shardings(specs: Specs, mesh: Mesh) -> Any:
+    """The shardings of specs on `mesh`."""
+    return jax.tree.map(lambda spec: spec.sharding(mesh), specs)

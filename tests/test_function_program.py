@@ -69,9 +69,10 @@ def test_small_constants_may_be_held_by_the_function(mesh):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"function": lambda p, x: (x, x)}, r"one array \(8, …\), got \("),
-        ({"function": lambda p, x: x.sum()}, r"one array \(8, …\), got ShapeDtypeStruct\(shape=\(\)"),
-        ({"function": lambda p, x: x.T}, r"one array \(8, …\), got ShapeDtypeStruct\(shape=\(6, 8\)"),
+        ({"function": lambda p, x: (x, None)}, r"outputs/1 must be one array, .*, got NoneType"),
+        ({"function": lambda p, x: {}}, r"outputs must be one array, or a dict, list or tuple of arrays, got dict"),
+        ({"function": lambda p, x: x.sum()}, r"must be arrays \(8, …\), got .*→ ShapeDtypeStruct\(shape=\(\)"),
+        ({"function": lambda p, x: x.T}, r"must be arrays \(8, …\), got .*→ ShapeDtypeStruct\(shape=\(6, 8\)"),
         ({"output_partition_spec": P("data", "model")}, None),
         ({"output_partition_spec": P("data", None, "model")}, r"outputs of shape \(8, 6\): expected .* at most 2"),
         ({"inputs": jax.ShapeDtypeStruct((6, 6), "float32")}, r"inputs of shape \(6, 6\): .* 'data' of 4, got 6"),

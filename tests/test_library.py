@@ -149,7 +149,7 @@ def test_what_is_no_model_and_no_array_is_refused(executable):
     for other in ("weights.safetensors", None):
         with pytest.raises(TypeError, match=r"expected a model, such as cambrian.resnet\(PATH\), .*, got "):
             cambrian.compile(other)
-    with pytest.raises(TypeError, match="inputs must be a NumPy or JAX array, got list"):
+    with pytest.raises(TypeError, match="inputs must be a NumPy or JAX array, or a pytree of arrays, got int"):
         executable([[0]])
 
 

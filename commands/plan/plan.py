@@ -2,7 +2,7 @@
 
 import statistics
 
-import numpy as np
+import jax
 
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import print_note
@@ -54,8 +54,8 @@ def launch_milliseconds(executable: Executable, threads: int) -> float:
 
     Launches run one at a time, except on a single CPU device, where those of `threads` host threads run concurrently.
     """
-    inputs = executable.put(np.asarray(probe_inputs(executable.input_spec))).block_until_ready()
-    executable.launch(inputs).block_until_ready()
+    inputs = jax.block_until_ready(executable.put(probe_inputs(executable.input_spec)))
+    jax.block_until_ready(executable.launch(inputs))
     at_once = launches_computing_at_once(executable.mesh, threads)
     with low_cpu_latency(executable.platform):
         return statistics.median(time_launches(lambda: executable.launch(inputs), at_once, least=5, seconds=5.0))

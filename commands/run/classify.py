@@ -1,8 +1,8 @@
 """Classifies images: batches for the host threads, predictions in input order, and their tally."""
 
 import dataclasses
-from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,18 +51,23 @@ class ClassifiedBatch:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
 
+def check_classifier(name: str, metadata: Mapping[str, Any]) -> None:
+    """Raises UsageError if the metadata of an executable or artefact aren't an image classifier's."""
+    if missing := [fact for fact in ("labels", "preprocessing", "trained") if fact not in metadata]:
+        raise UsageError(
+            f"expected an image classifier, with labels, preprocessing and trained in its metadata, "
+            f"got {name} without {', '.join(missing)}"
+        )
+
+
 def images_of(executable: Executable, source: ImageSource) -> tuple[ModelImages, tuple[str, ...]]:
     """The source's images as the executable's model reads and numbers them, and human-readable notes.
 
     Raises:
       UsageError: if the executable isn't an image classifier, or a class isn't one of its labels.
     """
+    check_classifier(executable.name, executable.metadata)
     metadata = executable.metadata
-    if missing := [name for name in ("labels", "preprocessing", "trained") if name not in metadata]:
-        raise UsageError(
-            f"expected an image classifier, with labels, preprocessing and trained in its metadata, "
-            f"got {executable.name} without {', '.join(missing)}"
-        )
     preprocessing = Preprocessing.from_json(metadata["preprocessing"], executable.name)
     if executable.input_spec.shape[1:3] != preprocessing.size:
         raise UsageError(

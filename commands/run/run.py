@@ -14,7 +14,7 @@ from cambrian.commands.flags import Flags
 from cambrian.commands.images import ImageSource, ModelImages, choose_data, for_model, open_source
 from cambrian.commands.output import PREDICTIONS, deferred_interrupts, output_folder, reporting
 from cambrian.commands.report import Report
-from cambrian.commands.run.classify import Tally, classify, images_of
+from cambrian.commands.run.classify import Tally, check_classifier, classify, images_of
 from cambrian.commands.run.clock import milliseconds_since_process_start
 from cambrian.commands.run.predictions import PredictionFile
 from cambrian.engine.artifact.layout import read_artifact
@@ -95,6 +95,7 @@ def _run(
     return_freed_memory(_num_devices(configuration))
     made = make_executable(configuration)
     executable, threads = made.executable, configuration.threads
+    check_classifier(executable.name, executable.metadata)
     report.build_ms, report.load_ms = made.build_ms, made.load_ms
     report.describe(executable)
     report.predicted_host_memory_bytes = predicted_host_memory_bytes(

@@ -18,6 +18,7 @@ from cambrian.commands.images import choose_data, for_model, open_source
 from cambrian.commands.model import read_model
 from cambrian.commands.predict import predict
 from cambrian.commands.program import build_digest
+from cambrian.commands.run.classify import check_classifier
 from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.sweep import Sweep
@@ -142,7 +143,8 @@ def _model(configuration: Configuration) -> tuple[dict[str, Any], tuple[str, ...
     identity = dataclasses.asdict(model)
     if configuration.artifact:
         manifest, _ = read_artifact(Path(configuration.artifact), None)
-        return identity, tuple(manifest.metadata.get("labels", ())), manifest.output_spec.shape[-1]
+        check_classifier(manifest.name, manifest.metadata)
+        return identity, tuple(manifest.metadata["labels"]), manifest.output_spec.shape[-1]
     if configuration.weights not in ("auto", "random"):
         model = read_model(configuration).config
     return identity, model.labels, model.num_classes

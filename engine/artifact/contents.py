@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from cambrian.engine.errors import DamagedArtifact, damage_named
 from cambrian.engine.runtime.compile import compile_exported, put_params
 from cambrian.engine.runtime.executable import Analysis, Executable
 from cambrian.engine.runtime.parity import Parity, run_probe
-from cambrian.sharding import TensorSpec
+from cambrian.sharding import TensorSpec, named_arrays
 
 
 def read_params(path: Path, manifest: Manifest, mesh: Mesh) -> list[jax.Array]:
@@ -28,16 +29,21 @@ def read_params(path: Path, manifest: Manifest, mesh: Mesh) -> list[jax.Array]:
     return put_params(_read_tensors(path, PARAMETERS, manifest, manifest.param_specs), manifest.param_specs, mesh)
 
 
-def read_probe(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+def read_probe(path: Path, manifest: Manifest) -> tuple[Any, Any]:
     """Reads the probe's inputs and their reference outputs.
 
     Raises:
       DamagedArtifact: naming the file, if it isn't what the manifest states.
     """
-    inputs = TensorSpec("inputs", manifest.input_spec.shape, manifest.input_spec.dtype)
-    outputs = TensorSpec("outputs", manifest.output_spec.shape, "float32")
-    inputs, outputs = _read_tensors(path, PROBE, manifest, (inputs, outputs))
-    return inputs, outputs
+    stated = named_arrays("inputs", manifest.input_spec), named_arrays("outputs", manifest.output_spec)
+    inputs = [TensorSpec(name, spec.shape, spec.dtype) for name, spec in stated[0].items()]
+    outputs = [TensorSpec(name, spec.shape, "float32") for name, spec in stated[1].items()]
+    arrays = _read_tensors(path, PROBE, manifest, [*inputs, *outputs])
+    structures = jax.tree.structure(manifest.input_spec), jax.tree.structure(manifest.output_spec)
+    return (
+        jax.tree.unflatten(structures[0], arrays[: len(inputs)]),
+        jax.tree.unflatten(structures[1], arrays[len(inputs) :]),
+    )
 
 
 def _read_tensors(path: Path, name: str, manifest: Manifest, specs: Sequence[TensorSpec]) -> list[np.ndarray]:

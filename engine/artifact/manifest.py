@@ -20,7 +20,7 @@ from cambrian.engine.artifact.signing import sign, verify
 from cambrian.engine.errors import damage_named
 from cambrian.engine.files import open_regular
 from cambrian.engine.runtime.executable import Analysis
-from cambrian.sharding import DATA_AXIS, MODEL_AXIS, MeshShape, TensorSpec
+from cambrian.sharding import DATA_AXIS, MODEL_AXIS, MeshShape, Specs, TensorSpec, named_arrays
 from cambrian.sharding.rules import check_partition_spec
 
 MANIFEST = "manifest.json"
@@ -77,8 +77,9 @@ class Manifest:
       created: time in UTC, ISO 8601.
       mesh: mesh that the program is compiled for.
       platform: cpu, gpu or tpu.
-      input_spec: spec of the inputs.
-      output_spec: spec of the outputs.
+      input_spec: spec of the inputs, or pytree of specs; likewise in JSON, where dicts, lists and tuples are
+        `{"dict": {…}}`, `{"list": […]}` and `{"tuple": […]}`.
+      output_spec: spec of the outputs, or pytree of specs.
       plan: layer name → partition, lowering and micro_batch; empty for a user's function.
       rules: (pattern, partition spec) pairs of a user's function, as text.
       custom_calls: targets that the program calls, internal to the jaxlib and CPU that it was built with.
@@ -97,8 +98,8 @@ class Manifest:
     created: str
     mesh: MeshShape
     platform: str
-    input_spec: TensorSpec
-    output_spec: TensorSpec
+    input_spec: Specs
+    output_spec: Specs
     plan: dict[str, dict[str, str | int]]
     rules: tuple[tuple[str, str], ...]
     custom_calls: tuple[str, ...]
@@ -118,8 +119,8 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             **fields,
             "mesh": str(self.mesh),
-            "input_spec": _spec_to_json(self.input_spec),
-            "output_spec": _spec_to_json(self.output_spec),
+            "input_spec": _specs_to_json(self.input_spec),
+            "output_spec": _specs_to_json(self.output_spec),
             "analysis": self.analysis and dataclasses.asdict(self.analysis),
             "files": {name: dataclasses.asdict(record) for name, record in self.files.items()},
             "param_specs": [_spec_to_json(spec) for spec in self.param_specs],
@@ -139,13 +140,16 @@ class Manifest:
         if values["tolerance"] < 0:
             raise ValueError(f"tolerance must be at least 0, got {values['tolerance']}")
         mesh = MeshShape.parse(values["mesh"])
+        input_spec, output_spec = (_specs_from_json(values[name], mesh) for name in ("input_spec", "output_spec"))
+        for name, specs in (("inputs", input_spec), ("outputs", output_spec)):
+            named_arrays(name, specs)  # refuses empty structures and equal names
         fields = {name: value for name, value in values.items() if name != "format_version"}
         return cls(
             **fields
             | {
                 "mesh": mesh,
-                "input_spec": _spec_from_json(values["input_spec"], mesh),
-                "output_spec": _spec_from_json(values["output_spec"], mesh),
+                "input_spec": input_spec,
+                "output_spec": output_spec,
                 "rules": tuple((pattern, spec) for pattern, spec in values["rules"]),
                 "custom_calls": tuple(values["custom_calls"]),
                 "notes": tuple(values["notes"]),
@@ -199,6 +203,25 @@ def _readable_json(value: Any) -> str:
         lambda match: "[" + " ".join(line.strip() for line in match[1].split("\n")) + "]",
         json.dumps(value, indent=1),
     )
+
+
+def _specs_to_json(specs: Specs) -> dict[str, Any]:
+    if isinstance(specs, TensorSpec):
+        return _spec_to_json(specs)
+    if isinstance(specs, dict):
+        return {"dict": {key: _specs_to_json(value) for key, value in specs.items()}}
+    return {type(specs).__name__: [_specs_to_json(value) for value in specs]}
+
+
+def _specs_from_json(values: dict[str, Any], mesh: MeshShape) -> Specs:
+    match values:
+        case {"dict": dict(items), **rest} if not rest:
+            return {key: _specs_from_json(value, mesh) for key, value in items.items()}
+        case {"list": list(items), **rest} if not rest:
+            return [_specs_from_json(value, mesh) for value in items]
+        case {"tuple": list(items), **rest} if not rest:
+            return tuple(_specs_from_json(value, mesh) for value in items)
+    return _spec_from_json(values, mesh)
 
 
 def _spec_to_json(spec: TensorSpec) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.export import Exported
@@ -14,7 +15,7 @@ from cambrian.engine.artifact.layout import read_artifact, rebuild_mesh
 from cambrian.engine.artifact.load import check_custom_calls
 from cambrian.engine.artifact.quarantine import prove
 from cambrian.engine.artifact.signing import read_key
-from cambrian.sharding import TensorSpec
+from cambrian.sharding import Specs
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -24,20 +25,21 @@ class Portable:
     Attributes:
       exported: program as JAX exported it.
       params: parameters; pass them as an argument of the jitted function, so that they aren't compiled in as constants.
-      input_spec: spec of the inputs, moved to the devices by `jax.device_put(inputs, input_spec.sharding(mesh))`.
-      output_spec: spec of the outputs.
+      input_spec: spec of the inputs, moved to the devices by `jax.device_put(inputs, input_spec.sharding(mesh))`, or
+        pytree of specs.
+      output_spec: spec of the outputs, or pytree of specs.
       mesh: mesh that the program runs on.
       metadata: facts of the program, such as preprocessing and labels.
     """
 
     exported: Exported = dataclasses.field(repr=False)
     params: list[jax.Array] = dataclasses.field(repr=False)
-    input_spec: TensorSpec
-    output_spec: TensorSpec
+    input_spec: Specs
+    output_spec: Specs
     mesh: Mesh
     metadata: dict = dataclasses.field(repr=False)
 
-    def call(self, params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
+    def call(self, params: Sequence[jax.Array], inputs: Any) -> Any:
         """Returns the outputs; may stand under the caller's `jax.jit`, with other computation around it."""
         return self.exported.call(list(params), inputs)
 

@@ -5,6 +5,7 @@ import datetime
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from cambrian.engine.files import new_directory, path_named, write_file
 from cambrian.engine.runtime.compile import compile_apply
 from cambrian.engine.runtime.executable import Analysis, Executable
 from cambrian.engine.runtime.parity import probe_inputs, reference_outputs
-from cambrian.sharding import Program, UsageError, mesh_shape
+from cambrian.sharding import Program, UsageError, mesh_shape, named_arrays
 
 NO_NATIVE = "the artefact holds no native executable"
 
@@ -33,14 +34,14 @@ class Parts:
     Attributes:
       program: program that it was computed from.
       code: file name → content, of the portable and the native program.
-      probe: inputs, and their float32 reference outputs.
+      probe: inputs, and their float32 reference outputs, each an array or a pytree.
       analysis: memory and arithmetic of the executable; None where none was compiled.
       notes: parts that the artefact lacks.
     """
 
     program: Program
     code: dict[str, bytes]
-    probe: tuple[np.ndarray, np.ndarray]
+    probe: tuple[Any, Any]
     analysis: Analysis | None
     notes: tuple[str, ...]
 
@@ -120,8 +121,9 @@ def write_artifact(parts: Parts, path: Path, signing_key: str | Path | None = No
             for name, data in parts.code.items():
                 write_file(directory / name, data)
                 files[name] = FileRecord.of(data)
-            probe = list(zip(("inputs", "outputs"), parts.probe, strict=True))
-            files[PROBE] = _write_tensors(directory / PROBE, probe)
+            inputs, outputs = parts.probe
+            probe = named_arrays("inputs", inputs) | named_arrays("outputs", outputs)
+            files[PROBE] = _write_tensors(directory / PROBE, list(probe.items()))
             write_file(directory / MANIFEST, _manifest(parts, files, cache_key).signed(key))
     except FileExistsError:
         raise _exists(path) from None

@@ -8,7 +8,7 @@ from jax.export import Exported
 from jax.sharding import Mesh
 
 from cambrian.engine.runtime.executable import Analysis, Executable
-from cambrian.sharding import Program, TensorSpec, aligned
+from cambrian.sharding import Program, Specs, TensorSpec, abstract, aligned, shardings
 from cambrian.sharding.host import without_compilation_cache
 
 
@@ -41,20 +41,19 @@ def compile_apply(program: Program) -> jax.stages.Compiled:
 
 def jit_program(program: Program):
     """Returns the program's `apply` under `jax.jit`, with its output sharding."""
-    return jax.jit(program.apply, out_shardings=program.output_spec.sharding(program.mesh))
+    return jax.jit(program.apply, out_shardings=shardings(program.output_spec, program.mesh))
 
 
 def compile_exported(
     exported: Exported,
     param_specs: Sequence[TensorSpec],
-    input_spec: TensorSpec,
-    output_spec: TensorSpec,
+    input_spec: Specs,
+    output_spec: Specs,
     mesh: Mesh,
 ) -> jax.stages.Compiled:
     """Compiles the portable form of a program for `mesh`."""
-    params = [spec.abstract(mesh) for spec in param_specs]
-    jitted = jax.jit(exported.call, out_shardings=output_spec.sharding(mesh))
-    lowered = jitted.lower(params, input_spec.abstract(mesh))
+    jitted = jax.jit(exported.call, out_shardings=shardings(output_spec, mesh))
+    lowered = jitted.lower(abstract(list(param_specs), mesh), abstract(input_spec, mesh))
     with without_compilation_cache():
         return lowered.compile()
 
@@ -64,4 +63,4 @@ def put_params(params: Sequence[np.ndarray], specs: Sequence[TensorSpec], mesh: 
 
     Virtual CPU devices that hold the same values share one buffer, unless a dimension other than the first is sharded.
     """
-    return jax.device_put([aligned(array) for array in params], [spec.sharding(mesh) for spec in specs])
+    return jax.device_put([aligned(array) for array in params], shardings(list(specs), mesh))

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cambrian.engine.runtime.batch import empty_batch, fetch, num_samples, samples
 from cambrian.engine.runtime.launch import launch
 from cambrian.engine.runtime.parity import Parity
 from cambrian.engine.runtime.stream import stream
-from cambrian.sharding import Program, TensorSpec, UsageError
+from cambrian.sharding import Program, Specs, TensorSpec, UsageError, named_arrays, shardings
 from cambrian.sharding.host import launches_run_side_by_side, low_cpu_latency
 
 
@@ -44,11 +45,11 @@ class Executable:
       name: name of the model.
       kind: origin of the machine code: `online` (compiled in this process), `native` (loaded), or `portable` (compiled
         at load from StableHLO).
-      compiled: function `compiled(params, inputs) -> outputs`.
+      compiled: function `compiled(params, inputs) -> outputs`, of arrays or pytrees, as their specs.
       params: parameters on the devices, in the order of `param_specs`.
       param_specs: specs of the parameters.
-      input_spec: spec of the inputs of one launch.
-      output_spec: spec of the outputs of one launch.
+      input_spec: spec of the inputs of one launch, or pytree of specs.
+      output_spec: spec of the outputs of one launch, or pytree of specs.
       mesh: mesh that the executable runs on.
       analysis: memory and arithmetic, per device.
       parity: relative error and top-1 agreement of the probe against the unsharded float32 reference; None until a
@@ -64,8 +65,8 @@ class Executable:
     compiled: jax.stages.Compiled = dataclasses.field(repr=False)
     params: list[jax.Array] = dataclasses.field(repr=False)
     param_specs: tuple[TensorSpec, ...] = dataclasses.field(repr=False)
-    input_spec: TensorSpec
-    output_spec: TensorSpec
+    input_spec: Specs
+    output_spec: Specs
     mesh: Mesh
     analysis: Analysis
     parity: Parity | None = None
@@ -77,61 +78,70 @@ class Executable:
     @property
     def batch_size(self) -> int:
         """Number of samples in one launch, over all devices."""
-        return self.input_spec.shape[0]
+        return jax.tree.leaves(self.input_spec)[0].shape[0]
 
     @property
     def platform(self) -> str:
         """cpu, gpu or tpu."""
         return self.mesh.devices.flat[0].platform
 
-    def put(self, inputs: np.ndarray) -> jax.Array:
+    def put(self, inputs: Any) -> Any:
         """Pads up to `batch_size` inputs with zeros to a whole batch and moves it to the devices.
 
         Raises:
-          TypeError: if `inputs` isn't an array.
-          UsageError: if shape or dtype differ from the executable's.
+          TypeError: if `inputs` isn't an array, where one is expected.
+          UsageError: if structure, shapes or dtypes differ from the executable's.
         """
-        return jax.device_put(self._whole_batch(inputs), self.input_spec.sharding(self.mesh))
+        return jax.device_put(self._whole_batch(inputs), shardings(self.input_spec, self.mesh))
 
-    def _whole_batch(self, inputs: np.ndarray) -> np.ndarray:
-        if not isinstance(inputs, (np.ndarray, jax.Array)):
-            raise TypeError(f"inputs must be a NumPy or JAX array, got {type(inputs).__name__}")
-        shape, dtype = self.input_spec.shape, np.dtype(self.input_spec.dtype)
-        if inputs.shape[1:] != shape[1:] or not 1 <= len(inputs) <= shape[0] or inputs.dtype != dtype:
-            raise UsageError(
-                f"inputs must have shape (1…{shape[0]}, {', '.join(map(str, shape[1:]))}) and dtype {dtype}, "
-                f"got {inputs.shape} and {inputs.dtype}"
-            )
-        if len(inputs) < shape[0]:
-            padded = np.zeros(shape, dtype)
-            padded[: len(inputs)] = inputs
-            inputs = padded
-        return inputs
+    def _whole_batch(self, inputs: Any) -> Any:
+        expected, got = jax.tree.structure(self.input_spec), jax.tree.structure(inputs)
+        if not isinstance(self.input_spec, TensorSpec) and got != expected:
+            raise UsageError(f"inputs must have the structure {expected}, got {got}")
+        names = iter(named_arrays("inputs", self.input_spec))
+        whole = jax.tree.map(lambda spec, array: _padded(next(names), spec, array), self.input_spec, inputs)
+        num_samples(inputs)  # the same in all arrays
+        return whole
 
-    def launch(self, inputs: jax.Array | np.ndarray) -> jax.Array:
+    def launch(self, inputs: Any) -> Any:
         """Starts a launch on a whole batch, from `put` or on the host; returns without waiting for its outputs."""
         return launch(self.compiled, self.params, inputs)
 
     def warm_up(self) -> None:
         """Runs one launch on zeros and waits for it."""
-        shape, dtype = self.input_spec.shape, self.input_spec.dtype
-        self.launch(self.put(np.zeros(shape, dtype))).block_until_ready()
+        zeros = jax.tree.map(lambda spec: np.zeros(spec.shape, spec.dtype), self.input_spec)
+        jax.block_until_ready(self.launch(self.put(zeros)))
 
-    def __call__(self, inputs: np.ndarray) -> np.ndarray:
+    def __call__(self, inputs: Any) -> Any:
         """Returns the outputs (N, …) for inputs (N, …) of any N, launched batch by batch; N = 0 launches nothing."""
-        outputs = [np.empty((0, *self.output_spec.shape[1:]), self.output_spec.dtype)]
+        outputs, count = [empty_batch(self.output_spec)], num_samples(inputs)
         # A launch on a host array starts sooner than JAX moves the array, but computes in a thread of XLA's.
         prepare = self.put if launches_run_side_by_side() else self._whole_batch
         with low_cpu_latency(self.platform):
-            for start in range(0, len(inputs), self.batch_size):
-                batch = inputs[start : start + self.batch_size]
-                # np.asarray alone waits for one device of each group of replicas, while the others still compute.
-                outputs.append(np.asarray(self.launch(prepare(batch)).block_until_ready())[: len(batch)])
-        return np.concatenate(outputs)
+            for start in range(0, count, self.batch_size):
+                batch = samples(inputs, start, start + self.batch_size)
+                outputs.append(samples(fetch(self.launch(prepare(batch))), 0, count - start))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
-    def stream(self, batches: Iterable[np.ndarray], threads: int = 2) -> Iterator[np.ndarray]:
+    def stream(self, batches: Iterable[Any], threads: int = 2) -> Iterator[Any]:
         """Yields the outputs of each batch (0 ≤ N ≤ `batch_size` inputs), in order, computed by `threads` host threads.
 
         Reads only a few batches ahead of the consumer, so `batches` may be endless.
         """
         return stream(self, batches, threads=threads)
+
+
+def _padded(name: str, spec: TensorSpec, inputs: Any) -> Any:
+    if not isinstance(inputs, (np.ndarray, jax.Array)):
+        raise TypeError(f"{name} must be a NumPy or JAX array, got {type(inputs).__name__}")
+    shape, dtype = spec.shape, np.dtype(spec.dtype)
+    if inputs.shape[1:] != shape[1:] or not 1 <= len(inputs) <= shape[0] or inputs.dtype != dtype:
+        raise UsageError(
+            f"{name} must have shape (1…{shape[0]}, {', '.join(map(str, shape[1:]))}) and dtype {dtype}, "
+            f"got {inputs.shape} and {inputs.dtype}"
+        )
+    if len(inputs) == shape[0]:
+        return inputs
+    padded = np.zeros(shape, dtype)
+    padded[: len(inputs)] = inputs
+    return padded

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from cambrian.sharding.host import host_cores, launches_run_side_by_side
@@ -25,14 +24,14 @@ MAX_LAUNCHES_IN_FLIGHT = 8
 
 _cores = threading.BoundedSemaphore(host_cores())
 _enqueuing = threading.Lock()
-_outputs_in_flight: collections.deque[jax.Array] = collections.deque()  # oldest first; guarded by _enqueuing
+_outputs_in_flight: collections.deque[Any] = collections.deque()  # oldest first; guarded by _enqueuing
 
 
 def launch(
-    compiled: Callable[[Sequence[jax.Array], Any], jax.Array],
+    compiled: Callable[[Sequence[jax.Array], Any], Any],
     params: Sequence[jax.Array],
-    inputs: jax.Array | np.ndarray,
-) -> jax.Array:
+    inputs: Any,
+) -> Any:
     """Starts `compiled(params, inputs)` and returns its outputs without waiting for them.
 
     First waits while `MAX_LAUNCHES_IN_FLIGHT` launches of this process, of any executable and thread, are in flight.
@@ -42,8 +41,8 @@ def launch(
     Raises:
       Whatever `compiled` raises. A launch that fails later raises where its outputs are used.
     """
-    if launches_run_side_by_side() and isinstance(inputs, jax.Array) and _is_on_one_cpu_device(inputs):
-        inputs.block_until_ready()  # XLA would compute it later, in a thread of its own
+    if launches_run_side_by_side() and all(map(_is_on_one_cpu_device, jax.tree.leaves(inputs))):
+        jax.block_until_ready(inputs)  # XLA would compute it later, in a thread of its own
         with _cores:
             return compiled(params, inputs)
     # Waits with the lock held: other callers need the same slot.
@@ -51,7 +50,7 @@ def launch(
         while len(_outputs_in_flight) >= MAX_LAUNCHES_IN_FLIGHT:
             # A failed launch has ended, too. `is_ready` would crash on a deleted array.
             with contextlib.suppress(RuntimeError):
-                _outputs_in_flight[0].block_until_ready()
+                jax.block_until_ready(_outputs_in_flight[0])
             _outputs_in_flight.popleft()
         outputs = compiled(params, inputs)
         _outputs_in_flight.append(outputs)
@@ -64,6 +63,8 @@ def launches_computing_at_once(mesh: Mesh, threads: int) -> int:
     return min(threads, host_cores()) if side_by_side else 1
 
 
-def _is_on_one_cpu_device(array: jax.Array) -> bool:
+def _is_on_one_cpu_device(array: Any) -> bool:
+    if not isinstance(array, jax.Array):
+        return False
     devices = array.devices()
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"

@@ -111,9 +111,9 @@ def _launches_in_flight(threads: int) -> int:
 
 
 def _input_bytes_per_device(executable: Executable) -> int:
-    spec = executable.input_spec
-    shard = spec.sharding(executable.mesh).shard_shape(spec.shape)
-    return math.prod(shard) * np.dtype(spec.dtype).itemsize
+    specs = jax.tree.leaves(executable.input_spec)
+    shards = [spec.sharding(executable.mesh).shard_shape(spec.shape) for spec in specs]
+    return sum(math.prod(shard) * np.dtype(spec.dtype).itemsize for spec, shard in zip(specs, shards, strict=True))
 
 
 def bytes_per_launch(executable: Executable) -> int:

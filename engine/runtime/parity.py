@@ -1,13 +1,15 @@
 """Parity: compares an executable with the unsharded float32 reference on one batch, the probe."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cambrian.engine.errors import ParityError
-from cambrian.sharding import Program, TensorSpec
+from cambrian.engine.runtime.batch import num_samples
+from cambrian.sharding import Program, Specs, TensorSpec
 
 if TYPE_CHECKING:
     from cambrian.engine.runtime.executable import Executable
@@ -21,24 +23,27 @@ class Parity:
     """Difference of outputs from their reference.
 
     Attributes:
-      max_relative_error: the largest, over the samples, of norm(output - reference) / scale, where the scale is the
-        norm of the sample's reference, or the median of these norms if that is larger: a sample whose outputs nearly
-        cancel has the rounding errors of the others.
-      top1_agreement: share of samples with the same most probable class; None unless outputs are (N, classes).
+      max_relative_error: the largest, over samples and arrays, of norm(output - reference) / scale, where the scale is
+        the norm of the sample's reference, or the median of these norms if that is larger: a sample whose outputs
+        nearly cancel has the rounding errors of the others.
+      top1_agreement: share of samples with the same most probable class; None unless outputs are an array (N, classes).
     """
 
     max_relative_error: float
     top1_agreement: float | None
 
 
-def compare(outputs: np.ndarray, reference: np.ndarray) -> Parity:
-    """Compares outputs (N, …) with their reference (N, …), in float64.
+def compare(outputs: Any, reference: Any) -> Parity:
+    """Compares outputs (N, …), an array or a pytree, with their reference of the same structure, in float64.
 
     Where all references are zero, the error is 0 if the outputs are zero, else infinity; one NaN makes it NaN.
 
     Raises:
       ValueError: if the shapes differ.
     """
+    if isinstance(outputs, (dict, list, tuple)):
+        pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(reference), strict=True)
+        return Parity(float(np.max([compare(*pair).max_relative_error for pair in pairs])), None)
     if outputs.shape != reference.shape:
         raise ValueError(f"outputs and reference must have the same shape, got {outputs.shape} and {reference.shape}")
     expected = reference.astype(np.float64).reshape(len(reference), -1)
@@ -52,17 +57,23 @@ def compare(outputs: np.ndarray, reference: np.ndarray) -> Parity:
     return Parity(float(relative.max()), agreement)
 
 
-def probe_inputs(spec: TensorSpec, samples: np.ndarray | None = None) -> np.ndarray:
-    """Returns one whole batch for `spec`, the same every time.
+def probe_inputs(specs: Specs, samples: np.ndarray | None = None) -> Any:
+    """Returns one whole batch for an input's spec, or for a pytree of specs, the same every time.
 
     A batch of more than `NUM_PROBE_SAMPLES` repeats them in an order without pattern: a sample in the wrong place is
     noticed, and the reference has few samples to compute.
 
     Args:
-      samples: (M, …), from which the distinct ones are taken. None, or too few of them, draws random ones: uint8 and
-        bool from all their values, other integers from 0 to 15, floats from a standard normal distribution.
+      samples: of a single input, (M, …), from which the distinct ones are taken. None, or too few of them, draws random
+        ones: uint8 and bool from all their values, other integers from 0 to 15, floats from a standard normal
+        distribution.
     """
-    random, dtype = np.random.default_rng(0), np.dtype(spec.dtype)
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda spec: _probe_input(spec, samples, random), specs)
+
+
+def _probe_input(spec: TensorSpec, samples: np.ndarray | None, random: np.random.Generator) -> np.ndarray:
+    dtype = np.dtype(spec.dtype)
     order = _probe_order(spec.shape[0])
     shape = (order.max(initial=-1) + 1, *spec.shape[1:])
     if samples is not None and len(samples) >= shape[0]:
@@ -76,11 +87,12 @@ def probe_inputs(spec: TensorSpec, samples: np.ndarray | None = None) -> np.ndar
     return drawn[order]
 
 
-def reference_outputs(program: Program, inputs: np.ndarray) -> np.ndarray:
+def reference_outputs(program: Program, inputs: Any) -> Any:
     """Returns the reference's float32 outputs for `probe_inputs`; computes each distinct sample once."""
-    order = _probe_order(len(inputs))
-    distinct = inputs[np.unique(order, return_index=True)[1]]
-    return np.asarray(program.reference(distinct), np.float32)[order]
+    order = _probe_order(num_samples(inputs))
+    places = np.unique(order, return_index=True)[1]
+    outputs = program.reference(jax.tree.map(lambda array: array[places], inputs))
+    return jax.tree.map(lambda array: np.asarray(array, np.float32)[order], outputs)
 
 
 def _probe_order(batch_size: int) -> np.ndarray:
@@ -90,7 +102,7 @@ def _probe_order(batch_size: int) -> np.ndarray:
     return np.concatenate([np.arange(distinct), repeated])
 
 
-def run_probe(executable: "Executable", inputs: np.ndarray, reference: np.ndarray, tolerance: float) -> Parity:
+def run_probe(executable: "Executable", inputs: Any, reference: Any, tolerance: float) -> Parity:
     """Launches the executable once on a whole batch, which also warms it up, and compares its outputs.
 
     Raises:

@@ -27,8 +27,9 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
+import jax
 
+from cambrian.engine.runtime.batch import empty_batch, fetch, num_samples, samples
 from cambrian.engine.runtime.metrics import BatchTimes, Timeline
 from cambrian.sharding import UsageError
 from cambrian.sharding.host import low_cpu_latency
@@ -50,8 +51,8 @@ def stream(
     batches: Iterable[Any],
     *,
     threads: int,
-    decode: Callable[[Any], np.ndarray] | None = None,
-    postprocess: Callable[[Any, np.ndarray], Any] | None = None,
+    decode: Callable[[Any], Any] | None = None,
+    postprocess: Callable[[Any, Any], Any] | None = None,
     timeline: Timeline | None = None,
 ) -> Generator[Any, None, None]:
     """Yields the result of each item of `batches`, in order.
@@ -77,22 +78,23 @@ def stream(
         handed_over = time.perf_counter()
         inputs = item if decode is None else decode(item)
         decoded = launched = ready = fetched = time.perf_counter()
-        if len(inputs):
+        count = num_samples(inputs)
+        if count:
             # Waiting for the transfer costs no throughput, as another thread's launch executes meanwhile; and it
             # keeps the transfer out of the launch's time.
-            inputs_on_devices = executable.put(inputs).block_until_ready()
+            inputs_on_devices = jax.block_until_ready(executable.put(inputs))
             launched = time.perf_counter()
             with low_cpu_latency(executable.platform):
-                outputs_on_devices = executable.launch(inputs_on_devices).block_until_ready()
+                outputs_on_devices = jax.block_until_ready(executable.launch(inputs_on_devices))
             ready = time.perf_counter()
-            outputs = np.asarray(outputs_on_devices)[: len(inputs)]
+            outputs = samples(fetch(outputs_on_devices), 0, count)
             fetched = time.perf_counter()
         else:
-            outputs = np.empty((0, *executable.output_spec.shape[1:]), executable.output_spec.dtype)
+            outputs = empty_batch(executable.output_spec)
         result = outputs if postprocess is None else postprocess(item, outputs)
         if timeline is not None:
             finished = time.perf_counter()
-            timeline.add(BatchTimes(len(inputs), handed_over, decoded, launched, ready, fetched, finished))
+            timeline.add(BatchTimes(count, handed_over, decoded, launched, ready, fetched, finished))
         return result
 
     return _ordered_map(run_batch, batches, threads)

@@ -37,14 +37,13 @@ from cambrian.sharding import (
 )
 
 _BY_SAMPLES = P((DATA_AXIS, MODEL_AXIS))
-_REPLICATED = ((".*", P()),)
 _SECONDS = 10.0  # of measuring lowerings
 
 
 def build_program(
-    function: Callable[[Any, jax.Array], jax.Array],
+    function: Callable[[Any, Any], Any],
     params: Any,
-    inputs: jax.ShapeDtypeStruct,
+    inputs: Any,
     mesh: Mesh,
     *,
     name: str,
@@ -63,13 +62,14 @@ def build_program(
     Args:
       function: traceable function that takes all weights in its first argument.
       params: pytree of arrays.
-      inputs: global shape (N, …) and dtype of the inputs of a launch.
+      inputs: global shape (N, …) and dtype of the inputs of a launch, as `program_from_function` takes them.
       mesh: mesh from `make_mesh`.
       name: name of the model.
       precision: `float32`, the function's own, or `bfloat16` for its activations and kernels.
       partition: how the model axis cuts layers, as `cambrian.sharding.choose_plan` takes it; anything but `auto` and
         `samples` needs a function that consists of layers.
-      tolerance: largest relative error of the outputs; None for 1e-4 in float32, 2e-2 in bfloat16.
+      tolerance: largest relative error of the outputs; None for 1e-4 in float32, 2e-2 in bfloat16 or where the function
+        itself computes in less than float32.
       memory_limit_bytes: memory limit of a device, for the plan of layers.
 
     Raises:
@@ -77,30 +77,30 @@ def build_program(
         doesn't consist of layers; or if the function can't be computed as asked within the tolerance.
       OutOfMemory: if no plan fits the limit.
     """
-    shape, samples = mesh_shape(mesh), inputs.shape[0]
+    shape, samples = mesh_shape(mesh), jax.tree.leaves(inputs)[0].shape[0]
     shape.check_batch_size(samples)
     by_samples = samples % mesh.size == 0
-    tolerance = TOLERANCE[precision] if tolerance is None else tolerance
     cut = _BY_SAMPLES if by_samples else P(DATA_AXIS)
     stock = program_from_function(
         function,
         params,
         inputs,
         mesh,
-        _REPLICATED,
+        None,
         name=name,
         input_partition_spec=cut,
         output_partition_spec=cut,
-        tolerance=tolerance,
         metadata={"precision": precision},
     )
-    local = jax.ShapeDtypeStruct(
-        (samples // (mesh.size if by_samples else shape.data), *inputs.shape[1:]), inputs.dtype
-    )
+    local_samples = samples // (mesh.size if by_samples else shape.data)
+    local = jax.tree.map(lambda each: jax.ShapeDtypeStruct((local_samples, *each.shape[1:]), each.dtype), inputs)
     graph, _ = trace(function, params, local)
-    expected = (local.shape[0], *stock.output_spec.shape[1:])
-    if graph.outputs[0].shape != expected:
-        raise UsageError(f"expected outputs {expected} for {local.shape[0]} samples, got {graph.outputs[0].shape}")
+    if tolerance is None:
+        tolerance = TOLERANCE["bfloat16" if _has_narrow_floats(graph) else precision]
+    stock = dataclasses.replace(stock, tolerance=tolerance)
+    for value, spec in zip(graph.outputs, jax.tree.leaves(stock.output_spec), strict=True):
+        if value.shape != (expected := (local_samples, *spec.shape[1:])):
+            raise UsageError(f"expected {spec.name} {expected} for {local_samples} samples, got {value.shape}")
     graph = optimized(graph)
     programs = []
     try:
@@ -120,10 +120,17 @@ def build_program(
     return fastest_program(programs, stock, stock_allowed=precision == "float32" and partition in ("auto", "samples"))
 
 
+def _has_narrow_floats(graph: Graph) -> bool:
+    dtypes = {value.dtype for node in graph.nodes for value in node.outputs}
+    return any(jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4 for dtype in dtypes)
+
+
 def _program_of_layers(
     network: LayeredNetwork, stock: Program, partition: str, memory_limit_bytes: int | None
 ) -> Program:
     mesh, precision = stock.mesh, stock.metadata["precision"]
+    if not isinstance(stock.input_spec, TensorSpec) or not isinstance(stock.output_spec, TensorSpec):
+        raise NotLayered("inputs or results in a pytree")
     inputs = jax.ShapeDtypeStruct(stock.input_spec.shape, stock.input_spec.dtype)
     platform = mesh.devices.flat[0].platform
     plan = make_plan(
@@ -158,17 +165,17 @@ def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Pro
         TensorSpec(f"constant.{number:04d}", array.shape, str(array.dtype)) for number, array in enumerate(small)
     )
 
-    def local_apply(params: Sequence[jax.Array], inputs: jax.Array) -> jax.Array:
+    def local_apply(params: Sequence[jax.Array], inputs: Any) -> Any:
         known = {**scalars, **dict(zip(constants, params, strict=True))}
         arrays = {constant: jnp.broadcast_to(array, constant.shape) for constant, array in known.items()}
-        (output,) = graph.evaluate(arrays, [inputs])
-        return output
+        outputs = graph.evaluate(arrays, jax.tree.leaves(inputs))
+        return jax.tree.unflatten(jax.tree.structure(stock.output_spec), outputs)
 
     apply = jax.shard_map(
         local_apply,
         mesh=mesh,
-        in_specs=([P()] * len(specs), stock.input_spec.partition_spec),
-        out_specs=stock.output_spec.partition_spec,
+        in_specs=([P()] * len(specs), _BY_SAMPLES),
+        out_specs=_BY_SAMPLES,
         check_vma=False,  # JAX's rules don't know the custom calls
     )
     operations = [node.operation for node, _ in nodes_and_repetitions(graph)]

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 class Executable(engine.Executable):
     """A program compiled ahead of time for one mesh and batch size, with its parameters on the devices.
 
-    `executable(inputs)` gives the outputs (N, …) for inputs (N, …) of any N, and `executable.stream(batches, threads)`
-    those of each batch, in order. `notes` are human-readable deviations from the request. `plan` says how each layer is
-    cut and computed, `analysis` what a device holds and computes, and `parity`, after a load, how far the outputs are
-    from the unsharded float32 model.
+    `executable(inputs)` gives the outputs (N, …) for inputs (N, …) of any N, arrays or pytrees, and
+    `executable.stream(batches, threads)` those of each batch, in order. `notes` are human-readable deviations from the
+    request. `plan` says how each layer is cut and computed, `analysis` what a device holds and computes, and `parity`,
+    after a load, how far the outputs are from the unsharded float32 model.
     """
 
     @classmethod
@@ -132,7 +132,7 @@ def resnet(
 def compile(
     model: Model | Classifier | Callable[..., jax.Array] | Any,
     params: Any = None,
-    spec: jax.ShapeDtypeStruct | None = None,
+    spec: Any = None,
     *,
     mesh: str | MeshShape = "1x1",
     batch_size: int = 0,
@@ -151,11 +151,11 @@ def compile(
 
     Args:
       model: a model of `resnet`; a `Classifier`; a Flax NNX, Equinox or Keras model, which is computed in evaluation
-        mode; a Flax Linen module or a Haiku transform; or a function of (params, inputs (N, …)) that returns one array
-        (N, …).
+        mode; a Flax Linen module or a Haiku transform; or a function of (params, inputs). Inputs and results are arrays
+        (N, …), alone or in dicts, lists and tuples.
       params: of a function, Linen module or Haiku transform: any pytree of arrays.
       spec: of a module or function: shape and dtype of one sample, such as `jax.ShapeDtypeStruct((224, 224, 3),
-        "float32")`.
+        "float32")`, or one for each array in dicts, lists and tuples.
       mesh: MODELxDATA: number of devices that cut each layer × number of devices that cut the batch. Both cut the
         batch of a function that consists of more than layers (see `partition`) and comes without rules.
       batch_size: number of samples of a launch over all devices, a multiple of DATA, or of MODEL × DATA where both
