@@ -1,5 +1,6 @@
 """Recognises activations by their values: libraries write the same function in different primitives."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -96,8 +97,13 @@ def _computed_name(region: Sequence[Node], value: Value) -> str | None:
             (values[node.output],) = node.operation(*arrays)
         got = np.asarray(values[region[-1].output], np.float32)
         tolerance = _TOLERANCE if value.dtype == jnp.float32 else 2e-2
-        for name, function in ACTIVATIONS.items():
-            expected = np.asarray(function(points), np.float32)
+        for name, expected in _expected(str(value.dtype)).items():
             if np.allclose(got, expected, rtol=tolerance, atol=tolerance):
                 return name
     return None
+
+
+@functools.cache
+def _expected(dtype: str) -> dict[str, np.ndarray]:
+    points = jnp.asarray(_POINTS, dtype)
+    return {name: np.asarray(function(points), np.float32) for name, function in ACTIVATIONS.items()}

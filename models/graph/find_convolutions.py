@@ -1,7 +1,8 @@
 """Pass: convolutions and dense layers with constant kernels become fused convolutions on (N, H, W, C).
 
-Whatever their dimension numbers, they are the same operation: a convolution along one axis has one row, and a dense
-layer, however an einsum writes it, is a 1×1 convolution. Views around it keep the function's own layouts.
+Whatever their dimension numbers, they are the same operation: a convolution along one axis has one row, along three
+axes its taps in depth are channels, and a dense layer, however an einsum writes it, is a 1×1 convolution. Views around
+it keep the function's own layouts.
 """
 
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cambrian.models.graph.depth_taps import DepthTaps
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
 from cambrian.models.graph.phases import Crop, Phases, kernel_of_phases
@@ -40,13 +42,14 @@ def _convolution(node: Node) -> list[Node] | None:
     if not isinstance(kernel, Constant):
         return None
     params, numbers = node.params, node.params["dimension_numbers"]
-    padding = [tuple(pad) for pad in params["padding"]]
+    padding = [(int(before), int(after)) for before, after in params["padding"]]  # Keras has NumPy's integers
     axes = len(padding)
+    groups, upsampling = params["feature_group_count"], {*params["lhs_dilation"]}
     supported = (
         _are_floats(node)
-        and axes in (1, 2)
+        and (axes in (1, 2) or (axes == 3 and groups == 1 and upsampling == {1}))
         and params["batch_group_count"] == 1
-        and (min(min(pad) for pad in padding) >= 0 or set(params["lhs_dilation"]) != {1})
+        and (min(min(pad) for pad in padding) >= 0 or upsampling != {1})
         and 0 not in images.shape + node.output.shape
     )
     if not supported:
@@ -55,27 +58,29 @@ def _convolution(node: Node) -> list[Node] | None:
     nodes: list[Node] = []
     taken = apply_view(Transpose((lhs[0], *lhs[2:], lhs[1])), images, nodes)
     weights = np.transpose(kernel.array, (*rhs[2:], rhs[1], rhs[0]))
-    unit = (1,) * (2 - axes)  # one row, where there is one axis
-    taken = apply_view(Reshape((taken.shape[0], *unit, *taken.shape[1:])), taken, nodes)
-    weights = weights.reshape(*unit, *weights.shape)
-    rows_and_columns: Any = (
-        weights.shape[:2],
-        (*unit, *params["window_strides"]),
-        (*[(0, 0)] * len(unit), *padding),
-        (*unit, *params["rhs_dilation"]),
-    )
-    window = Window(*((rows, columns) for rows, columns in rows_and_columns))
-    upsampling: Any = (*unit, *params["lhs_dilation"])
-    if upsampling == (1, 1):
-        made = _fused(taken, weights, kernel.path, window, params["feature_group_count"], node, nodes)
-    elif window.stride == window.dilation == (1, 1) and params["feature_group_count"] == 1:
-        made = _transposed(taken, weights, kernel.path, window.padding, upsampling, node, nodes)
+    by_axis = [*zip(weights.shape, params["window_strides"], padding, params["rhs_dilation"], strict=False)]
+    dilated: Any = tuple(params["lhs_dilation"])
+    if axes == 1:  # one row
+        taken = apply_view(Reshape((taken.shape[0], 1, *taken.shape[1:])), taken, nodes)
+        weights, by_axis, dilated = weights[np.newaxis], [(1, 1, (0, 0), 1), *by_axis], (1, *dilated)
+    elif axes == 3:
+        depth, *by_axis = by_axis
+        taps = DepthTaps.of(taken.shape[1], *depth)
+        volumes, taken = taken, Value(taps.shape(taken.shape), taken.dtype)
+        nodes.append(Node(taps, (volumes,), (taken,)))
+        weights = taps.kernel(weights)
+    window = Window(*zip(*by_axis, strict=True))
+    if upsampling == {1}:
+        made = _fused(taken, weights, kernel.path, window, groups, node, nodes)
+    elif window.stride == window.dilation == (1, 1) and groups == 1:
+        made = _transposed(taken, weights, kernel.path, window.padding, dilated, node, nodes)
     else:
         made = None
     if made is None:
         return None
-    made = apply_view(Reshape((made.shape[0], *made.shape[1 + len(unit) :])), made, nodes)
-    return _renamed(apply_view(Transpose(tuple(np.argsort((out[0], *out[2:], out[1])))), made, nodes), node, nodes)
+    order = (out[0], *out[2:], out[1])
+    made = apply_view(Reshape(tuple(node.output.shape[axis] for axis in order)), made, nodes)
+    return _renamed(apply_view(Transpose(tuple(np.argsort(order).tolist())), made, nodes), node, nodes)
 
 
 def _transposed(
@@ -143,9 +148,9 @@ def _dense(node: Node) -> list[Node] | None:
 
 
 def _are_floats(node: Node) -> bool:
-    """Whether all operands and results have one dtype that lowerings compute in."""
-    dtypes = {str(value.dtype) for value in (*node.inputs, *node.outputs)}
-    return len(dtypes) == 1 and dtypes <= {*_DTYPES}
+    """Whether lowerings compute in the dtypes: operands of one dtype, and results of the same or in float32."""
+    dtypes = {str(value.dtype) for value in node.inputs}
+    return len(dtypes) == 1 and dtypes <= {*_DTYPES} and str(node.output.dtype) in {*dtypes, "float32"}
 
 
 def _others(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
@@ -155,11 +160,11 @@ def _others(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
 def _fused(
     images: Value, kernel: np.ndarray, path: str, window: Window, groups: int, node: Node, nodes: list[Node]
 ) -> Value:
-    dtype = str(node.output.dtype)
-    operation = FusedConvolution(images.shape, kernel.shape[3], window, groups, dtype, dtype)
+    dtypes = str(images.dtype), str(node.output.dtype)
+    operation = FusedConvolution(images.shape, kernel.shape[3], window, groups, *dtypes)
     output = Value(operation.out_shape, node.output.dtype)
     bias = np.zeros(kernel.shape[3], np.float32)
-    operands = (images, Constant.of(kernel.astype(np.float32), path), Constant.of(bias))
+    operands = (images, Constant.of(kernel.astype(np.float32, copy=False), path), Constant.of(bias))
     nodes.append(Node(operation, operands, (output,)))
     return output
 

@@ -38,7 +38,10 @@ def _each_convolution(graph: Graph, find: Callable[[Node, FusedConvolution, Uses
 
 
 def _affine(node: Node, operation: FusedConvolution, uses: Uses) -> Fused | None:
-    """Folds affine operations with constants for each channel, such as a batch norm, into kernel and bias."""
+    """Folds affine operations with constants for each channel, such as a batch norm, into kernel and bias.
+
+    Where a network computes in bfloat16, normalisations compute in float32: the conversions are folded, too.
+    """
     images, kernel, bias = node.inputs[:3]
     if operation.residual or operation.activation:
         return None
@@ -49,6 +52,8 @@ def _affine(node: Node, operation: FusedConvolution, uses: Uses) -> Fused | None
     # `1 / (1 + exp(-x))` is the sigmoid of x, not an exponential of what -1 was folded into.
     while activation_after(output, uses) is None and (reader := uses.only_reader(output)) is not None:
         step = _scale_and_shift(reader, output, operation.out_channels)
+        if step is None and operation.dtype == "bfloat16" and _converts_float(reader):
+            step = np.ones(1), np.zeros(1)
         if step is None:
             break
         scale, shift = scale * step[0], shift * step[0] + step[1]
@@ -58,15 +63,19 @@ def _affine(node: Node, operation: FusedConvolution, uses: Uses) -> Fused | None
         return None
     operands = (
         images,
-        Constant.of((kernel.array * scale).astype(np.float32), kernel.path),
+        kernel if (scale == 1).all() else Constant.of(kernel.array * scale.astype(np.float32), kernel.path),
         Constant.of(shift.astype(np.float32)),
     )
-    return Node(operation, operands, (output,)), absorbed
+    return Node(dataclasses.replace(operation, out_dtype=str(output.dtype)), operands, (output,)), absorbed
+
+
+def _converts_float(node: Node) -> bool:
+    return node.name == "convert_element_type" and str(node.output.dtype) in ("bfloat16", "float32")
 
 
 def _scale_and_shift(node: Node, value: Value, channels: int) -> tuple[np.ndarray, np.ndarray] | None:
     """The node as `value * scale + shift` for each channel; None if it isn't of that form."""
-    if node.output.shape != value.shape or node.output.dtype != value.dtype:
+    if [(output.shape, output.dtype) for output in node.outputs] != [(value.shape, value.dtype)]:
         return None
     one, zero = np.ones(channels), np.zeros(channels)
     if node.name == "neg":

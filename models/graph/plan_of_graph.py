@@ -62,4 +62,4 @@ def _reason(node: Node) -> str:
         return "convolutions whose kernel isn't a parameter"
     if str(node.output.dtype) not in ("float32", "bfloat16"):
         return f"convolutions in {node.output.dtype}"
-    return "convolutions with negative padding, a batch group, three axes, or both stride and dilated images"
+    return "convolutions with negative padding, a batch group, groups along three axes, or stride on dilated images"
