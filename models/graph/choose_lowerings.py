@@ -22,10 +22,12 @@ from cambrian.models.costs.machine import own_table_path
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, rewritten
 from cambrian.models.graph.scan import nodes_and_repetitions, rewrite_bodies
-from cambrian.sharding.host import without_compilation_cache
+from cambrian.sharding.host import cpu_threads, without_compilation_cache
 
 _LAUNCHES, _SECONDS = 5, 0.05
 _SMALL_FLOPS = 2**28
+_TINY_FLOPS = 2**20  # of matrix products that take less time than oneDNN to start
+_MOST_DRAWN = 1_000_003  # random numbers, which are repeated: a large dense layer has a hundred times as many
 _HOPELESS = 1.5  # times the fastest: then the first launch suffices
 
 
@@ -63,7 +65,7 @@ class MeasuredCosts:
 
 
 def _key(operation: FusedConvolution) -> str:
-    return f"jax {jax.__version__} {dataclasses.astuple(operation)}"
+    return f"jax {jax.__version__}, {cpu_threads()} threads {dataclasses.astuple(operation)}"
 
 
 def choose_lowerings(graph: Graph, device: jax.Device, costs: MeasuredCosts, seconds: float) -> Graph:
@@ -95,13 +97,14 @@ def _with_fastest(graph: Graph, platform: str, costs: MeasuredCosts) -> Graph:
 
 
 def with_lowering(node: Node, lowering: str) -> Node:
-    """The node of a fused convolution with a lowering, and its kernel prepared for it."""
+    """The node of a fused convolution with a lowering, and its kernel and bias prepared for it."""
     assert isinstance(node.operation, FusedConvolution)
     operation = dataclasses.replace(node.operation, lowering=lowering)
-    images, kernel, *others = node.inputs
+    images, kernel, bias, *residual = node.inputs
     assert isinstance(kernel, Constant)
-    prepared = [Constant.of(array) for array in operation.prepare(kernel.array)]
-    return Node(operation, (images, *prepared, *others), node.outputs)
+    assert isinstance(bias, Constant)
+    prepared = [Constant.of(array) for array in operation.prepare(kernel.array, bias.array)]
+    return Node(operation, (images, *prepared, *residual), node.outputs)
 
 
 def fastest(operation: FusedConvolution, platform: str, costs: MeasuredCosts) -> FusedConvolution:
@@ -114,13 +117,14 @@ def fastest(operation: FusedConvolution, platform: str, costs: MeasuredCosts) ->
 def _candidates(operation: FusedConvolution, platform: str) -> list[FusedConvolution]:
     """The operation with each lowering worth measuring, the most promising first."""
     names = operation.candidates(platform)
-    if "onednn" in names:
+    if platform == "cpu" and "matmul" in names and operation.flops < _TINY_FLOPS:
+        names = ["matmul"]
+    elif "onednn" in names:
         names.remove("onednn")
         names.insert(0, "onednn")
         # XLA:CPU computes convolutions many times more slowly itself, except as a matrix product and small ones.
-        is_product = operation.window.size == (1, 1) and operation.groups == 1
-        native = ["native"] if is_product or operation.flops < _SMALL_FLOPS else []
-        kept = ("onednn", *native, "onednn_winograd_2x2", "onednn_winograd_4x4")
+        native = ["native"] if operation.flops < _SMALL_FLOPS and "matmul" not in names else []
+        kept = ("onednn", "matmul", *native, "onednn_winograd_2x2", "onednn_winograd_4x4")
         names = [name for name in names if name in kept]
     return [dataclasses.replace(operation, lowering=name) for name in names]
 
@@ -145,10 +149,11 @@ def measured_ms(operation: FusedConvolution, device: jax.Device, fastest_ms: flo
     random = np.random.default_rng(0)
 
     def values(shape: Sequence[int], dtype: str, scale: float = 1.0) -> np.ndarray:
-        return (random.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
+        drawn = random.standard_normal(min(int(np.prod(shape)), _MOST_DRAWN), np.float32) * np.float32(scale)
+        return np.resize(drawn.astype(dtype), shape)
 
-    kernel = operation.prepare(values(operation.kernel_shape, "float32", 0.05))
-    operands = [values(operation.in_shape, operation.dtype), *kernel, values((operation.out_channels,), "float32")]
+    kernel, bias = values(operation.kernel_shape, "float32", 0.05), values((operation.out_channels,), "float32")
+    operands = [values(operation.in_shape, operation.dtype), *operation.prepare(kernel, bias)]
     if operation.residual:
         operands.append(values(operation.out_shape, operation.out_dtype))
     arrays = jax.device_put(operands, device)

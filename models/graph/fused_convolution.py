@@ -17,8 +17,8 @@ from cambrian.models.lowerings.onednn_forms import fused_activations
 class FusedConvolution:
     """A convolution, then bias, residual and activation; a dense layer has a 1×1 kernel.
 
-    Its operands are the images, the arrays of the kernel from `prepare`, the bias (C_out,), and the residual if there
-    is one.
+    Its operands are the images, the arrays from `prepare`, of kernel and bias (C_out,), and the residual if there is
+    one.
 
     Attributes:
       in_shape: shape (N, H, W, C_in) of the images.
@@ -85,15 +85,16 @@ class FusedConvolution:
             ]
         return names
 
-    def prepare(self, kernel: np.ndarray) -> list[np.ndarray]:
-        """Transforms and packs a kernel of `kernel_shape`, float32, for the lowering."""
+    def prepare(self, kernel: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
+        """Transforms and packs a kernel of `kernel_shape` and a bias (C_out,), both float32, for the lowering."""
         if self.lowering == "onednn":
-            return [self.onednn.pack(kernel.astype(self.dtype))]
+            return [self.onednn.pack(kernel.astype(self.dtype)), bias.astype(self.out_dtype)]
         if self.lowering == "native":
-            return [kernel.astype(self.dtype)]
+            return [kernel.astype(self.dtype), bias]
         lowering = LOWERINGS[self.lowering]
         arrays = [array.astype(self.dtype) for array in lowering.transform(kernel)]
-        return arrays if lowering.pack is None else [lowering.pack(array, self._call) for array in arrays]
+        packed = arrays if lowering.pack is None else [lowering.pack(array, self._call) for array in arrays]
+        return [*packed, bias]
 
     def __call__(self, images: jax.Array, *operands: jax.Array) -> list[jax.Array]:
         *kernel, bias = operands[: len(operands) - self.residual]

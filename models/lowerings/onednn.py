@@ -24,6 +24,7 @@ TARGET = "__onednn$convolution"
 _BLOCKS = (64, 48, 32, 16)
 # Kernels are packed only if their input channels are a multiple of this: oneDNN pads others.
 _IN_CHANNELS = {"float32": 1, "bfloat16": 32}
+_MOST_DRAWN = 1_000_003
 _CHANNELS_OF_GROUP = 16  # likewise for the input and the output channels of each group
 
 
@@ -103,12 +104,13 @@ def _packed(kernel: np.ndarray, groups: int, block: int) -> np.ndarray:
     out_channels = by_group.shape[-1]
     pair = 4 // kernel.dtype.itemsize
     blocks = -(-out_channels // block)
-    padded = np.pad(by_group, ((0, 0), (0, 0), (0, 0), (0, 0), (0, blocks * block - out_channels)))
-    parts = padded.reshape(height, width, in_channels // pair, pair, groups, blocks, block)
+    if missing := blocks * block - out_channels:
+        by_group = np.pad(by_group, ((0, 0), (0, 0), (0, 0), (0, 0), (0, missing)))
+    parts = by_group.reshape(height, width, in_channels // pair, pair, groups, blocks, block)
     flat = parts.transpose(4, 5, 0, 1, 2, 6, 3).reshape(-1)
     # Padded to the size for the largest padding of any block: with another block oneDNN would read beyond the end.
     most = max(-(-out_channels // other) * other for other in _BLOCKS) * groups * height * width * in_channels
-    return np.pad(flat, (0, most - flat.size))
+    return np.pad(flat, (0, most - flat.size)) if most > flat.size else flat
 
 
 @functools.cache
@@ -121,7 +123,9 @@ def _block(convolution: Convolution) -> int | None:
     if groups > 1 and (in_channels % _CHANNELS_OF_GROUP or out_channels // groups % _CHANNELS_OF_GROUP):
         return None
     random = np.random.default_rng(0)
-    kernel = random.integers(-2, 3, convolution.kernel_shape).astype(np.float32)
+    # A prime number of random values, repeated: they lie nowhere as in the next row or block.
+    size = min(int(np.prod(convolution.kernel_shape)), _MOST_DRAWN)
+    kernel = np.resize(random.integers(-2, 3, size).astype(np.float32), convolution.kernel_shape)
     # NumPy arrays, as JAX would compile a program for each shape.
     images = np.zeros(convolution.in_shape, convolution.dtype)
     images[0] = random.integers(1, 4, convolution.in_shape[1:])  # from zeros alone, any order of the kernel gives zeros
