@@ -221,6 +221,12 @@ def test_a_function_that_mixes_samples_is_computed_as_it_is():
     assert "it may mix the samples of a batch" in " ".join(executable.notes)
 
 
+def test_a_function_may_hold_its_weights():
+    kernel, spec, x = images(64, 32), jax.ShapeDtypeStruct((64,), "float32"), images(3, 64)
+    executable = cambrian.compile(lambda _, x: jax.jit(jax.nn.relu)(x @ kernel), {}, spec)
+    np.testing.assert_allclose(executable(x), jax.nn.relu(x @ kernel), rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_no_model_or_lacks_parameters_is_refused():
     for model, params, message in [
         (3, None, "expected a function, or a model of Flax, Equinox, Haiku or Keras, got int"),

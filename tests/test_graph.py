@@ -16,7 +16,7 @@ from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerin
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph, rewritten
 from cambrian.models.graph.passes import optimized
-from cambrian.models.graph.precision import in_bfloat16
+from cambrian.models.graph.precision import Cast, in_bfloat16
 from cambrian.models.graph.scan import Scan, nodes_and_repetitions
 from cambrian.models.graph.trace import trace
 
@@ -142,6 +142,8 @@ def test_what_is_read_twice_is_not_fused():
         (("CWHN", "OWHI", "HWNC"), (6, 3, 2, 4), (4, 6, 7, 2)),
         (("NWC", "WIO", "NWC"), (3, 4, 6), (2, 7, 4)),
         (("NCW", "OIW", "NCW"), (6, 4, 3), (2, 4, 7)),
+        (("NDHWC", "DHWIO", "NDHWC"), (2, 3, 2, 4, 6), (2, 5, 7, 6, 4)),
+        (("NCDHW", "OIDHW", "NCDHW"), (6, 4, 3, 2, 3), (2, 4, 6, 5, 7)),
     ],
 )
 @pytest.mark.parametrize("more", [{}, {"rhs_dilation": 2}, {"stride": 2}, {"padding": (1, 3)}])
@@ -265,8 +267,16 @@ def test_every_lowering_computes_what_follows(lowering, activation, residual):
     assert np.allclose(evaluate(graph, x)[0], expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
 
 
+def test_tiny_products_are_left_to_xla_without_measuring(tmp_path):
+    graph = optimized(trace(lambda k, x: jnp.tanh(x @ k), draw(8, 8), draw(4, 8))[0])
+    costs = MeasuredCosts(tmp_path / "costs.jsonl")
+    chosen = choose_lowerings(graph, jax.devices()[0], costs, seconds=60.0)
+    assert [operation.lowering for operation in fused(chosen)] == ["matmul"]
+    assert costs.milliseconds == {}
+
+
 def test_costs_are_measured_once_and_kept(tmp_path):
-    graph = optimized(trace(lambda k, x: x @ k, draw(8, 8), draw(4, 8))[0])
+    graph = optimized(trace(lambda k, x: x @ k, draw(256, 256), draw(64, 256))[0])
     costs = MeasuredCosts(tmp_path / "folder" / "costs.jsonl")
     choose_lowerings(graph, jax.devices()[0], costs, seconds=60.0)
     lines = costs.path.read_text().splitlines() if costs.path.exists() else []
@@ -293,6 +303,60 @@ def test_bfloat16_stores_activations_and_keeps_statistics_and_the_last_layer():
     (got,) = evaluate(graph, x)
     assert got.dtype == np.float32
     assert 1e-5 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-2
+
+
+def test_each_reduction_converts_its_bfloat16_operand_itself():
+    """XLA would store a conversion that two operations read, in float32."""
+
+    def function(p, x):
+        y = jax.nn.relu(x @ p["first"])
+        mean, square = y.mean(-1, keepdims=True), (y * y).mean(-1, keepdims=True)
+        return ((y - mean) * lax.rsqrt(square - mean * mean + 1e-5)) @ p["last"]
+
+    params, x = {"first": draw(8, 16) / 3, "last": draw(16, 4) / 4}, draw(32, 8)
+    graph = in_bfloat16(optimized(trace(function, params, x)[0]))
+    casts = [node.operation for node in graph.nodes if isinstance(node.operation, Cast)]
+    # The input's; the activations' for their difference from the mean, for the mean, and for the squares.
+    expected_casts = [("bfloat16", 0), ("float32", 0), ("float32", 1), ("float32", 1)]
+    assert sorted((cast.dtype, cast.barriers) for cast in casts) == expected_casts
+    expected = np.asarray(function(params, x))
+    (got,) = evaluate(graph, x)
+    assert np.linalg.norm(got - expected) < 1e-2 * np.linalg.norm(expected)
+
+
+def test_products_of_activations_take_bfloat16_and_give_float32():
+    def function(p, x):
+        y = x @ p["in"]
+        weights = jax.nn.softmax(jnp.einsum("nqd,nkd->nqk", y, y) / 4)
+        return jnp.einsum("nqk,nkd->nqd", weights, y) @ p["out"]
+
+    params, x = {"in": draw(8, 16) / 3, "out": draw(16, 4) / 4}, draw(2, 6, 8)
+    graph = in_bfloat16(optimized(trace(function, params, x)[0]))
+    products = [node for node in graph.nodes if node.name == "dot_general"]
+    assert [[str(value.dtype) for value in (*node.inputs, node.output)] for node in products] == [
+        ["bfloat16", "bfloat16", "float32"]
+    ] * 2
+    expected = np.asarray(function(params, x))
+    (got,) = evaluate(graph, x)
+    assert np.linalg.norm(got - expected) < 1e-2 * np.linalg.norm(expected)
+
+
+def test_norms_in_float32_are_folded_where_a_network_computes_in_bfloat16():
+    params = {"kernel": draw(3, 3, 4, 8) / 6, "norm": norm_params(8)}
+
+    def function(p, x):
+        y = conv(x.astype("bfloat16"), p["kernel"].astype("bfloat16"))
+        return jax.nn.relu(batch_norm(y.astype("float32"), p["norm"]).astype("bfloat16"))
+
+    x = draw(2, 6, 6, 4)
+    graph = optimized(trace(function, params, x)[0])
+    assert [(each.dtype, each.out_dtype, each.activation) for each in fused(graph)] == [("bfloat16",) * 2 + ("RELU",)]
+    assert others(graph) == ["convert_element_type"]
+    expected = np.asarray(function(params, x), np.float32)
+    for each in (graph, in_bfloat16(graph)):
+        (got,) = evaluate(each, x)
+        assert str(got.dtype) == "bfloat16"
+        assert np.linalg.norm(got.astype(np.float32) - expected) < 1e-2 * np.linalg.norm(expected)
 
 
 @pytest.mark.slow
