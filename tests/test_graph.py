@@ -412,7 +412,6 @@ def test_a_transposed_convolution_along_one_axis_and_one_that_skips_pixels():
     assert others(rewrite(strided, draw(3, 3, 3, 4), draw(2, 5, 5, 3))) == ["conv_general_dilated"]
 
 
-@pytest.mark.skipif(jax.__version_info__ >= (0, 12), reason="loops of jax 0.12 are left to JAX")
 def test_layers_in_the_body_of_a_loop(tmp_path):
     params = {"kernel": draw(3, 3, 4, 4), "steps": draw(5, 4)}
 

@@ -88,7 +88,7 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
         if (called := equation.params.get(_CALLS.get(name, ""))) is not None:
             inner = ClosedJaxpr(called, ()) if isinstance(called, Jaxpr) else called
             outputs = _inline(inner, inputs, nodes)
-        elif name == "scan" and _has_known_constants(equation, inputs):
+        elif name == "scan" and all(isinstance(value, Constant) for value in inputs[: _counts(equation)[0]]):
             node = _scan(equation, inputs)
             nodes.append(node)
             outputs = node.outputs
@@ -107,21 +107,24 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _has_known_constants(equation: Any, inputs: Sequence[Value]) -> bool:
-    """Whether the constants of a scan's body are known. jax 0.12 describes its operands otherwise: left to JAX."""
-    count = equation.params.get("num_consts")
-    return count is not None and all(isinstance(value, Constant) for value in inputs[:count])
+def _counts(equation: Any) -> tuple[int, int]:
+    """The numbers of constants and of carried values among the operands of a scan, whose other operands follow them."""
+    params = equation.params
+    if "ft_in" in params:  # since jax 0.12
+        constants, carried, _ = params["ft_in"].unpack()
+        return len(constants), len(carried)
+    return params["num_consts"], params["num_carry"]
 
 
 def _scan(equation: Any, inputs: Sequence[Value]) -> Node:
-    params = equation.params
-    constants, operands = inputs[: params["num_consts"]], inputs[params["num_consts"] :]
+    params, (num_constants, num_carried) = equation.params, _counts(equation)
+    constants, operands = inputs[:num_constants], inputs[num_constants:]
     body: Any = params["jaxpr"]
     taken = [Value(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars[len(constants) :]]
     nodes: list[Node] = []
     results = _inline(body, [*constants, *taken], nodes)
     graph = without_dead_nodes(Graph(tuple(taken), tuple(nodes), tuple(results)))
-    scan = Scan(graph, params["num_carry"], params["length"], params["reverse"], params["unroll"], ())
+    scan = Scan(graph, num_carried, params["length"], params["reverse"], params["unroll"], ())
     return scan_node(scan, operands, [Value(v.aval.shape, v.aval.dtype) for v in equation.outvars])
 
 
