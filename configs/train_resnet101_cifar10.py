@@ -2,8 +2,7 @@
 
     python main.py --mode train --config configs/train_resnet101_cifar10.py --data cifar10
 
-The target is at least 94.5% top-1 in less than ten minutes; neither has been measured on a GPU. docs/training.md
-derives the estimate of the time.
+The target is at least 94.5% top-1 in less than ten minutes. docs/training.md derives the estimate of the time.
 """
 
 import dataclasses

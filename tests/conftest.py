@@ -1,4 +1,7 @@
-"""Tests run on virtual CPU devices, with strict dtype promotion and a short collective timeout: a deadlock fails."""
+"""Tests run on virtual CPU devices, with strict dtype promotion and a short collective timeout: a deadlock fails.
+
+Those marked `gpu` also run on the platform that CAMBRIAN_TEST_PLATFORM names.
+"""
 
 import os
 import shutil
@@ -10,8 +13,11 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=6
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 32)
-jax.config.update("jax_platforms", "cpu")
+PLATFORM = os.environ.get("CAMBRIAN_TEST_PLATFORM", "cpu")
+
+if PLATFORM == "cpu":
+    jax.config.update("jax_num_cpu_devices", 32)
+    jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # A shell's background jobs ignore it, and so would the commands that tests interrupt.

@@ -2,9 +2,15 @@
 
 import functools
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.gpu_parts import inference, peak, training
+from benchmarks.gpu_parts.processes import run_part
+from benchmarks.gpu_parts.result_table import result_table
 from benchmarks.ratios import Ratio, best
 from benchmarks.settings import Setting, all_settings, over_devices, over_model_axis
 from benchmarks.sides import PRECISIONS, SIDES
@@ -17,6 +23,7 @@ from benchmarks.sides.worker import Server
 
 from cambrian.engine.runtime.parity import compare
 from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import MeshShape
 
 BATCH = 3
@@ -138,3 +145,34 @@ def test_scaling_runs_every_setting_once():
     meshes = [str(setting.mesh) for setting in over_model_axis(64, "intra_sample")]
     assert meshes == ["2x16", "4x8", "8x4", "16x2", "32x1"]  # 1x32 cuts nothing
     assert Setting(MeshShape(4, 8), 256) in settings and Setting(MeshShape(1, 1), 1) in settings
+
+
+@pytest.mark.slow
+def test_parts_of_the_gpu_benchmark_measure_here():
+    (products,) = peak.measure("cpu", size=64, launches=2, repeats=1)
+    ours, stock = inference.measure(tiny_problem(), "cpu", ["bfloat16"], [2], num_images=5)
+    assert ours["relative_error"] <= 2e-2 and ours["side"] == "ours, offline, 1x1"
+    recipe = Recipe(batch_size=4, crop_padding=1, epochs=10)
+    (trained,) = training.measure(Architecture("cifar", (1,), False, 4, width=4), recipe, "cpu", 2, 10, size=8)
+    assert len(trained["images_per_second"]) == 2
+    assert trained["recipe_s_by_calculation"] == pytest.approx(100 / trained["images_per_second"][1])
+    rows = [{"size": 35, **row, "tflops": 1.0} for row in (ours, stock)]
+    parts = {"peak": {"rows": [products]}, "inference 35": {"rows": rows}, "training": {"rows": [trained]}}
+    assert result_table(parts).row_count == 2
+
+
+def test_a_part_of_the_gpu_benchmark_keeps_the_rows_before_its_end():
+    code = "import time; print('{\"side\": 1}', flush=True); time.sleep({})"
+    for seconds, end, failure in ((60, "", "not finished in 1 s"), (0, "; 1 / 0", "exit code 1: ZeroDivisionError")):
+        part = run_part([sys.executable, "-c", code.replace("{}", str(seconds), 1).replace("{}", "") + end], 1.0, {})
+        assert part["rows"] == [{"side": 1}]
+        assert part["failure"].startswith(failure)
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_refuses_a_machine_without_one():
+    script = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    refused = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert refused.returncode == 2 and not refused.stdout
+    assert refused.stderr.startswith("error: expected a gpu that JAX can use, got none: ")
+    assert refused.stderr.count("\n") == 1
