@@ -1,5 +1,7 @@
 """Plans a network for a platform, by the cost table in force."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from cambrian.models.costs.files import current_cost_table
@@ -9,8 +11,10 @@ from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import MeshShape, Network, Plan, UsageError, choose_plan, total_ms
 
 # An executable with custom calls can't be serialized, so it is compiled at each start. Its plan must be faster by this
-# factor to be chosen, and excludes lowerings that are slow to compile.
+# factor to be chosen. It contains lowerings that are slow to compile only with custom calls of their own, and only if
+# they make it faster by the second factor.
 _WORTH_COMPILING = 1.1
+_WORTH_COMPILING_SLOWLY = 1.02
 _CUSTOM_CALLS = frozenset(name for name, lowering in LOWERINGS.items() if lowering.custom_call)
 _SLOW_TO_COMPILE = frozenset(name for name, lowering in LOWERINGS.items() if lowering.slow_to_compile)
 
@@ -58,9 +62,16 @@ def make_plan(
     plan = best(without=_CUSTOM_CALLS)
     if not any(case.lowering in _CUSTOM_CALLS for case in table.cases):
         return plan
-    compiled = best(without=_SLOW_TO_COMPILE)
-    gain = total_ms(plan.costs) / total_ms(compiled.costs)
-    return plan if gain < _WORTH_COMPILING else compiled
+    if (reason := LOWERINGS["onednn"].obstacle(platform)) is not None:
+        return dataclasses.replace(plan, notes=(*plan.notes, f"planned without oneDNN: {reason}"))
+    quick, slow = best(without=_SLOW_TO_COMPILE), best(without=_SLOW_TO_COMPILE - _CUSTOM_CALLS)
+    compiled = quick if _gain(quick, slow) < _WORTH_COMPILING_SLOWLY else slow
+    return plan if _gain(plan, compiled) < _WORTH_COMPILING else compiled
+
+
+def _gain(plan: Plan, other: Plan) -> float:
+    """How many times as fast `other` is predicted to be."""
+    return total_ms(plan.costs) / total_ms(other.costs)
 
 
 def check_lowerings(network: Network, plan: Plan) -> None:
