@@ -36,12 +36,12 @@ class Made:
     path: Path | None
 
 
-def make_executable(configuration: Configuration) -> Made:
+def make_executable(configuration: Configuration, defer_probe: bool = False) -> Made:
     """Makes the configuration's executable ready to launch.
 
-    An offline executable is always loaded from an artefact, which is built first if need be, and its probe is compared
-    with the reference. For an online one `check_parity` does that later, because the reference takes longer than the
-    start.
+    An offline executable is always loaded from an artefact, which is built first if need be. Its probe is compared with
+    the reference, or with `defer_probe` the first launch may do that (see `load`). For an online one `check_parity`
+    does that later, because the reference takes longer than the start.
 
     Raises:
       UsageError, DamagedArtifact, ParityError: as `cambrian.engine.load`.
@@ -49,7 +49,7 @@ def make_executable(configuration: Configuration) -> Made:
     start = time.perf_counter()
     if configuration.artifact:
         path = Path(configuration.artifact)
-        executable = load(path, signing_key=_key_path(configuration))
+        executable = load(path, signing_key=_key_path(configuration), defer_probe=defer_probe)
         return Made(executable, None, _milliseconds_since(start), path)
 
     from cambrian.commands.program import build_digest, build_program  # a received artefact runs without models
@@ -81,7 +81,12 @@ def make_executable(configuration: Configuration) -> Made:
             return program
 
         executable, build_ms = load_or_build(
-            directory, key, build, devices=devices, signing_key=_key_path(configuration)
+            directory,
+            key,
+            build,
+            devices=devices,
+            signing_key=_key_path(configuration),
+            defer_probe=defer_probe,
         )
         load_ms = _milliseconds_since(start) - (build_ms or 0.0)
     executable = dataclasses.replace(executable, notes=(*notes, *executable.notes))

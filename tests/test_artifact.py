@@ -7,6 +7,7 @@ import sys
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
@@ -17,6 +18,7 @@ from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, read_manifest
 from cambrian.engine.artifact.portable import load_portable
 from cambrian.engine.artifact.save import save
+from cambrian.engine.artifact.serialization import without_lapack
 from cambrian.engine.artifact.signing import load_key
 from cambrian.engine.artifact.versions import versions
 from cambrian.engine.errors import DamagedArtifact, ParityError
@@ -85,13 +87,13 @@ for key in sys.argv[2:]:
 print(json.dumps({
     "results": results,
     "flax_installed": importlib.util.find_spec("flax") is not None,
-    "flax_loaded": any(name.split(".")[0] == "flax" for name in sys.modules),
+    "loaded": [package for package in ("flax", "scipy") if package in sys.modules],
 }))
 """
 
 
 @pytest.mark.slow
-def test_a_fresh_process_loads_no_flax_and_neither_traces_nor_compiles(online, artifact, key, tmp_path):
+def test_a_fresh_process_loads_no_flax_or_scipy_and_neither_traces_nor_compiles(online, artifact, key, tmp_path):
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", FRESH_PROCESS, artifact, key, tmp_path / "no key"],
         capture_output=True,
@@ -102,13 +104,21 @@ def test_a_fresh_process_loads_no_flax_and_neither_traces_nor_compiles(online, a
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout)
     native, portable = report["results"]
-    assert report["flax_installed"] and not report["flax_loaded"]
+    assert report["flax_installed"] and not report["loaded"]
     counts = ("jaxpr_trace", "jaxpr_to_mlir", "backend_compile", "compile_requests")
     assert native["kind"] == "native" and [native[kind] for kind in counts] == [0, 0, 0, 0]
     assert portable["kind"] == "portable" and all(portable[kind] > 0 for kind in counts)
     logits = online(np.arange(11 * 192).reshape(11, 8, 8, 3).astype(np.uint8))
     np.testing.assert_array_equal(np.array(native["logits"], np.float32), logits)
     np.testing.assert_allclose(np.array(portable["logits"], np.float32), logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_that_calls_lapack_is_lowered_as_it_is():
+    inputs = np.eye(3, dtype=np.float32)
+    cholesky, sine = (export.export(jax.jit(function))(inputs) for function in (jnp.linalg.cholesky, jnp.sin))
+    assert without_lapack(cholesky) is cholesky
+    assert without_lapack(sine).platforms != ("cpu",)
+    np.testing.assert_allclose(jax.jit(without_lapack(sine).call)(inputs), np.sin(inputs), rtol=1e-6)
 
 
 def assert_portable(executable, online, reason):

@@ -1,6 +1,7 @@
 """Artefacts of plans with oneDNN: no machine code, and bound to jaxlib and CPU."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -59,6 +60,18 @@ def test_a_program_is_saved_without_being_compiled(saved, tmp_path):
     assert read_manifest(tmp_path / "artifact", None)[0].analysis is None
     loaded, compiled_before = (load(at / "artifact", signing_key=folder / "key") for at in (tmp_path, folder))
     assert (loaded.kind, loaded.analysis) == ("portable", compiled_before.analysis)
+
+
+def test_the_note_of_a_passed_probe_holds_for_the_same_result_of_the_compiler(saved, tmp_path, monkeypatch):
+    artifact = shutil.copytree(saved[0] / "artifact", tmp_path / "artifact")
+
+    def start():
+        return load(artifact, signing_key=saved[0] / "key", defer_probe=True)
+
+    assert start().probe is None
+    assert start().probe is not None
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", lambda self: "ENTRY another")
+    assert start().probe is None
 
 
 def test_what_calls_into_this_process_is_refused_unsigned(saved, tmp_path):

@@ -129,7 +129,7 @@ def test_the_next_launch_is_enqueued_while_one_executes():
         return launched[-1]
 
     device_input = SimpleNamespace(block_until_ready=lambda: None)
-    fake = cast(Any, SimpleNamespace(put=lambda inputs: device_input, launch=start, platform="cpu"))
+    fake = cast(Any, SimpleNamespace(put=lambda inputs: device_input, launch=start, platform="cpu", pending_probe=None))
     received: list[np.ndarray] = []
     consumer = threading.Thread(target=lambda: received.extend(stream(fake, [np.zeros((1, 1))] * 4, threads=2)))
     consumer.start()

@@ -137,7 +137,7 @@ def classify(
 
     return stream(
         executable,
-        _batches(len(images), executable.batch_size),
+        _batches(len(images), executable),
         threads=threads,
         decode=decode,
         postprocess=postprocess,
@@ -155,9 +155,14 @@ class _Batch:
     skipped: list[str] = dataclasses.field(default_factory=list)
 
 
-def _batches(num_images: int, batch_size: int) -> Iterator[_Batch]:
-    for start in range(0, num_images, batch_size):
-        yield _Batch(range(start, min(start + batch_size, num_images)))
+def _batches(num_images: int, executable: Executable) -> Iterator[_Batch]:
+    """Batches of indices; the first leaves room for a deferred probe, unless that would take one more launch."""
+    probe, start = executable.pending_probe, 0
+    if probe is not None and probe.room and not probe.adds_launch(num_images):
+        start = min(probe.room, num_images)
+        yield _Batch(range(start))
+    for first in range(start, num_images, executable.batch_size):
+        yield _Batch(range(first, min(first + executable.batch_size, num_images)))
 
 
 def _name(names: tuple[str, ...], index: int) -> str:

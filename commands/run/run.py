@@ -93,7 +93,7 @@ def _run(
     start: Callable[[], None],
 ) -> None:
     return_freed_memory(_num_devices(configuration))
-    made = make_executable(configuration)
+    made = make_executable(configuration, defer_probe=True)
     executable, threads = made.executable, configuration.threads
     check_classifier(executable.name, executable.metadata)
     report.build_ms, report.load_ms = made.build_ms, made.load_ms

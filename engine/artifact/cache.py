@@ -43,6 +43,7 @@ def load_or_build(
     *,
     devices: Sequence[jax.Device] | None = None,
     signing_key: Path | None = None,
+    defer_probe: bool = False,
 ) -> tuple[Executable, float | None]:
     """Loads the artefact of `key`; builds and saves it first where it is absent or damaged.
 
@@ -56,6 +57,7 @@ def load_or_build(
       build: makes the program.
       devices: where to run, in mesh order; None for those of the program's platform.
       signing_key: path of the user's key file; None for the default one.
+      defer_probe: as `load`.
 
     Returns:
       The executable, with a note if the artefact was damaged; and the milliseconds that building and saving took, None
@@ -71,7 +73,7 @@ def load_or_build(
     while True:
         inode, damaged = _inode(path), False
         try:
-            loaded = _load_twice(path, key, devices, signing_key)
+            loaded = _load_twice(path, key, devices, signing_key, defer_probe)
             return dataclasses.replace(loaded, notes=(*notes, *loaded.notes)), build_ms
         except UsageError as error:
             # Where there is no artefact (yet, or another process has moved a damaged one aside), one is built.
@@ -102,9 +104,18 @@ def _build(
     return 1e3 * (time.perf_counter() - start)
 
 
-def _load_twice(path: Path, key: str, devices: Sequence[jax.Device] | None, signing_key: Path | None) -> Executable:
+def _load_twice(
+    path: Path, key: str, devices: Sequence[jax.Device] | None, signing_key: Path | None, defer_probe: bool
+) -> Executable:
     load_here = functools.partial(
-        load, path, devices=devices, signing_key=signing_key, refresh=True, cache_key=key, require_signature=True
+        load,
+        path,
+        devices=devices,
+        signing_key=signing_key,
+        refresh=True,
+        cache_key=key,
+        require_signature=True,
+        defer_probe=defer_probe,
     )
     try:
         return load_here()

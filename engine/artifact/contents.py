@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE, PROBE, read_verified
 from cambrian.engine.artifact.manifest import Manifest
-from cambrian.engine.artifact.serialization import custom_call_targets, from_portable
+from cambrian.engine.artifact.serialization import custom_call_targets, from_portable, without_lapack
 from cambrian.engine.artifact.tensor_file import parse_tensors
 from cambrian.engine.errors import DamagedArtifact, damage_named
 from cambrian.engine.runtime.compile import compile_exported, put_params
@@ -92,7 +92,9 @@ def compile_portable(path: Path, manifest: Manifest, exported: Exported, mesh: M
       DamagedArtifact: naming the file, if JAX refuses it.
     """
     with damage_named(path / PORTABLE, "a program that compiles for the manifest's specs"):
-        return compile_exported(exported, manifest.param_specs, manifest.input_spec, manifest.output_spec, mesh)
+        return compile_exported(
+            without_lapack(exported), manifest.param_specs, manifest.input_spec, manifest.output_spec, mesh
+        )
 
 
 def make_executable(

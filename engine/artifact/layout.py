@@ -5,6 +5,7 @@
     native-DIGEST.bin       machine code; loaded if this user signed the manifest and the fingerprint is equal
     portable.bin            StableHLO; compiled where the machine code can't be used
     probe.safetensors       one batch of inputs and its unsharded float32 outputs
+    verification.json       note that this machine has passed the probe; signed; only where a start has deferred it
 
 The native file's name carries the digest of its content, so that two processes that refresh it never mix theirs. Once
 an artefact is loaded, its directory may change or vanish.

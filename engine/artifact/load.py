@@ -13,6 +13,7 @@ from cambrian.engine.artifact.contents import (
     make_executable,
     read_params,
     read_portable,
+    read_probe,
 )
 from cambrian.engine.artifact.fingerprint import Fingerprint, difference, fingerprint
 from cambrian.engine.artifact.layout import find_native, native_name, read_artifact, read_verified, rebuild_mesh
@@ -21,9 +22,11 @@ from cambrian.engine.artifact.quarantine import prove
 from cambrian.engine.artifact.save import NO_NATIVE
 from cambrian.engine.artifact.serialization import NotSerializable, from_native, to_native
 from cambrian.engine.artifact.signing import read_key
+from cambrian.engine.artifact.verification import facts_of, read_note, write_note
 from cambrian.engine.artifact.versions import versions
 from cambrian.engine.errors import DamagedArtifact, one_line
 from cambrian.engine.files import replace_file
+from cambrian.engine.runtime.deferred_probe import DeferredProbe
 from cambrian.engine.runtime.executable import Analysis, Executable
 
 # What custom calls, and the order of weights that they expect, depend on.
@@ -38,6 +41,7 @@ def load(
     refresh: bool = False,
     cache_key: str | None = None,
     require_signature: bool = False,
+    defer_probe: bool = False,
 ) -> Executable:
     """Loads an artefact, runs its probe and compares the outputs with the reference.
 
@@ -54,6 +58,8 @@ def load(
       refresh: whether to replace this user's machine code, where it can't be used, by that compiled now.
       cache_key: key that the artefact must have been saved under; None for any.
       require_signature: whether the artefact must be signed with this user's key.
+      defer_probe: whether to note in the directory that this machine has passed the whole probe and, where it has
+        before, to leave a part of it to the first launch of inputs, as the executable's `probe`.
 
     Raises:
       DamagedArtifact: naming the file that is missing, truncated, altered, of another key, or not to be trusted.
@@ -74,22 +80,28 @@ def load(
     if not is_signed:
         prove(path, manifest)
 
-    # Hashing the parameters and linking the machine code take a good part of a second each, on one core each.
+    # Hashing the parameters takes one core; so does linking machine code or compiling, for longer.
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_params, path, manifest, mesh)
         compiled, obstacle = _link_native(path, manifest, is_signed, here, mesh)
-        exported = read_portable(path, manifest, is_signed)
+        exported, kind = read_portable(path, manifest, is_signed), "native"
+        if compiled is None:
+            kind, compiled = "portable", compile_portable(path, manifest, exported, mesh)
+            if not manifest.custom_calls and not any(note.startswith(obstacle) for note in manifest.notes):
+                notes.append(f"portable program compiled: {obstacle}")
         params = reading.result()
-    kind = "native"
-    if compiled is None:
-        kind, compiled = "portable", compile_portable(path, manifest, exported, mesh)
-        if not manifest.custom_calls and not any(note.startswith(obstacle) for note in manifest.notes):
-            notes.append(f"portable program compiled: {obstacle}")
     executable = make_executable(manifest, mesh, kind, compiled, params)
+    own_key = key if is_signed else None
+    facts = facts_of(manifest, here, kind, compiled) if defer_probe else {}
+    if defer_probe and own_key is not None and (parity := read_note(path, facts, own_key)) is not None:
+        probe = DeferredProbe(manifest.mesh, *read_probe(path, manifest), manifest.tolerance)
+        return dataclasses.replace(executable, parity=parity, probe=probe, notes=tuple(notes))
     parity = check_probe(path, manifest, executable)
-    if refresh and kind == "portable" and is_signed and key is not None and find_native(manifest):
+    if refresh and kind == "portable" and own_key is not None and find_native(manifest):
         refreshed = dataclasses.replace(manifest, fingerprint=here, analysis=Analysis.of(compiled), versions=versions())
-        notes += _refresh(path, refreshed, compiled, key)
+        notes += _refresh(path, refreshed, compiled, own_key)
+    elif defer_probe and own_key is not None:
+        write_note(path, facts, parity, own_key)
     return dataclasses.replace(executable, parity=parity, notes=tuple(notes))
 
 

@@ -4,6 +4,7 @@ Native: machine code, bound to the fingerprint; a pickle, so its bytes must be a
 Portable: StableHLO by `jax.export`, compiled when it is loaded; no pickle.
 """
 
+import dataclasses
 import pickle
 from collections.abc import Sequence
 
@@ -70,6 +71,17 @@ def to_portable(program: Program) -> bytes:
 def from_portable(data: bytes) -> Exported:
     """Reads what `to_portable` wrote: `.call(params, inputs)` may stand under `jax.jit`."""
     return export.deserialize(bytearray(data))
+
+
+def without_lapack(exported: Exported) -> Exported:
+    """Returns the same program, for which JAX doesn't import SciPy if the program doesn't call LAPACK.
+
+    JAX registers LAPACK before it lowers any program exported for CPU; importing SciPy takes a fifth of a second.
+    """
+    if exported.platforms != ("cpu",) or any(target.startswith("lapack") for target in _targets(exported)):
+        return exported
+    checks = (*exported.disabled_safety_checks, export.DisabledSafetyCheck.platform())
+    return dataclasses.replace(exported, platforms=("unnamed",), disabled_safety_checks=checks)
 
 
 def custom_call_targets(exported: Exported) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cambrian.engine.runtime.batch import empty_batch, fetch, num_samples, samples
+from cambrian.engine.runtime.deferred_probe import DeferredProbe
 from cambrian.engine.runtime.launch import launch
 from cambrian.engine.runtime.parity import Parity
 from cambrian.engine.runtime.stream import stream
@@ -53,7 +54,8 @@ class Executable:
       mesh: mesh that the executable runs on.
       analysis: memory and arithmetic, per device.
       parity: relative error and top-1 agreement of the probe against the unsharded float32 reference; None until a
-        probe has run.
+        probe has run on this machine.
+      probe: probe that the first call or stream runs, and holds its results back for; None for none.
       plan: layer name → partition, lowering and micro_batch; empty for a user's function.
       metadata: JSON-compatible facts of the program, such as preprocessing and labels.
       notes: human-readable deviations from the request.
@@ -70,6 +72,7 @@ class Executable:
     mesh: Mesh
     analysis: Analysis
     parity: Parity | None = None
+    probe: DeferredProbe | None = dataclasses.field(default=None, repr=False)
     plan: dict[str, dict[str, str | int]] = dataclasses.field(default_factory=dict, repr=False)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
@@ -85,6 +88,11 @@ class Executable:
         """cpu, gpu or tpu."""
         return self.mesh.devices.flat[0].platform
 
+    @property
+    def pending_probe(self) -> DeferredProbe | None:
+        """The deferred probe that hasn't run yet; None if there is none."""
+        return self.probe if self.probe is not None and self.probe.parity is None else None
+
     def put(self, inputs: Any) -> Any:
         """Pads up to `batch_size` inputs with zeros to a whole batch and moves it to the devices.
 
@@ -92,9 +100,10 @@ class Executable:
           TypeError: if `inputs` isn't an array, where one is expected.
           UsageError: if structure, shapes or dtypes differ from the executable's.
         """
-        return jax.device_put(self._whole_batch(inputs), shardings(self.input_spec, self.mesh))
+        return jax.device_put(self.whole_batch(inputs), shardings(self.input_spec, self.mesh))
 
-    def _whole_batch(self, inputs: Any) -> Any:
+    def whole_batch(self, inputs: Any) -> Any:
+        """Pads up to `batch_size` inputs with zeros to a whole batch; raises as `put`."""
         expected, got = jax.tree.structure(self.input_spec), jax.tree.structure(inputs)
         if not isinstance(self.input_spec, TensorSpec) and got != expected:
             raise UsageError(f"inputs must have the structure {expected}, got {got}")
@@ -114,9 +123,11 @@ class Executable:
 
     def __call__(self, inputs: Any) -> Any:
         """Returns the outputs (N, …) for inputs (N, …) of any N, launched batch by batch; N = 0 launches nothing."""
+        if (probe := self.pending_probe) is not None:
+            probe.run_alone(self)
         outputs, count = [empty_batch(self.output_spec)], num_samples(inputs)
         # A launch on a host array starts sooner than JAX moves the array, but computes in a thread of XLA's.
-        prepare = self.put if launches_run_side_by_side() else self._whole_batch
+        prepare = self.put if launches_run_side_by_side() else self.whole_batch
         with low_cpu_latency(self.platform):
             for start in range(0, count, self.batch_size):
                 batch = samples(inputs, start, start + self.batch_size)

@@ -33,7 +33,9 @@ def predicted_memory_bytes_per_device(executable: Executable, threads: int) -> i
 
 
 def loaded_host_memory_bytes(executable: Executable) -> int:
-    """Returns the resident bytes with the executable loaded and nothing in flight; call it after the first launch."""
+    """Returns the resident bytes with the executable loaded and nothing in flight."""
+    if executable.probe is not None:  # nothing has been launched yet
+        return resident_bytes()
     # XLA frees the first launch's temporaries some time after its outputs are ready. At the peak all were resident.
     temporaries = executable.mesh.size * executable.analysis.temporary_bytes
     return min(resident_bytes(), max(0, peak_host_memory_bytes() - temporaries))

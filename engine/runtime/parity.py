@@ -108,7 +108,16 @@ def run_probe(executable: "Executable", inputs: Any, reference: Any, tolerance: 
     Raises:
       ParityError: if the relative error exceeds `tolerance` or is NaN.
     """
-    parity = compare(executable(inputs), reference)
+    return check(executable, executable(inputs), reference, tolerance)
+
+
+def check(executable: "Executable", outputs: Any, reference: Any, tolerance: float) -> Parity:
+    """Compares an executable's outputs with their reference.
+
+    Raises:
+      ParityError: if the relative error exceeds `tolerance` or is NaN.
+    """
+    parity = compare(outputs, reference)
     if not parity.max_relative_error <= tolerance:
         raise ParityError(
             f"{executable.name} ({executable.kind}) must agree with the unsharded float32 reference to a relative "

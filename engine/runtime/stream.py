@@ -69,26 +69,33 @@ def stream(
 
     Raises:
       UsageError: if `threads` is less than 1. From the iterator: the first exception, by input order, that `batches`,
-        `decode`, the executable or `postprocess` raised, after the results of all items before it.
+        `decode`, the executable, its deferred probe or `postprocess` raised, after the results of all items before it.
     """
     if threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
 
-    def run_batch(item: Any) -> Any:
-        handed_over = time.perf_counter()
+    def run_batch(numbered: tuple[int, Any]) -> Any:
+        handed_over, (number, item) = time.perf_counter(), numbered
         inputs = item if decode is None else decode(item)
         decoded = launched = ready = fetched = time.perf_counter()
         count = num_samples(inputs)
-        if count:
+        # Results leave in order, so none does before the probe of the first item's launch has passed.
+        probe = executable.pending_probe if number == 0 else None
+        if probe is not None and count > probe.room:
+            probe.run_alone(executable)
+            probe = None
+        if count or probe:
             # Waiting for the transfer costs no throughput, as another thread's launch executes meanwhile; and it
             # keeps the transfer out of the launch's time.
-            inputs_on_devices = jax.block_until_ready(executable.put(inputs))
+            whole = probe.mixed_with(executable, inputs) if probe else inputs
+            inputs_on_devices = jax.block_until_ready(executable.put(whole))
             launched = time.perf_counter()
             with low_cpu_latency(executable.platform):
                 outputs_on_devices = jax.block_until_ready(executable.launch(inputs_on_devices))
             ready = time.perf_counter()
-            outputs = samples(fetch(outputs_on_devices), 0, count)
+            outputs = fetch(outputs_on_devices)
             fetched = time.perf_counter()
+            outputs = probe.checked(executable, outputs, count) if probe else samples(outputs, 0, count)
         else:
             outputs = empty_batch(executable.output_spec)
         result = outputs if postprocess is None else postprocess(item, outputs)
@@ -97,7 +104,7 @@ def stream(
             timeline.add(BatchTimes(count, handed_over, decoded, launched, ready, fetched, finished))
         return result
 
-    return _ordered_map(run_batch, batches, threads)
+    return _ordered_map(run_batch, enumerate(batches), threads)
 
 
 def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Generator[_R, None, None]:
