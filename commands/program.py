@@ -18,6 +18,8 @@ from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.engine.runtime.parity import NUM_PROBE_SAMPLES
 from cambrian.models.costs.machine import own_table_path
 from cambrian.sharding import (
+    Network,
+    Plan,
     Preprocessing,
     Program,
     Rules,
@@ -63,6 +65,7 @@ def build_program(configuration: Configuration, mesh: Mesh, user_model: UserMode
         partition=configuration.partition,
         launches_at_once=configuration.launches_at_once,
         memory_limit_bytes=configuration.device_memory_limit_bytes,
+        compile_reference=configuration.execution == "offline",
     )
 
 
@@ -75,6 +78,7 @@ def model_program(
     partition: str = "auto",
     launches_at_once: int = 1,
     memory_limit_bytes: int | None = None,
+    compile_reference: bool = False,
 ) -> Program:
     """Plans a model on a mesh by this machine's cost table, and specialises it to the plan.
 
@@ -84,6 +88,7 @@ def model_program(
       partition: as `cambrian.sharding.choose_plan` takes it.
       launches_at_once: number of launches that compute side by side on a single device.
       memory_limit_bytes: of a device; None for its memory.
+      compile_reference: whether to compile the program's reference meanwhile, because it will be called.
 
     Raises:
       UsageError: if the mesh can't cut the model as asked.
@@ -92,17 +97,19 @@ def model_program(
     from cambrian import models
 
     devices = list(mesh.devices.flat)
-    network = models.network(model.architecture, model.image_size)
     planned_mesh, planned_batch_size = planned_as(mesh_shape(mesh), batch_size, launches_at_once)
-    plan = models.make_plan(
-        network,
-        planned_mesh,
-        planned_batch_size,
-        devices[0].platform,
-        precision,
-        partition,
-        memory_limit_bytes=device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes,
-    )
+
+    def plan(network: Network) -> Plan:
+        return models.make_plan(
+            network,
+            planned_mesh,
+            planned_batch_size,
+            devices[0].platform,
+            precision,
+            partition,
+            memory_limit_bytes=device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes,
+        )
+
     program = models.build_program(
         model.architecture,
         model.variables,
@@ -119,6 +126,7 @@ def model_program(
             "weights": model.weights,
             "trained": model.trained,
         },
+        compile_reference=compile_reference,
     )
     return dataclasses.replace(
         program,

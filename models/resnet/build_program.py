@@ -1,7 +1,8 @@
 """Builds a Program from a ResNet's weights and a plan."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from cambrian.models.graph.read_layers import layered_network
 from cambrian.models.normalise import normaliser
 from cambrian.models.resnet.architecture import IMAGE_CHANNELS, Architecture
 from cambrian.models.resnet.flax_resnet import as_function, load_resnet
-from cambrian.sharding import Plan, Program
+from cambrian.sharding import Network, Plan, Program
 
 _REFERENCE_BATCH = 8  # one small executable serves any number of images
 
@@ -21,7 +22,7 @@ _REFERENCE_BATCH = 8  # one small executable serves any number of images
 def build_program(
     architecture: Architecture,
     variables: Mapping[str, np.ndarray],
-    plan: Plan,
+    plan: Plan | Callable[[Network], Plan],
     mesh: Mesh,
     *,
     image_size: int | tuple[int, int],
@@ -30,6 +31,7 @@ def build_program(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
     metadata: Mapping[str, Any] | None = None,
+    compile_reference: bool = False,
 ) -> Program:
     """Specialises a ResNet to a mesh, a plan and a precision.
 
@@ -39,7 +41,7 @@ def build_program(
     Args:
       architecture: architecture of the network.
       variables: weights, as returned by `models.random_variables` or `models.read_weights`.
-      plan: plan of the network.
+      plan: plan of the network, or a function that plans its layers.
       mesh: mesh from `make_mesh`.
       image_size: height and width of the images in pixels; one number for squares.
       batch_size: global number of images per launch.
@@ -47,6 +49,7 @@ def build_program(
       mean: mean of each channel, of pixels scaled to 0…1.
       std: standard deviation of each channel, of pixels scaled to 0…1.
       metadata: JSON-compatible facts stored with the program.
+      compile_reference: whether to compile the reference meanwhile, in a thread, because it will be called.
 
     Raises:
       UsageError: as `models.execution.build_program`; or if a variable is missing, left over or of the wrong shape
@@ -60,32 +63,42 @@ def build_program(
 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     sample = (height, width, IMAGE_CHANNELS)
+    reference = _reference(function, params, sample, compile_reference)
+    network = layered_network(function, params, jax.ShapeDtypeStruct((1, *sample), "uint8"))
     return planned.build_program(
-        layered_network(function, params, jax.ShapeDtypeStruct((1, *sample), "uint8")),
-        plan,
+        network,
+        plan if isinstance(plan, Plan) else plan(network.layers),
         mesh,
         name=architecture.name,
         inputs=jax.ShapeDtypeStruct((batch_size, *sample), "uint8"),
-        reference=_reference(function, params),
+        reference=reference,
         precision=precision,
         metadata=metadata,
     )
 
 
-def _reference(function: Callable[[Any, jax.Array], jax.Array], params: Any) -> Callable[[np.ndarray], np.ndarray]:
-    infer = jax.jit(function)
+def _reference(
+    function: Callable[[Any, jax.Array], jax.Array], params: Any, sample: tuple[int, ...], compile_now: bool
+) -> Callable[[np.ndarray], np.ndarray]:
+    inputs, compiler = jax.ShapeDtypeStruct((_REFERENCE_BATCH, *sample), "uint8"), ThreadPoolExecutor(1)
+
+    @functools.cache
+    def compiling() -> Future[jax.stages.Compiled]:
+        return compiler.submit(lambda: jax.jit(function).lower(params, inputs).compile())
+
+    if compile_now:
+        compiling()
 
     def reference(images: np.ndarray) -> np.ndarray:
+        infer = compiling().result()
+
         def compute(start: int) -> np.ndarray:
             chunk = images[start : start + _REFERENCE_BATCH]
             padded = np.zeros((_REFERENCE_BATCH, *images.shape[1:]), images.dtype)
             padded[: len(chunk)] = chunk
             return np.asarray(infer(params, padded))[: len(chunk)]
 
-        first, *others = range(0, len(images), _REFERENCE_BATCH)
-        outputs = [compute(first)]  # compiles
         with ThreadPoolExecutor(2) as pool:  # launches of few images leave cores idle
-            outputs += pool.map(compute, others)
-        return np.concatenate(outputs)
+            return np.concatenate(list(pool.map(compute, range(0, len(images), _REFERENCE_BATCH))))
 
     return reference
