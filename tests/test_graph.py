@@ -13,10 +13,12 @@ from jax.sharding import PartitionSpec as P
 import cambrian
 import cambrian.sharding
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings, with_lowering
+from cambrian.models.graph.constants import compact
+from cambrian.models.graph.find_poolings import Pool
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph, rewritten
 from cambrian.models.graph.passes import optimized
-from cambrian.models.graph.precision import Cast, in_bfloat16
+from cambrian.models.graph.precision import Bits, Cast, in_bfloat16
 from cambrian.models.graph.scan import Scan, nodes_and_repetitions
 from cambrian.models.graph.trace import trace
 
@@ -196,6 +198,26 @@ def test_padding_becomes_the_convolution_s_own():
     assert others(padded) == ["pad"]
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 0), (1, 1), (0, 1), (0, 0))])
+@pytest.mark.parametrize(("size", "stride"), [((2, 2), (2, 2)), ((3, 2), (1, 2)), ((4, 4), (4, 4))])
+def test_poolings_of_images(size, stride, padding):
+    x = draw(2, 9, 8, 3) - 2  # negative: padding must be lower
+    window = ((1, *size, 1), (1, *stride, 1), padding)
+
+    def function(p, x):
+        counts = lax.reduce_window(jnp.ones_like(x), 0.0, lax.add, *window)
+        largest = lax.reduce_window(x, -jnp.inf, lax.max, *window)
+        return largest * p + lax.reduce_window(x, 0.0, lax.add, *window) / counts
+
+    graph = rewrite(function, np.float32(3), x)
+    assert [node.operation.kind for node in graph.nodes if isinstance(node.operation, Pool)] == ["max", "sum"]
+    counts = [compact(constant.array) for constant in graph.constants() if constant.size > 1]
+    assert all((each.shape[0], each.shape[3]) == (1, 1) for each in counts)
+    narrow = in_bfloat16(optimized(trace(lambda p, x: function(p, x @ np.eye(3, dtype="f")), np.float32(3), x)[0]))
+    (got,) = evaluate(narrow, x)
+    assert np.linalg.norm(got - function(3, x)) < 1e-2 * np.linalg.norm(function(3, x))
+
+
 def test_what_no_pass_knows_stays():
     """Attention, control flow, sorting and integers, between layers that are taken."""
 
@@ -303,6 +325,26 @@ def test_bfloat16_stores_activations_and_keeps_statistics_and_the_last_layer():
     (got,) = evaluate(graph, x)
     assert got.dtype == np.float32
     assert 1e-5 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-2
+
+
+def test_bfloat16_is_moved_as_integers():
+    """XLA:CPU concatenates, pads and slices bfloat16 in float32."""
+
+    def function(p, x):
+        y = jax.nn.relu(conv(x, p["first"]))
+        y = jnp.concatenate([y, jnp.flip(y[..., :4], 1)], -1)
+        return (
+            conv(jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0)), constant_values=0.5), p["last"]).mean((1, 2)) @ p["head"]
+        )
+
+    params = {"first": draw(3, 3, 4, 8) / 6, "last": draw(1, 1, 12, 16) / 4, "head": draw(16, 3)}
+    x = draw(2, 6, 6, 4)
+    graph = in_bfloat16(optimized(trace(function, params, x)[0]))
+    moves = [node for node in graph.nodes if node.name in ("concatenate", "rev", "slice", "pad")]
+    assert [type(node.operation) for node in moves] == [Bits] * 4
+    expected = np.asarray(function(params, x))
+    (got,) = evaluate(graph, x)
+    assert np.linalg.norm(got - expected) < 1e-2 * np.linalg.norm(expected)
 
 
 def test_each_reduction_converts_its_bfloat16_operand_itself():

@@ -54,7 +54,7 @@ def evaluated(node: Node) -> list[Constant] | None:
         return None
     with jax.ensure_compile_time_eval():
         results = node.operation(*map(jnp.asarray, arrays))
-    return [Constant.of(np.asarray(result)) for result in results]
+    return [Constant.of(_with_broadcast_dimensions(np.asarray(result))) for result in results]
 
 
 def compact(array: np.ndarray) -> np.ndarray:
@@ -87,6 +87,16 @@ def _reshaped_view(array: np.ndarray, shape: Sequence[int]) -> np.ndarray | None
         return None
     squeezed = np.squeeze(array)
     return squeezed[tuple(np.newaxis if size == 1 else slice(None) for size in shape)]
+
+
+def _with_broadcast_dimensions(array: np.ndarray) -> np.ndarray:
+    """A view of the array, where dimensions along which it is constant are broadcast: the counts of a mean pooling."""
+    small = array
+    for axis in range(array.ndim):
+        first = small.take([0], axis) if small.shape[axis] > 1 else small
+        if first is not small and (small == first).all():
+            small = first
+    return np.broadcast_to(small, array.shape) if small.size < array.size else array
 
 
 def _elementwise(node: Node, arrays: Sequence[np.ndarray]) -> Constant:

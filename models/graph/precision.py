@@ -14,17 +14,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from cambrian.models.graph.elementwise import is_elementwise
+from cambrian.models.graph.find_poolings import Pool
 from cambrian.models.graph.fused_convolution import FusedConvolution
-from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Uses, Value
+from cambrian.models.graph.graph import Constant, Graph, Node, Operation, Primitive, Uses, Value
 from cambrian.models.graph.views import Reshape, view_of
 
 _WIDE, _NARROW = jnp.dtype("float32"), jnp.dtype("bfloat16")
 _IN_FLOAT32 = ("exp", "exp2", "expm1", "log", "log1p")
 # They give elements of their operands.
-_MOVES = (
-    *("broadcast_in_dim", "concatenate", "crop", "depth_taps", "pad", "reduce_max", "reduce_window_max", "rev"),
-    *("select_n", "slice", "split"),
-)
+_MOVES = ("broadcast_in_dim", "concatenate", "crop", "depth_taps", "pad", "rev", "select_n", "slice", "split")
+_COMPARE = ("reduce_max", "reduce_window_max")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +45,21 @@ class Cast:
         for _ in range(self.barriers):
             array = lax.optimization_barrier(array)
         return [lax.convert_element_type(array, self.dtype)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bits:
+    """An operation that moves bfloat16 values, as one that moves integers: XLA:CPU would move them in float32."""
+
+    operation: Operation
+
+    @property
+    def name(self) -> str:
+        return self.operation.name
+
+    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
+        bits = [lax.bitcast_convert_type(a, jnp.uint16) if a.dtype == _NARROW else a for a in arrays]
+        return [lax.bitcast_convert_type(result, _NARROW) for result in self.operation(*bits)]
 
 
 def in_bfloat16(graph: Graph) -> Graph:
@@ -85,10 +99,17 @@ def in_bfloat16(graph: Graph) -> Graph:
             nodes.append(Node(fused, operands, (output,)))
             stored[node.output] = output
             continue
-        moves = view_of(node) is not None or node.name in _MOVES
+        if isinstance(operation, Pool) and is_narrow(node.inputs[0]):
+            pooled = dataclasses.replace(operation, dtype="bfloat16")
+            stored[node.output] = Value(node.output.shape, _NARROW)
+            nodes.append(Node(pooled, (read(node.inputs[0], "bfloat16"),), (stored[node.output],)))
+            continue
+        moves = view_of(node) is not None or node.name in _MOVES or node.name in _COMPARE
         if moves and any(map(is_narrow, node.inputs)) and not within.intersection(node.inputs):
             outputs = [Value(each.shape, _NARROW if each.dtype == _WIDE else each.dtype) for each in node.outputs]
-            nodes.append(Node(operation, tuple(read(value, "bfloat16") for value in node.inputs), tuple(outputs)))
+            keeps = node.name in _COMPARE or isinstance(view_of(node), Reshape)
+            moved = operation if keeps else Bits(operation)
+            nodes.append(Node(moved, tuple(read(value, "bfloat16") for value in node.inputs), tuple(outputs)))
             stored.update(zip(node.outputs, outputs, strict=True))
             continue
         if node.name == "dot_general" and node.output.dtype == _WIDE and any(map(is_narrow, node.inputs)):

@@ -17,11 +17,13 @@ import numpy as np
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.graph.constants import compact, uniform_value
 from cambrian.models.graph.elementwise import is_elementwise
+from cambrian.models.graph.find_poolings import Pool
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.trace import trace
 from cambrian.models.graph.views import view_of
+from cambrian.models.lowerings import Window
 from cambrian.sharding import Kind, LayerSpec
 
 
@@ -89,8 +91,8 @@ class _Reader:
             self.read_convolution(node, node.operation)
         elif node.name == "pad" and self.pads_max_pool(node):
             self.padded[node.output] = node
-        elif node.name == "reduce_window_max":
-            self.read_max_pool(node)
+        elif isinstance(node.operation, Pool) and node.operation.kind == "max":
+            self.read_max_pool(node, node.operation.window)
         elif node.name == "reduce_sum":
             self.read_mean(node)
         elif view_of(node) is not None and node.inputs[0] in self.flat:  # (N, C) or (N, 1, 1, C)
@@ -145,34 +147,27 @@ class _Reader:
             and samples == channels == (0, 0, 0)
             and rows == columns == (rows[0], rows[0], 0)
             and reader is not None
-            and reader.name == "reduce_window_max"
-            and rows[0] < reader.params["window_dimensions"][1]  # no window has zeros alone
+            and isinstance(reader.operation, Pool)
+            and reader.operation.kind == "max"
+            and rows[0] < min(reader.operation.window.size)  # no window has zeros alone
         )
 
-    def read_max_pool(self, node: Node) -> None:
-        sizes, strides, padding = (node.params[name] for name in ("window_dimensions", "window_strides", "padding"))
-        images = node.inputs[0]
+    def read_max_pool(self, node: Node, window: Window) -> None:
+        images, padding = node.inputs[0], window.padding
         if (padded := self.padded.get(images)) is not None:
             images = padded.inputs[0]
-            before = padded.params["padding_config"]
+            before = padded.params["padding_config"][1:3]
             padding = [(low + more, high + more) for (low, high), (more, _, _) in zip(padding, before, strict=True)]
-        dilations = {*(node.params["base_dilation"] or ()), *(node.params["window_dilation"] or ())}
-        around = {*padding[1], *padding[2]}
-        is_square = (
-            (sizes, strides) == ((1, sizes[1], sizes[1], 1), (1, strides[1], strides[1], 1))
-            and {*padding[0], *padding[3]} == {0}
-            and len(around) == 1
-            and dilations <= {1}
-        )
-        if not is_square:
+        around = {*padding[0], *padding[1]}
+        if not len({*window.size}) == len({*window.stride}) == len(around) == 1:
             raise NotLayered("max pooling whose window isn't a square with the same padding on every side")
         self.add(
             Kind.MAX_POOL,
             "max_pool",
             images,
             node.output,
-            kernel=sizes[1],
-            stride=strides[1],
+            kernel=window.size[0],
+            stride=window.stride[0],
             padding=around.pop(),
         )
 
