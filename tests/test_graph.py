@@ -92,6 +92,22 @@ def test_the_same_network_in_nchw_has_views_at_its_ends_alone():
     assert others(graph).count("transpose") == 1
 
 
+def test_layers_on_tokens_are_computed_where_the_pixels_lie():
+    params = {"patch": draw(2, 2, 3, 8), "in": draw(8, 16), "out": draw(16, 8)}
+
+    def function(p, x):
+        tokens = conv(x, p["patch"], 2).reshape(2, 9, 8)
+        centred = tokens - tokens.mean(-1, keepdims=True)
+        y = centred * lax.rsqrt((centred * centred).mean(-1, keepdims=True) + 1e-5)
+        return tokens + jax.nn.gelu(y @ p["in"]) @ p["out"]
+
+    graph = rewrite(function, params, draw(2, 6, 6, 3))
+    assert [operation.in_shape[1:3] for operation in fused(graph)] == [(6, 6), (3, 3), (3, 3)]
+    assert [operation.residual for operation in fused(graph)] == [False, False, True]
+    reduced = [node.inputs[0].shape for node in graph.nodes if node.name == "reduce_sum"]
+    assert reduced == [(2, 3, 3, 8)] * 2
+
+
 ACTIVATIONS = {
     "RELU": [jax.nn.relu, lambda x: jnp.maximum(0, x), lambda x: jnp.where(x > 0, x, 0)],
     "RELU6": [jax.nn.relu6, lambda x: jnp.clip(x, 0, 6), lambda x: lax.clamp(0.0, x, 6.0)],
@@ -359,7 +375,7 @@ def test_each_reduction_converts_its_bfloat16_operand_itself():
     graph = in_bfloat16(optimized(trace(function, params, x)[0]))
     casts = [node.operation for node in graph.nodes if isinstance(node.operation, Cast)]
     # The input's; the activations' for their difference from the mean, for the mean, and for the squares.
-    expected_casts = [("bfloat16", 0), ("float32", 0), ("float32", 1), ("float32", 1)]
+    expected_casts = [("bfloat16", 0), ("float32", 0), ("float32", 1), ("float32", 2)]
     assert sorted((cast.dtype, cast.barriers) for cast in casts) == expected_casts
     expected = np.asarray(function(params, x))
     (got,) = evaluate(graph, x)

@@ -137,7 +137,7 @@ def _dense(node: Node) -> list[Node] | None:
     weights = np.transpose(right.array, (*right_contract, *right_free))
     channels = math.prod(left.shape[axis] for axis in left_contract)
     free = [left.shape[axis] for axis in left_free]
-    pixels = (*free, 1, 1, 1)[:3] if len(free) <= 3 else (free[0], math.prod(free[1:]), 1)
+    pixels = tuple(free) if len(free) == 3 else (math.prod(free[:1]), 1, math.prod(free[1:]))
     taken = apply_view(Reshape((*pixels, channels)), taken, nodes)
     made = _fused(taken, weights.reshape(1, 1, channels, -1), right.path, _POINT, 1, node, nodes)
     made = apply_view(Reshape((*free, *[right.shape[axis] for axis in right_free])), made, nodes)

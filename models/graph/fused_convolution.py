@@ -56,6 +56,11 @@ class FusedConvolution:
         return self.onednn.out_shape
 
     @property
+    def is_dense(self) -> bool:
+        """Whether each pixel of the result is computed from one pixel of the images."""
+        return self.window == Window.square(1, 1, ((0, 0), (0, 0))) and self.groups == 1
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of direct convolution; a multiply-add counts as two."""
         return 2 * int(np.prod(self.out_shape[:3])) * int(np.prod(self.kernel_shape))

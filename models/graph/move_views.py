@@ -3,9 +3,12 @@
 So a network that computes in NCHW has a transposition at its input and one before its head, and none between.
 """
 
+import dataclasses
+
 import numpy as np
 
 from cambrian.models.graph.elementwise import is_elementwise
+from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Value, without_dead_nodes
 from cambrian.models.graph.views import Reshape, Transpose, View, apply_view, array_view, is_identity, view_of
 
@@ -65,11 +68,15 @@ def _moved(
     """The node computed before the view of its operands; that view; and nodes that make its other operands."""
     if is_elementwise(node):
         return _moved_elementwise(node, views, back)
-    if not node.inputs or node.inputs[0] not in views or not isinstance(node.operation, Primitive):
+    if not node.inputs or node.inputs[0] not in views:
         return None
     view, source = views[node.inputs[0]]
-    if not isinstance(view, Transpose):
+    if isinstance(node.operation, FusedConvolution):
+        return _moved_dense(node, node.operation, view, source)
+    if not isinstance(node.operation, Primitive):
         return None
+    if isinstance(view, Reshape):
+        return _moved_reduction(node, node.operation, source)
     permutation, params = view.permutation, dict(node.params)
     if node.name in _REDUCTIONS:
         kept = [axis for axis in range(len(permutation)) if axis not in params["axes"]]
@@ -86,6 +93,31 @@ def _moved(
         return None
     output = Value(after.inverse(()).shape(node.output.shape), node.output.dtype)
     return Node(Primitive(node.operation.primitive, params), (source, *node.inputs[1:]), (output,)), after, []
+
+
+def _moved_dense(
+    node: Node, operation: FusedConvolution, view: View, source: Value
+) -> tuple[Node, View, list[Node]] | None:
+    """A dense layer, computed on the pixels as they lie before a reshape that keeps the channels."""
+    keeps_channels = isinstance(view, Reshape) and len(source.shape) == 4 and source.shape[3] == operation.in_shape[3]
+    if not operation.is_dense or not keeps_channels:
+        return None
+    moved = dataclasses.replace(operation, in_shape=source.shape)
+    output = Value(moved.out_shape, node.output.dtype)
+    return Node(moved, (source, *node.inputs[1:]), (output,)), Reshape(node.output.shape), []
+
+
+def _moved_reduction(node: Node, operation: Primitive, source: Value) -> tuple[Node, View, list[Node]] | None:
+    """A reduction over the last dimensions, computed before a reshape that keeps them."""
+    shape, axes = node.inputs[0].shape, node.params.get("axes", ())
+    count = len(axes)
+    is_last = count and sorted(axes) == list(range(len(shape) - count, len(shape)))
+    if node.name not in _REDUCTIONS or not is_last or source.shape[-count:] != shape[-count:]:
+        return None
+    kept = len(source.shape) - count
+    output = Value(source.shape[:kept], node.output.dtype)
+    reduction = Primitive(operation.primitive, {**operation.params, "axes": tuple(range(kept, kept + count))})
+    return Node(reduction, (source,), (output,)), Reshape(node.output.shape), []
 
 
 def _moved_elementwise(
@@ -120,6 +152,8 @@ def _moved_elementwise(
             inputs.append(apply_view(inverse, value, before))
         elif isinstance(value, Constant):
             inputs.append(Constant.of(array_view(inverse, np.broadcast_to(value.array, node.output.shape))))
+        elif value.shape == (*node.output.shape[:-1], 1) and source.shape[-1:] == node.output.shape[-1:]:
+            inputs.append(apply_view(Reshape((*source.shape[:-1], 1)), value, before))  # the same for all channels
         else:
             return None
     output = Value(source.shape, node.output.dtype)
