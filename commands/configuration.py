@@ -12,6 +12,7 @@ from cambrian.sharding.host import PLATFORMS, launches_at_once
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 EXECUTIONS = ("offline", "online")
+CALIBRATE_S = 15.0
 # Flag → its least and its largest value; 0 leaves batch_size, image_size, resize and num_images to the configuration.
 RANGES = MappingProxyType(
     {
@@ -25,9 +26,11 @@ RANGES = MappingProxyType(
         "max_latency_ms": (0, 10**9),
         "min_top1": (0, 1),
         "timeout_s": (1, 7 * 24 * 3600),
+        "calibrate_s": (0, 3600),
     }
 )
 MAX_DEVICES = 2**16
+_LEAST_BATCH = 8  # that is chosen: what a launch takes by itself isn't predicted
 MAX_CLASSES = 10**6
 _UNITS = {"B": 1} | {
     prefix + unit: base**power
@@ -167,6 +170,7 @@ class Configuration:
     skip_bad_images: bool = False
     seed: int = 0
     freeze: str = ""
+    calibrate_s: float = CALIBRATE_S
 
     def __post_init__(self):
         for name, choices in (
@@ -177,7 +181,7 @@ class Configuration:
         ):
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        for name in ("threads", "batch_size", "image_size", "resize", "num_images", "seed"):
+        for name in ("threads", "batch_size", "image_size", "resize", "num_images", "seed", "calibrate_s"):
             check_range(name, getattr(self, name), *RANGES[name])
         if self.mesh.num_devices > MAX_DEVICES:
             raise UsageError(f"mesh must have at most {MAX_DEVICES} devices, got {self.mesh}")
@@ -222,6 +226,18 @@ def parse_bytes(text: str) -> int:
     if size > _MAX_BYTES:
         raise UsageError(f"device_memory_limit must be at most 1024TiB, got {reprlib.repr(text)}")
     return int(size)
+
+
+def batch_sizes(mesh: MeshShape, platform: str) -> list[int]:
+    """Returns the global batch sizes to choose from: on CPU also smaller ones, whose latency is shorter.
+
+    All are multiples of the number of devices, so that the model axis can cut samples.
+    """
+    largest = default_batch_size(mesh, platform)
+    if platform != "cpu":
+        return [largest]
+    powers = (mesh.num_devices * 2**power for power in range(largest.bit_length()))
+    return [size for size in powers if _LEAST_BATCH <= size < largest] + [largest]
 
 
 def default_batch_size(mesh: MeshShape, platform: str) -> int:

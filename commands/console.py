@@ -41,9 +41,11 @@ def show_table(table: "Table", width: int = 120) -> None:
 def progress_bar(total: int, description: str, unit: str = "images") -> Iterator[Callable[[int], None]]:
     """Shows a progress bar on standard error if that is a terminal; yields a function that sets the number done.
 
+    With a total of 0 there is none.
+
     Lines printed on standard output appear above it.
     """
-    if not sys.stderr.isatty():
+    if not total or not sys.stderr.isatty():
         yield lambda done: None
         return
     from rich.console import Console

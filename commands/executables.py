@@ -52,14 +52,16 @@ def make_executable(configuration: Configuration, defer_probe: bool = False) -> 
         executable = load(path, signing_key=_key_path(configuration), defer_probe=defer_probe)
         return Made(executable, None, _milliseconds_since(start), path)
 
-    from cambrian.commands.program import build_digest, build_program  # a received artefact runs without models
+    # A received artefact runs without models.
+    from cambrian.commands.program import build_digest, build_program, calibration_s
     from cambrian.commands.user_model import read_user_model
 
     devices, notes = devices_of(configuration)
-    configuration = resolve(configuration, devices)
+    configuration = dataclasses.replace(configuration, platform=devices[0].platform)
     mesh = make_mesh(configuration.mesh, devices)
     user_model = None
     if configuration.user_model:
+        configuration = resolve(configuration)
         samples = max(configuration.batch_size // mesh.size, 1)
         user_model = read_user_model(configuration.user_model, configuration.weights, devices[0], samples)
     if configuration.execution == "online":
@@ -70,7 +72,8 @@ def make_executable(configuration: Configuration, defer_probe: bool = False) -> 
     else:
         directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
         identity = _resnet_identity(configuration) if user_model is None else user_model.identity()
-        key = artifact_key(_facts(configuration, identity, build_digest(configuration.platform)))
+        source = build_digest(configuration.platform)
+        key = artifact_key(_facts(configuration, identity, source, calibration_s(configuration)))
         path = directory / key
 
         def build() -> Program:
@@ -111,22 +114,22 @@ def check_parity(executable: Executable) -> Executable:
     return dataclasses.replace(executable, parity=parity)
 
 
-def resolve(configuration: Configuration, devices: list[jax.Device]) -> Configuration:
-    """The configuration with what it leaves open chosen: platform, precision, batch size."""
-    platform = devices[0].platform
-    precision = configuration.precision
+def resolve(configuration: Configuration) -> Configuration:
+    """The configuration on a known platform with precision and batch size chosen, without measuring any."""
+    precision, platform = configuration.precision, configuration.platform
     if precision == "auto":
         # A classifier of the user's has a precision of its own.
         precision = "bfloat16" if computes_bfloat16(platform) and not configuration.user_model else "float32"
     return dataclasses.replace(
         configuration,
-        platform=platform,
         precision=precision,
         batch_size=configuration.batch_size or default_batch_size(configuration.mesh, platform),
     )
 
 
-def _facts(configuration: Configuration, model: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _facts(
+    configuration: Configuration, model: Mapping[str, Any], source: str, calibrate_s: float | None
+) -> dict[str, Any]:
     """All that the program depends on: not execution, data or number of images."""
     return {
         "model": model,
@@ -138,6 +141,7 @@ def _facts(configuration: Configuration, model: Mapping[str, Any], source: str) 
         "launches_at_once": configuration.launches_at_once,
         "device_memory_limit": configuration.device_memory_limit_bytes,
         "source": source,
+        "calibrate_s": calibrate_s,
     }
 
 

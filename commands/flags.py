@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from cambrian.commands.config_file import DEFAULT_CONFIG, ConfigFile, read_config_file, read_reported_flags
-from cambrian.commands.configuration import EXECUTIONS, PRECISIONS, RANGES, Configuration, check_range
+from cambrian.commands.configuration import CALIBRATE_S, EXECUTIONS, PRECISIONS, RANGES, Configuration, check_range
 from cambrian.commands.flag_parsers import Named, OneOrMore
 from cambrian.sharding import PARTITIONS, MeshShape, UsageError
 from cambrian.sharding.host import PLATFORMS
@@ -100,7 +100,8 @@ def define_flags(values: flags.FlagValues) -> None:
     string("output_dir", "", "Folder of report and predictions; default: a new folder under runs/.")
     string("device_memory_limit", "", "Limit on each device's memory, such as 512MiB or 2GB; default: all of it.")
     string("freeze", "", "Mode train: none, or backbone to train only the last layer. Default: the recipe's.")
-    boolean("tune", False, "Mode plan: measure what is missing from this machine's cost table first.")
+    boolean("tune", False, "Mode plan: measure all that this machine's cost table lacks, for minutes.")
+    real("calibrate_s", CALIBRATE_S, "Seconds in which a build may measure a CPU that no cost table is of. 0: none.")
     boolean("skip_bad_images", False, "Skip images that can't be read, and list them in the report.")
     integer("seed", 0, "Seed of random weights, synthetic images and training.")
     boolean("debug", False, "Show the traceback of an error.")

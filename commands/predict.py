@@ -7,9 +7,9 @@ import math
 import jax.numpy as jnp
 
 from cambrian import models
-from cambrian.commands.configuration import Configuration, ModelConfig, default_batch_size
+from cambrian.commands.configuration import Configuration, ModelConfig, batch_sizes
+from cambrian.commands.program import precisions_of
 from cambrian.sharding import Layout, MeshShape, OutOfMemory, layouts, local_samples, total_ms
-from cambrian.sharding.host import computes_bfloat16, planned_as
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,18 +43,16 @@ def predict(configuration: Configuration) -> Prediction | None:
         return None
     if configuration.weights not in ("auto", "random") and not configuration.explicit_config:
         return None  # the weights decide the model
-    precision = configuration.precision
-    if precision == "auto":
-        precision = "bfloat16" if computes_bfloat16("cpu") else "float32"
     mesh, model = configuration.mesh, configuration.model
-    batch_size = configuration.batch_size or default_batch_size(mesh, "cpu")
     at_once = configuration.launches_at_once
-    launch_ms, weight_bytes, working_bytes = _plan_costs(
+    launch_ms, batch_size, weight_bytes, working_bytes = _plan_costs(
         model,
         configuration.image_size or model.preprocessing.size,
-        *planned_as(mesh, batch_size, at_once),
-        precision,
+        mesh,
+        tuple([configuration.batch_size] if configuration.batch_size else batch_sizes(mesh, "cpu")),
+        tuple(precisions_of(configuration.precision, "cpu")),
         configuration.partition,
+        at_once,
         configuration.device_memory_limit_bytes,
     )
     return Prediction(launch_ms, batch_size, weight_bytes + at_once * working_bytes, at_once)
@@ -65,18 +63,22 @@ def _plan_costs(
     model: ModelConfig,
     image_size: int | tuple[int, int],
     mesh: MeshShape,
-    batch_size: int,
-    precision: str,
+    sizes: tuple[int, ...],
+    precisions: tuple[str, ...],
     partition: str,
+    at_once: int,
     memory_limit_bytes: int | None,
-) -> tuple[float, int, int]:
-    """Milliseconds of a launch, and bytes of weights and of the largest layer's activations on a device."""
+) -> tuple[float, int, int, int]:
+    """Milliseconds and samples of a launch, and bytes of weights and of the largest layer's activations on a device."""
     network = models.network(models.Architecture.resnet(model.depth, model.stem, model.num_classes), image_size)
-    make_plan = functools.partial(models.make_plan, network, mesh, batch_size, "cpu", precision, partition)
+    table = models.current_cost_table("cpu")
+    plans = models.Plans(network, mesh, table, partition, at_once, memory_limit_bytes)
+    setting = plans.fastest(precisions, sizes)
     try:
-        plan = make_plan(memory_limit_bytes=memory_limit_bytes)
+        plan = plans.plan(setting)
     except OutOfMemory:  # the need is shown beside the limit
-        plan = make_plan()
+        plan = dataclasses.replace(plans, memory_limit_bytes=None).with_table(table).plan(setting)
+    mesh, batch_size = plans.planned(setting)
     activations = max(
         local_samples(plan[layer.name].partition, mesh, batch_size)
         * sum(
@@ -89,6 +91,7 @@ def _plan_costs(
     )
     return (
         total_ms(plan.costs),
+        setting.batch_size,
         sum(cost.weight_bytes for cost in plan.costs),
-        activations * jnp.dtype(precision).itemsize,
+        activations * jnp.dtype(setting.precision).itemsize,
     )

@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cambrian.commands.classifier import Classifier
-from cambrian.commands.configuration import Configuration
+from cambrian.commands.configuration import CALIBRATE_S, Configuration, batch_sizes
+from cambrian.commands.console import progress_bar
 from cambrian.commands.model import Model, read_model
 from cambrian.commands.user_model import UserModel
 from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.engine.runtime.parity import NUM_PROBE_SAMPLES
-from cambrian.models.costs.machine import own_table_path
+from cambrian.models.costs.machine import has_table, tuned_table_path
 from cambrian.sharding import (
     Network,
     Plan,
@@ -28,7 +29,7 @@ from cambrian.sharding import (
     named_arrays,
     program_from_function,
 )
-from cambrian.sharding.host import planned_as
+from cambrian.sharding.host import computes_bfloat16
 
 _PACKAGES = ("commands", "configs", "engine", "models", "sharding")
 _ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +55,7 @@ def build_program(configuration: Configuration, mesh: Mesh, user_model: UserMode
             partition=configuration.partition,
             name=user_model.stock.name,
             memory_limit_bytes=configuration.device_memory_limit_bytes,
+            calibrate_s=configuration.calibrate_s,
         )
         weights = configuration.weights if configuration.weights not in ("auto", "random") else configuration.user_model
         return dataclasses.replace(program, metadata={**program.metadata, "weights": weights})
@@ -65,6 +67,7 @@ def build_program(configuration: Configuration, mesh: Mesh, user_model: UserMode
         partition=configuration.partition,
         launches_at_once=configuration.launches_at_once,
         memory_limit_bytes=configuration.device_memory_limit_bytes,
+        calibrate_s=configuration.calibrate_s,
         compile_reference=configuration.execution == "offline",
     )
 
@@ -78,17 +81,20 @@ def model_program(
     partition: str = "auto",
     launches_at_once: int = 1,
     memory_limit_bytes: int | None = None,
+    calibrate_s: float = 0.0,
     compile_reference: bool = False,
 ) -> Program:
-    """Plans a model on a mesh by this machine's cost table, and specialises it to the plan.
+    """Plans a model on a mesh by this machine's costs, and specialises it to the plan.
 
     Args:
-      batch_size: global number of images of a launch, a multiple of the data axis.
-      precision: float32 or bfloat16.
+      batch_size: global number of images of a launch, a multiple of the data axis; 0 for the one predicted to be best.
+      precision: float32, bfloat16, or auto for the one predicted to be faster.
       partition: as `cambrian.sharding.choose_plan` takes it.
       launches_at_once: number of launches that compute side by side on a single device.
       memory_limit_bytes: of a device; None for its memory.
-      compile_reference: whether to compile the program's reference meanwhile, because it will be called.
+      calibrate_s: seconds in which to measure what decides the plan, where no cost table of this machine is there.
+      compile_reference: whether to compile the program's reference meanwhile, because it will be called; not while
+        costs are measured.
 
     Raises:
       UsageError: if the mesh can't cut the model as asked.
@@ -96,19 +102,26 @@ def model_program(
     """
     from cambrian import models
 
-    devices = list(mesh.devices.flat)
-    planned_mesh, planned_batch_size = planned_as(mesh_shape(mesh), batch_size, launches_at_once)
+    devices, shape = list(mesh.devices.flat), mesh_shape(mesh)
+    platform, notes = devices[0].platform, []
+    table = models.current_cost_table(platform)
+    calibrates = calibrate_s > 0 and platform == "cpu" and not table.tuned
 
-    def plan(network: Network) -> Plan:
-        return models.make_plan(
-            network,
-            planned_mesh,
-            planned_batch_size,
-            devices[0].platform,
-            precision,
-            partition,
-            memory_limit_bytes=device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes,
-        )
+    def plan(network: Network) -> tuple[Plan, models.Setting]:
+        limit_bytes = device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes
+        plans = models.Plans(network, shape, table, partition, launches_at_once, limit_bytes)
+        sizes = [batch_size] if batch_size else batch_sizes(shape, platform)
+        with progress_bar(round(calibrate_s) if calibrates else 0, "measuring this machine", unit="s") as show_progress:
+            chosen = models.calibrated(
+                plans,
+                precisions_of(precision, platform),
+                sizes,
+                mesh,
+                calibrate_s,
+                lambda done: show_progress(round(done)),
+            )
+        notes.extend(chosen.notes)
+        return chosen.plans.plan(chosen.setting), chosen.setting
 
     program = models.build_program(
         model.architecture,
@@ -116,8 +129,6 @@ def model_program(
         plan,
         mesh,
         image_size=model.image_size,
-        batch_size=batch_size,
-        precision=precision,
         mean=model.config.preprocessing.mean,
         std=model.config.preprocessing.std,
         metadata={
@@ -126,14 +137,21 @@ def model_program(
             "weights": model.weights,
             "trained": model.trained,
         },
-        compile_reference=compile_reference,
+        compile_reference=compile_reference and not calibrates,
     )
     return dataclasses.replace(
         program,
         metadata={**program.metadata, **_plan_facts(program, partition)},
         probe_samples=_probe_pictures(model.config.preprocessing),
-        notes=(*model.notes, *program.notes),
+        notes=(*model.notes, *program.notes, *notes),
     )
+
+
+def precisions_of(precision: str, platform: str) -> list[str]:
+    """The precisions that a requested one may mean, the expected one first."""
+    if precision != "auto":
+        return [precision]
+    return sorted(["float32", "bfloat16"], reverse=not computes_bfloat16(platform))
 
 
 def function_program(
@@ -149,6 +167,7 @@ def function_program(
     name: str = "",
     tolerance: float | None = None,
     memory_limit_bytes: int | None = None,
+    calibrate_s: float = CALIBRATE_S,
 ) -> Program:
     """The program of a user's function, or of a model of a JAX library.
 
@@ -166,6 +185,7 @@ def function_program(
       name: empty for the model's own.
       tolerance: largest relative error of the outputs; None for 1e-4, or 2e-2 in bfloat16.
       memory_limit_bytes: of a device; None for its memory.
+      calibrate_s: seconds in which to measure lowerings.
 
     Raises:
       UsageError: if the model isn't one, an argument is missing, or the mesh can't cut it.
@@ -193,6 +213,7 @@ def function_program(
             partition=partition,
             tolerance=tolerance,
             memory_limit_bytes=device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes,
+            calibrate_s=calibrate_s,
         )
         return dataclasses.replace(program, metadata={**program.metadata, **_plan_facts(program, partition)})
     if partition != "auto":
@@ -213,6 +234,7 @@ def classifier_program(
     name: str = "",
     tolerance: float | None = None,
     memory_limit_bytes: int | None = None,
+    calibrate_s: float = CALIBRATE_S,
 ) -> Program:
     """The program of a user's classifier, from pixels (N, H, W, 3) uint8 to logits; arguments as `function_program`.
 
@@ -232,6 +254,7 @@ def classifier_program(
         name=name or _name_of(classifier.model),
         tolerance=tolerance,
         memory_limit_bytes=memory_limit_bytes,
+        calibrate_s=calibrate_s,
     )
     facts = {
         "labels": list(classifier.labels),
@@ -267,13 +290,20 @@ def _probe_pictures(preprocessing: Preprocessing) -> np.ndarray:
     return np.stack([sample.read(index, preprocessing).pixels for index in chosen.tolist()])
 
 
+def calibration_s(configuration: Configuration) -> float | None:
+    """The seconds that a build on a known platform may measure; None where a cost table of this machine is there."""
+    measures = configuration.user_model or not has_table(configuration.platform)
+    return configuration.calibrate_s if measures else None
+
+
 def build_digest(platform: str) -> str:
     """A digest of everything but the configuration that a built program depends on.
 
-    That is all of Cambrian's code and data, and the cost table measured on this machine.
+    That is all of Cambrian's code and data, and the cost table that `--tune` measured on this machine. What builds have
+    measured for themselves doesn't count: each would make the others' artefacts be built anew.
     """
-    own = own_table_path(platform)
-    return source_digest(*(_ROOT / package for package in _PACKAGES), *([own] if own.exists() else []))
+    tuned = tuned_table_path(platform)
+    return source_digest(*(_ROOT / package for package in _PACKAGES), *([tuned] if tuned else []))
 
 
 def source_digest(*parts: Path) -> str:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from cambrian.models.costs.files import current_cost_table as current_cost_table, read_table as read_table
     from cambrian.models.costs.table import CostTable as CostTable
     from cambrian.models.costs.tune import tune as tune
+    from cambrian.models.execution.calibrate import calibrated as calibrated
     from cambrian.models.execution.make_plan import make_plan as make_plan
+    from cambrian.models.execution.settings import Plans as Plans, Setting as Setting
     from cambrian.models.resnet.architecture import Architecture as Architecture
     from cambrian.models.resnet.build_program import build_program as build_program
     from cambrian.models.resnet.flax_resnet import (
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
 _MODULES = {
     "Architecture": "resnet.architecture",
     "CostTable": "costs.table",
+    "Plans": "execution.settings",
     "ResNet": "resnet.flax_resnet",
+    "Setting": "execution.settings",
     "Weights": "checkpoints.weights",
     "build_program": "resnet.build_program",
+    "calibrated": "execution.calibrate",
     "current_cost_table": "costs.files",
     "export_hugging_face": "checkpoints.export",
     "load_variables": "resnet.flax_resnet",

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from cambrian.commands.config_file import read_config_file
-from cambrian.commands.configuration import Configuration, Preset, default_batch_size, parse_bytes
+from cambrian.commands.configuration import Configuration, Preset, batch_sizes, default_batch_size, parse_bytes
 from cambrian.commands.flags import read_configuration
 from cambrian.sharding import MeshShape, Preprocessing, UsageError
 from command import TINY_CONFIG
@@ -238,6 +238,14 @@ def test_a_model_checks_its_values(changes, message):
 )
 def test_the_batch_size_that_is_chosen(mesh, platform, batch_size):
     assert default_batch_size(mesh, platform) == batch_size
+    sizes = batch_sizes(mesh, platform)
+    assert sizes[-1] == batch_size and all(size % mesh.num_devices == 0 for size in sizes)
+
+
+def test_the_batch_sizes_to_choose_from():
+    assert batch_sizes(MeshShape(1, 1), "cpu") == [8, 16, 32, 64]
+    assert batch_sizes(MeshShape(4, 8), "cpu") == [32, 64, 128, 256]
+    assert batch_sizes(MeshShape(3, 2), "cpu") == [12, 24, 48, 66]
 
 
 @pytest.mark.parametrize(

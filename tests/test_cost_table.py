@@ -8,10 +8,10 @@ import jax
 import pytest
 
 from cambrian.models.costs import measure
-from cambrian.models.costs.files import current_cost_table, files_in_force, line_of, read_table
+from cambrian.models.costs.files import current_cost_table, in_force, line_of, read_table
 from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
 from cambrian.models.costs.layer_options import TableCosts
-from cambrian.models.costs.machine import own_table_path
+from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this_machine
 from cambrian.models.costs.measure import measure_transition
 from cambrian.models.costs.table import CostTable, Transition
 from cambrian.models.costs.tune import tune
@@ -19,9 +19,12 @@ from cambrian.models.execution.make_plan import make_plan
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.network import network
-from cambrian.sharding import Layout, MeshShape, Partition, UsageError, make_mesh
+from cambrian.sharding import Layout, MeshShape, Network, Partition, Plan, UsageError, make_mesh
 
+EPYC = read_table(SHIPPED / "amd_epyc.jsonl", "cpu")
+MACHINE = EPYC.machine or this_machine("cpu")
 CASE = LayerCase("conv", "im2col", 3, 1, 8, 8, (1, 1), 16, 32, False, 4, "float32", 1)
+NETWORK = network(Architecture("cifar", (1, 1), True, 10, width=64), 32)
 TINY = network(Architecture("cifar", blocks=(1,), bottleneck=False, num_classes=4, width=4), 8)
 
 
@@ -41,7 +44,7 @@ def test_a_case_is_the_layer_as_a_device_computes_it():
 
 
 def test_a_measured_case_is_what_was_measured_and_a_similar_one_is_scaled():
-    table = CostTable("cpu", {})
+    table = CostTable("cpu")
     table.add(CASE, 3.0)
     assert table.case_ms(CASE) == 3.0
     assert table.case_ms(dataclasses.replace(CASE, samples=8)) == pytest.approx(6.0)
@@ -50,11 +53,11 @@ def test_a_measured_case_is_what_was_measured_and_a_similar_one_is_scaled():
     table.add(nearer, 10.0)
     assert table.case_ms(dataclasses.replace(CASE, samples=32)) == pytest.approx(20.0)
     other = dataclasses.replace(CASE, lowering="native")
-    assert table.case_ms(other) == CostTable("cpu", {}).case_ms(other)  # nothing comparable: nominal
+    assert table.case_ms(other) == CostTable("cpu").case_ms(other)  # nothing comparable: nominal
 
 
 def test_transitions_are_interpolated_on_their_mesh():
-    table = CostTable("cpu", {})
+    table = CostTable("cpu")
     for values, milliseconds in ((1000, 1.0), (3000, 2.0)):
         table.add(Transition("halo", "4x2", values, "float32"), milliseconds)
 
@@ -69,13 +72,13 @@ def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
     path = tmp_path / "costs.jsonl"
     transition = Transition("rows>samples", "4x8", 4096, "bfloat16")
     lines = [
-        json.dumps({"machine": {"device": "a CPU", "platform": "cpu"}}),
+        json.dumps({"machine": dataclasses.asdict(MACHINE)}),
         line_of(CASE, 1.25),
         line_of(transition, 2),
     ]
     path.write_text("\n".join(lines) + "\n" + line_of(CASE, 7.0)[:-9])
     table = read_table(path, "cpu")
-    assert (table.cases, table.transitions, table.machine["device"]) == ({CASE: 1.25}, {transition: 2.0}, "a CPU")
+    assert (table.cases, table.transitions, table.machine) == ({CASE: 1.25}, {transition: 2.0}, MACHINE)
     assert read_table(path, "gpu").cases == {}  # another platform's
     path.write_text("\n".join([lines[0], "nonsense", lines[1]]))
     with pytest.raises(UsageError, match=f"line 2 of the cost table {path} must hold a measurement"):
@@ -84,28 +87,68 @@ def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
 
 def test_the_own_table_comes_before_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("cambrian.models.costs.files.cpu_model", lambda: "a CPU of which no table is shipped")
-    assert [path.name for path in files_in_force("cpu")] == ["amd_epyc.jsonl"]
     assert len(current_cost_table("cpu").cases) > 100
     own = own_table_path("cpu")
     own.parent.mkdir(parents=True)
-    own.write_text(
-        json.dumps({"machine": {"device": "this one", "platform": "cpu"}}) + "\n" + line_of(CASE, 1e6) + "\n"
-    )
-    assert [path.name for path in files_in_force("cpu")] == [own.name, "amd_epyc.jsonl"]
+    own.write_text(json.dumps({"machine": dataclasses.asdict(this_machine("cpu"))}) + "\n" + line_of(CASE, 1e6) + "\n")
     table = current_cost_table("cpu")
-    assert (table.case_ms(CASE), table.machine["device"]) == (1e6, "this one")
+    assert table.case_ms(CASE) == 1e6 and len(table.cases) > 100
 
 
-def test_each_shipped_table_is_taken_on_the_cpu_it_was_measured_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("cambrian.models.costs.files.cpu_model", lambda: "Intel(R) Xeon(R) Processor")
-    assert [path.name for path in files_in_force("cpu")] == ["intel_xeon.jsonl", "amd_epyc.jsonl"]
-    assert current_cost_table("cpu").machine["device"] == "Intel(R) Xeon(R) Processor"
+def plan_of(table: CostTable, layers: Network) -> Plan:
+    return make_plan(layers, MeshShape(1, 1), 8, "cpu", "bfloat16", table=table)
+
+
+def own_of(machine: Machine) -> CostTable:
+    return CostTable("cpu", machine)
+
+
+WITHOUT_BFLOAT16 = dataclasses.replace(MACHINE, instruction_sets=("avx2", "avx512_vnni", "avx512f"))
+WITH_AMX = dataclasses.replace(MACHINE, instruction_sets=("amx_bf16", "amx_int8", *MACHINE.instruction_sets))
+
+
+@pytest.mark.parametrize(
+    ("machine", "is_its_own"),
+    [
+        (MACHINE, True),
+        (dataclasses.replace(MACHINE, cores=8), False),
+        (dataclasses.replace(MACHINE, caches_kib=(48, 1024, 32768)), False),
+        (dataclasses.replace(MACHINE, jax="0.12.0"), False),
+        (WITH_AMX, False),
+    ],
+)
+def test_a_shipped_table_is_that_of_the_machine_it_was_measured_on_alone(machine, is_its_own):
+    table = in_force(own_of(machine))
+    case = next(iter(EPYC.cases))
+    assert (table.tuned, table.is_measured(case), table.case_ms(case)) == (is_its_own, is_its_own, EPYC.cases[case])
+
+
+@pytest.mark.parametrize("machine", [WITHOUT_BFLOAT16, WITH_AMX])
+def test_a_table_measured_with_other_instruction_sets_chooses_no_lowering(machine):
+    own, layers, onednn = own_of(machine), NETWORK, LOWERINGS["onednn"].obstacle("cpu") is None
+    lowerings = {layer.lowering for _, layer in plan_of(in_force(own), layers).layers}
+    assert lowerings <= ({"onednn", "native"} if onednn else {"native", "matmul"})  # native: of the pools
+    case = case_of(layers[2], Partition.WHOLE, "im2col", 8, "bfloat16", MeshShape(1, 1))
+    own.add(case, 1e-3)  # measured here
+    assert plan_of(in_force(own), layers)[layers[2].name].lowering == "im2col"
+
+
+def test_a_table_with_the_same_instruction_sets_chooses_lowerings():
+    assert plan_of(in_force(own_of(dataclasses.replace(MACHINE, cores=4))), NETWORK) == plan_of(EPYC, NETWORK)
+
+
+def test_estimates_are_uncertain_until_something_alike_is_measured():
+    case, layer = next((case, case) for case in EPYC.cases if case.kernel == 3 and case.dtype == "bfloat16")
+    own, foreign = own_of(dataclasses.replace(MACHINE, cores=4)), own_of(WITH_AMX)
+    assert 1 < in_force(own).uncertainty(case) < in_force(foreign).uncertainty(case)
+    foreign.add(dataclasses.replace(layer, samples=5), 1.0)
+    assert 1 < in_force(foreign).uncertainty(case) < in_force(own).uncertainty(case)
+    foreign.add(case, 1.0)
+    assert in_force(foreign).uncertainty(case) == 1
 
 
 def test_a_table_is_filled_up_by_another_machine_s_in_proportion():
-    own, other = CostTable("cpu", {"device": "this one"}), CostTable("cpu", {"device": "another"})
+    own, other = own_of(MACHINE), own_of(dataclasses.replace(MACHINE, cores=4))
     for samples, milliseconds in ((1, 1.0), (2, 2.0), (4, 4.0)):
         other.add(dataclasses.replace(CASE, samples=samples), milliseconds)
     own.add(dataclasses.replace(CASE, samples=1), 3.0)
@@ -115,26 +158,20 @@ def test_a_table_is_filled_up_by_another_machine_s_in_proportion():
         other.add(Transition("halo", "4x2", values, "float32"), milliseconds)
     own.add(Transition("halo", "4x2", 1000, "float32"), 0.5)
     full = own.filled_up(other)
-    assert full.machine == {"device": "this one"}
+    assert full.machine == MACHINE
     assert [full.cases[dataclasses.replace(CASE, samples=samples)] for samples in (1, 2, 4)] == [3.0, 10.0, 16.0]
     assert full.transitions[Transition("halo", "4x2", 2000, "float32")] == 1.0
     assert full.cases[dataclasses.replace(CASE, dtype="bfloat16")] == 3.0  # nothing alike: the median of all
-    assert CostTable("cpu", {}).filled_up(other).cases == other.cases
+    assert CostTable("cpu").filled_up(other).cases == other.cases
     assert len(other.cases) == 4 and len(own.cases) == 2
 
 
 def test_costs_measured_in_one_precision_leave_the_plan_in_the_other_as_it_was():
-    shipped = read_table(files_in_force("cpu")[-1], "cpu")
-    own = CostTable("cpu", {})
-    for case, milliseconds in shipped.cases.items():
+    own = CostTable("cpu")
+    for case, milliseconds in EPYC.cases.items():
         if case.dtype == "float32" and case.samples == 1:
             own.add(case, 2 * milliseconds)
-    layers = network(Architecture("cifar", (1, 1), True, 10, width=64), 32)
-    plans = [
-        make_plan(layers, MeshShape(1, 1), 8, "cpu", "bfloat16", table=table)
-        for table in (shipped, own.filled_up(shipped))
-    ]
-    assert plans[0].layers == plans[1].layers
+    assert plan_of(EPYC, NETWORK) == plan_of(own.filled_up(EPYC), NETWORK)
 
 
 @pytest.fixture
@@ -152,7 +189,7 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path, briefly):
         parts.append(len(groups))
         return iter(groups)
 
-    table = CostTable("cpu", {})
+    table = CostTable("cpu")
     tune(table, path, TINY[:1], mesh, 2, "float32", progress=progress)
     lines = path.read_text().splitlines()
     assert json.loads(lines[0])["machine"]["jax"] == jax.__version__
@@ -170,7 +207,7 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path, briefly):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_dense_layer_is_a_matrix_product_or_onednn_s(tmp_path, briefly, dtype):
-    table = CostTable("cpu", {})
+    table = CostTable("cpu")
     tune(table, tmp_path / "own.jsonl", TINY[-1:], make_mesh(MeshShape(1, 1), jax.devices()), 2, dtype)
     usable = ["matmul"] + ["onednn"] * (LOWERINGS["onednn"].obstacle("cpu") is None)
     assert sorted({case.lowering for case in table.cases}) == usable == lowerings_of(TINY[-1], "cpu", dtype)
@@ -187,14 +224,14 @@ def slow_but_for(table: CostTable, fast: str, milliseconds: float) -> None:
 
 @pytest.mark.parametrize("milliseconds, chosen", [(99.0, False), (1.0, True)])
 def test_what_cannot_be_serialized_must_be_worth_compiling_at_each_start(milliseconds, chosen):
-    table = CostTable("cpu", {})
+    table = CostTable("cpu")
     slow_but_for(table, "onednn", milliseconds)
     plan = make_plan(TINY, MeshShape(1, 1), 4, "cpu", table=table)
     assert any(layer.lowering == "onednn" for _, layer in plan.layers) == chosen
 
 
 def test_predicted_costs_add_up_to_the_measured_cases():
-    table = CostTable("cpu", {})
+    table = CostTable("cpu")
     slow_but_for(table, "winograd_2x2", 40.0)
     plan = make_plan(TINY, MeshShape(1, 1), 4, "cpu", table=table)
     three_by_three = sum(layer.kernel == 3 for layer in TINY)
@@ -205,7 +242,7 @@ def test_predicted_costs_add_up_to_the_measured_cases():
 
 
 def test_weights_count_as_large_as_their_transform_makes_them():
-    costs = TableCosts(CostTable("cpu", {}), MeshShape(2, 1), 4, "float32")
+    costs = TableCosts(CostTable("cpu"), MeshShape(2, 1), 4, "float32")
     bytes_of = {option.lowering: option.weight_bytes for option in costs.layer(TINY[1], Partition.CHANNELS)}
     assert bytes_of["im2col"] == 4 * (9 * 4 * 2 + 2)
     assert bytes_of["winograd_4x4"] == 4 * (36 * 4 * 2 + 2)

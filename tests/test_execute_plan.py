@@ -48,7 +48,7 @@ def build(architecture, mesh, plan, image_size, batch_size, precision="float32")
 
 def plan_of(net, mesh: MeshShape, batch_size: int, partition: str = "auto", precision: str = "float32") -> Plan:
     """The plan by nominal costs, the same on every machine."""
-    return make_plan(net, mesh, batch_size, "cpu", precision, partition, table=CostTable("cpu", {}))
+    return make_plan(net, mesh, batch_size, "cpu", precision, partition, table=CostTable("cpu"))
 
 
 def run(program: Program, images: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ def needs_onednn():
 
 def table_of(milliseconds: dict[str, float]) -> CostTable:
     """Lowerings take these times on each layer of TINY, others 100 ms."""
-    table = CostTable("cpu", {})
+    table = CostTable("cpu")
     for layer in TINY:
         for lowering in lowerings_of(layer, "cpu", "float32"):
             case = case_of(layer, Partition.WHOLE, lowering, SAMPLES, "float32", MESH)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from cambrian import models
 from cambrian.commands import predict as module
 from cambrian.commands.config_file import read_config_file
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.predict import predict
+from cambrian.models.execution import settings
 from cambrian.sharding import LayerCost, LayerPlan, MeshShape, Partition, Plan
 from command import TINY_CONFIG
 
@@ -31,7 +31,7 @@ def test_a_device_holds_its_weights_and_the_activations_of_the_largest_layer(
         layers = tuple((layer.name, LayerPlan(partition, "native")) for layer in network)
         return Plan(layers, costs=tuple(LayerCost(name, 2.0, 0.5, 1000, 0) for name, _ in layers))
 
-    monkeypatch.setattr(models, "make_plan", planned)
+    monkeypatch.setattr(settings, "make_plan", planned)
     monkeypatch.setattr(module, "_plan_costs", module._plan_costs.__wrapped__)
     (tmp_path / "tiny.py").write_text(TINY_CONFIG)
     model = read_config_file(str(tmp_path / "tiny.py")).preset.model

@@ -6,9 +6,9 @@ import jax
 
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import print_note
-from cambrian.commands.executables import devices_of, make_executable
+from cambrian.commands.executables import make_executable
 from cambrian.commands.output import output_folder
-from cambrian.commands.plan.tune import note_on_costs, tune_table
+from cambrian.commands.plan.tune import tune_table
 from cambrian.commands.plan.view import draw_plan, print_plan
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.launch import launches_computing_at_once
@@ -26,11 +26,8 @@ def plan_command(configuration: Configuration, tune: bool) -> None:
     if configuration.artifact and tune:
         raise UsageError(f"an artifact has its plan: leave --tune out, got {configuration.artifact}")
     with output_folder(configuration) as output_dir:
-        if not configuration.artifact:
-            if tune:
-                tune_table(configuration)
-            if not configuration.user_model:  # whose costs are always this machine's
-                note_on_costs(devices_of(configuration)[0][0].platform)
+        if tune:
+            tune_table(configuration)
         executable = make_executable(configuration).executable
         for note in executable.notes:
             print_note(note)

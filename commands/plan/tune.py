@@ -1,15 +1,16 @@
 """`--tune`: measures the costs that planning a configuration needs on this machine."""
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from cambrian import models
 from cambrian.commands.configuration import Configuration
-from cambrian.commands.console import print_note, progress_bar
+from cambrian.commands.console import progress_bar
 from cambrian.commands.executables import devices_of, resolve
 from cambrian.commands.model import read_model
-from cambrian.models.costs.machine import machine_of, own_table_path
+from cambrian.models.costs.machine import own_table_path
 from cambrian.sharding import UsageError, make_mesh
 from cambrian.sharding.host import keep_freed_memory, low_cpu_latency
 
@@ -22,7 +23,7 @@ def tune_table(configuration: Configuration) -> None:
     """
     keep_freed_memory()
     devices, _ = devices_of(configuration)
-    configuration = resolve(configuration, devices)
+    configuration = resolve(dataclasses.replace(configuration, platform=devices[0].platform))
     model = read_model(configuration)
     path = own_table_path(configuration.platform)
     print(f"measuring into the cost table {path}", file=sys.stderr, flush=True)
@@ -47,10 +48,3 @@ def _with_progress_bar(parts: list[Any]) -> Iterator[Any]:
         for done, part in enumerate(parts):
             show_progress(done)
             yield part
-
-
-def note_on_costs(platform: str) -> None:
-    """Prints a note if plans use another machine's costs."""
-    measured_on = models.current_cost_table(platform).machine.get("device", "no machine")
-    if measured_on != machine_of(platform)["device"]:
-        print_note(f"planned by costs measured on {measured_on}; --tune measures this machine")

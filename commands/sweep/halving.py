@@ -100,7 +100,9 @@ class HalvingSearch:
     def _trial(self, cell: Cell, fraction: float) -> Trial:
         total = self.num_images[cell]
         # At least two full launches: a single or padded one isn't representative.
-        batch_size = cell["batch_size"] or default_batch_size(MeshShape.parse(str(cell["mesh"])), "cpu")
+        predicted = self.predictions.get(cell)
+        chosen = predicted.batch_size if predicted else default_batch_size(MeshShape.parse(str(cell["mesh"])), "cpu")
+        batch_size = cell["batch_size"] or chosen
         launches = max(2, math.ceil(total * fraction / batch_size))
         num_images = launches * batch_size
         return Trial(cell, MEASURE, 1, num_images if num_images < total else 0)

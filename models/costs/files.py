@@ -1,44 +1,59 @@
-"""The files of cost tables, and the tables in force on this machine.
+"""The files of cost tables, and the table in force on this machine.
 
 A file holds one JSON value per line, so that an interrupted measurement loses nothing: first the machine, then
-`{"case": [the fields of LayerCase], "ms": …}` and `{"transition": [operation, mesh, values, dtype], "ms": …}`.
+`{"case": [the fields of LayerCase], "ms": …}` and `{"transition": [operation, mesh, values, dtype], "ms": …}`, and
+`{"tuned": true}` once `--tune` has measured all that it wanted.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cambrian.models.costs.layer_case import LayerCase
-from cambrian.models.costs.machine import own_table_path
-from cambrian.models.costs.table import CostTable, Transition
+from cambrian.models.costs.machine import SHIPPED as SHIPPED, TUNED, Machine, own_table_path, this_machine
+from cambrian.models.costs.table import CostTable, Measurable, Transition
 from cambrian.sharding import UsageError
-from cambrian.sharding.host import cpu_model
-
-_SHIPPED = Path(__file__).parent / "shipped"
-_MOST_COMPLETE = _SHIPPED / "amd_epyc.jsonl"
-
-
-def files_in_force(platform: str) -> list[Path]:
-    """Returns the tables in force here, by precedence; each supplies what the ones before it lack.
-
-    These are the table measured on this machine, the shipped table of this CPU model, and the most complete shipped
-    table.
-    """
-    same_model = [path for path in sorted(_SHIPPED.glob("*.jsonl")) if _machine(path)["device"] == cpu_model()]
-    files = [own_table_path(platform), *same_model, _MOST_COMPLETE]
-    return [path for path in dict.fromkeys(files) if path.exists()]
 
 
 def current_cost_table(platform: str) -> CostTable:
-    """Returns the cost table in force here, merged from `files_in_force`.
+    """Returns the cost table in force here: what was measured on this machine, filled up by the shipped tables.
 
     Raises:
-      UsageError: if a file can't be read.
+      UsageError: if the user's file can't be read.
     """
-    first, *others = (read_table(path, platform) for path in files_in_force(platform))
-    return functools.reduce(CostTable.filled_up, others, first)
+    return in_force(own_table(platform))
+
+
+def own_table(platform: str) -> CostTable:
+    """Returns what was measured on this machine into the user's file.
+
+    Raises:
+      UsageError: if the file can't be read.
+    """
+    own = read_table(own_table_path(platform), platform)
+    own.machine = this_machine(platform)
+    return own
+
+
+def in_force(own: CostTable) -> CostTable:
+    """Returns this machine's own table, filled up by the shipped table of the nearest machine and the largest one."""
+    assert own.machine is not None
+    tables = {path: _shipped(path, own.platform) for path in sorted(SHIPPED.glob("*.jsonl"))}
+    distances = {path: own.machine.distance(table.machine) for path, table in tables.items() if table.machine}
+    if not distances:
+        return own
+    nearest = min(distances, key=distances.__getitem__)
+    largest = max(distances, key=lambda path: len(tables[path].cases))
+    return functools.reduce(CostTable.filled_up, [tables[path] for path in dict.fromkeys((nearest, largest))], own)
+
+
+@functools.cache
+def _shipped(path: Path, platform: str) -> CostTable:
+    return read_table(path, platform)
 
 
 def read_table(path: Path, platform: str) -> CostTable:
@@ -47,7 +62,7 @@ def read_table(path: Path, platform: str) -> CostTable:
     Raises:
       UsageError: if the file can't be read (names file and line).
     """
-    table = CostTable(platform, {})
+    table = CostTable(platform)
     try:
         lines = path.read_text().splitlines() if path.exists() else []
     except OSError as error:
@@ -59,15 +74,17 @@ def read_table(path: Path, platform: str) -> CostTable:
             if number == len(lines):  # the measurement was interrupted while it wrote this line
                 break
             raise UsageError(f"line {number} of the cost table {path} must hold a measurement: {error}") from None
-        if table.machine.get("platform", platform) != platform:
-            return CostTable(platform, {})
+        if table.machine is not None and table.machine.platform != platform:
+            return CostTable(platform)
     return table
 
 
 def _take(table: CostTable, entry: dict[str, Any]) -> None:
     match entry:
         case {"machine": machine}:
-            table.machine = machine
+            table.machine = Machine.from_json(machine)
+        case {"tuned": bool(tuned)}:
+            table.tuned = tuned
         case {"case": [*fields], "ms": milliseconds}:
             names = [field.name for field in dataclasses.fields(LayerCase)]
             case: dict[str, Any] = dict(zip(names, fields, strict=True))
@@ -79,12 +96,35 @@ def _take(table: CostTable, entry: dict[str, Any]) -> None:
             raise ValueError(f"got {entry}")
 
 
-def _machine(path: Path) -> dict[str, str]:
-    with path.open() as file:
-        return json.loads(file.readline())["machine"]
+@contextlib.contextmanager
+def recording(table: CostTable, path: Path) -> Iterator[Callable[[Measurable, float], None]]:
+    """Yields a function that adds a measurement to `table` and, immediately, to its file.
+
+    Raises:
+      OSError: if the file can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.truncate(path.read_bytes().rfind(b"\n") + 1)  # without an incomplete last line
+        if file.tell() == 0:
+            table.machine = this_machine(table.platform)
+            file.write(json.dumps({"machine": dataclasses.asdict(table.machine)}) + "\n")
+
+        def keep(measured: Measurable, milliseconds: float) -> None:
+            table.add(measured, milliseconds)
+            file.write(line_of(measured, milliseconds) + "\n")
+            file.flush()
+
+        yield keep
 
 
-def line_of(measured: LayerCase | Transition, milliseconds: float) -> str:
+def mark_as_tuned(path: Path) -> None:
+    """Notes in a table's file that it was measured by `--tune`."""
+    with path.open("a") as file:
+        file.write(TUNED + "\n")
+
+
+def line_of(measured: Measurable, milliseconds: float) -> str:
     """Formats a measurement as a line of a table's file."""
     kind = "transition" if isinstance(measured, Transition) else "case"
     return json.dumps({kind: list(dataclasses.astuple(measured)), "ms": round(milliseconds, 4)})

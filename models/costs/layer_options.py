@@ -1,6 +1,7 @@
 """The planner's costs from a cost table: the options of each layer with their times."""
 
 import dataclasses
+import enum
 import functools
 import math
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
-from cambrian.models.costs.table import CostTable, Transition
+from cambrian.models.costs.table import CostTable, Measurable, Transition
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import Kind, LayerSpec, Layout, MeshShape, Option, Partition, local_samples
 from cambrian.sharding.plan_semantics import halo_rows
@@ -16,6 +17,14 @@ from cambrian.sharding.plan_semantics import halo_rows
 # The range of pixels in a micro-batch, besides all samples at once: with fewer pixels, matrix products are too small;
 # with more, activations don't fit the caches.
 _LEAST_PIXELS, _MOST_PIXELS = 256, 2**16
+
+
+class Outlook(enum.IntEnum):
+    """How estimated times are taken: as the power of their uncertainty with which they are multiplied."""
+
+    OPTIMISTIC = -1
+    EXPECTED = 0
+    PESSIMISTIC = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +37,8 @@ class TableCosts:
       batch_size: global number of samples per launch.
       dtype: dtype of activations and kernels.
       without: names of lowerings that aren't considered.
+      outlook: how long what wasn't measured on this machine takes. As expected, a lowering that was only measured on a
+        machine with other instruction sets isn't considered.
     """
 
     table: CostTable
@@ -35,14 +46,14 @@ class TableCosts:
     batch_size: int
     dtype: str
     without: frozenset[str] = frozenset()
+    outlook: Outlook = Outlook.EXPECTED
 
     def layer(self, layer: LayerSpec, partition: Partition) -> list[Option]:
         """Returns the options of a layer: each lowering with each micro-batch."""
         samples = local_samples(partition, self.mesh, self.batch_size)
         return [
             self._option(layer, partition, lowering, micro_batch, samples)
-            for lowering in lowerings_of(layer, self.table.platform, self.dtype)
-            if lowering not in self.without
+            for lowering in self._lowerings(layer, partition, samples)
             for micro_batch in micro_batches(layer, partition, samples, self.mesh)
             # XLA:CPU computes its own convolutions many times more slowly inside a loop.
             if not (micro_batch and lowering == "native" and layer.kind == Kind.CONV and self.table.platform == "cpu")
@@ -50,49 +61,74 @@ class TableCosts:
 
     def transition_ms(self, shape: tuple[int, int, int], source: Layout, target: Layout) -> float:
         """Returns the milliseconds of a transition of all samples of each group; slicing a whole tensor copies."""
-        if source == target or self.mesh.model == 1:
-            return 0.0
-        values = math.prod(shape) * self.batch_size // self.mesh.data
-        return self._transition(f"{source}>{target}", values)
+        moved = self.transition(shape, source, target)
+        return 0.0 if moved is None else self.milliseconds(moved)
 
     def rechunk_ms(self, shape: tuple[int, int, int], layout: Layout) -> float:
         """Returns the milliseconds of a loop over all samples that only copies."""
+        return self.milliseconds(self.rechunking(shape, layout))
+
+    def milliseconds(self, timed: Measurable) -> float:
+        """Returns the milliseconds of a case or transition by the outlook."""
+        return self.table.milliseconds(timed) * self.table.uncertainty(timed) ** self.outlook
+
+    def transition(self, shape: tuple[int, int, int], source: Layout, target: Layout) -> Transition | None:
+        """Returns the transition that `transition_ms` costs; None if nothing moves."""
+        if source == target or self.mesh.model == 1:
+            return None
+        return self._transition(f"{source}>{target}", math.prod(shape) * self.batch_size // self.mesh.data)
+
+    def rechunking(self, shape: tuple[int, int, int], layout: Layout) -> Transition:
+        """Returns the transition that `rechunk_ms` costs."""
         samples = self.batch_size // self.mesh.data
         values = math.prod(shape) * samples // (1 if layout == Layout.WHOLE else self.mesh.model)
         return self._transition("loop", values)
+
+    def parts(
+        self, layer: LayerSpec, partition: Partition, lowering: str, micro_batch: int
+    ) -> list[tuple[Measurable, int]]:
+        """Returns what the time of an option consists of, and how often: its case, and the collective inside it."""
+        samples = local_samples(partition, self.mesh, self.batch_size)
+        at_once = micro_batch or samples
+        inside = self._inside(layer, partition, at_once) if self.mesh.model > 1 else []
+        return [(part, samples // at_once) for part in (self.case(layer, partition, lowering, at_once), *inside)]
 
     def case(self, layer: LayerSpec, partition: Partition, lowering: str, samples: int) -> LayerCase:
         """Returns the case of a layer on this mesh, with `samples` at a time."""
         return case_of(layer, partition, lowering, samples, self.dtype, self.mesh)
 
+    def _lowerings(self, layer: LayerSpec, partition: Partition, samples: int) -> list[str]:
+        every = lowerings_of(layer, self.table.platform, self.dtype)
+        names = [name for name in every if name not in self.without]
+        if self.outlook != Outlook.EXPECTED or not self.table.is_foreign:
+            return names
+        tried = [n for n in names if self.table.is_alike_measured(self.case(layer, partition, n, samples))]
+        return tried or ["onednn" if "onednn" in names else names[0]]  # which choose kernels by instruction sets
+
     def _option(self, layer: LayerSpec, partition: Partition, lowering: str, micro_batch: int, samples: int) -> Option:
-        at_once = micro_batch or samples
-        case = self.case(layer, partition, lowering, at_once)
-        chunks = samples // at_once
-        milliseconds = chunks * self.table.case_ms(case)
-        if self.mesh.model > 1:
-            milliseconds += chunks * self._within_ms(layer, partition, at_once)
+        case = self.case(layer, partition, lowering, micro_batch or samples)
+        parts = self.parts(layer, partition, lowering, micro_batch)
         return Option(
             lowering=lowering,
             micro_batch=micro_batch,
-            milliseconds=milliseconds,
+            milliseconds=sum(times * self.milliseconds(part) for part, times in parts),
             weight_bytes=self._weight_bytes(case),
             working_bytes=self._working_bytes(case, samples),
         )
 
-    def _within_ms(self, layer: LayerSpec, partition: Partition, samples: int) -> float:
-        """Milliseconds of the collectives inside a layer."""
+    def _inside(self, layer: LayerSpec, partition: Partition, samples: int) -> list[Transition]:
+        """The collective inside a layer, if there is one."""
         _, columns, channels = layer.in_shape
         if partition == Partition.INPUT_CHANNELS:
-            return self._transition("sum", samples * math.prod(layer.out_shape))
+            return [self._transition("sum", samples * math.prod(layer.out_shape))]
         if partition == Partition.ROWS and layer.kind == Kind.MEAN_POOL:
-            return self._transition("sum", samples * channels)
+            return [self._transition("sum", samples * channels)]
         if partition == Partition.ROWS and (halo := sum(halo_rows(layer))):
-            return self._transition("halo", samples * halo * columns * channels)
-        return 0.0
+            return [self._transition("halo", samples * halo * columns * channels)]
+        return []
 
-    def _transition(self, operation: str, values: int) -> float:
-        return self.table.transition_ms(Transition(operation, str(self.mesh), values, self.dtype))
+    def _transition(self, operation: str, values: int) -> Transition:
+        return Transition(operation, str(self.mesh), values, self.dtype)
 
     def _weight_bytes(self, case: LayerCase) -> int:
         if not case.has_weights:

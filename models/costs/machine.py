@@ -1,21 +1,94 @@
-"""The machine on which a cost table is measured, and the path of its own table."""
+"""What costs depend on besides the layers: the machine, and which cost tables are of it."""
 
-import re
+import dataclasses
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from cambrian.sharding.host import cache_dir, cpu_model, host_cores
+from cambrian.sharding.host import cache_dir, cpu_caches_kib, cpu_features, cpu_vendor, host_cores
+
+# Instruction sets by which oneDNN and XLA choose their kernels → how the kernel lists them.
+_INSTRUCTION_SETS = {
+    "amx_bf16": "amx_bf16",
+    "amx_int8": "amx_int8",
+    "avx2": "avx2",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_vnni": "avx512_vnni",
+    "avx512f": "avx512f",
+    "neon": "asimd",
+    "sve": "sve",
+}
 
 
-def machine_of(platform: str) -> dict[str, str]:
-    """Returns the facts of this machine that costs depend on."""
+SHIPPED = Path(__file__).parent / "shipped"
+TUNED = '{"tuned": true}'  # the line of a table's file that says so
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Machine:
+    """A kind of machine: what decides the costs of layers. The name of the CPU doesn't: virtual machines hide it.
+
+    Attributes:
+      platform: cpu, gpu or tpu.
+      vendor: of the CPU; on other platforms the kind of the device.
+      jax: version of jax, which brings XLA and oneDNN.
+      instruction_sets: of the CPU, by which oneDNN and XLA choose their kernels; sorted.
+      cores: number of cores of the CPU.
+      caches_kib: KiB of a core's caches for data, from the first level on; empty where they aren't known.
+    """
+
+    platform: str
+    vendor: str
+    jax: str
+    instruction_sets: tuple[str, ...] = ()
+    cores: int = 0
+    caches_kib: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Machine":
+        """The inverse of `dataclasses.asdict`, from lists for tuples."""
+        lists = {name: tuple(fields[name]) for name in ("instruction_sets", "caches_kib")}
+        return cls(**{**fields, **lists})
+
+    def distance(self, other: "Machine") -> tuple[int, ...]:
+        """Orders machines by how much their costs are expected to differ from those of this one."""
+        differing = len(set(self.instruction_sets) ^ set(other.instruction_sets))
+        return differing, self.vendor != other.vendor, abs(self.cores - other.cores), self != other
+
+
+def this_machine(platform: str) -> Machine:
+    """Returns the machine that this process runs on."""
     if platform != "cpu":
-        return {"device": jax.devices(platform)[0].device_kind, "jax": jax.__version__}
-    return {"device": cpu_model(), "jax": jax.__version__, "cores": str(host_cores())}
+        return Machine(platform, jax.devices(platform)[0].device_kind, jax.__version__)
+    features = cpu_features()
+    known = tuple(name for name, listed in _INSTRUCTION_SETS.items() if listed in features)
+    return Machine(platform, cpu_vendor(), jax.__version__, known, host_cores(), cpu_caches_kib())
 
 
 def own_table_path(platform: str) -> Path:
     """Returns the path of the table measured on this machine, in `costs` in the user's cache folder."""
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(machine_of(platform).values()))
-    return cache_dir() / "costs" / f"{name}.jsonl"
+    machine = dataclasses.asdict(this_machine(platform))
+    digest = hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:12]
+    return cache_dir() / "costs" / f"{platform}-jax-{jax.__version__}-{digest}.jsonl"
+
+
+def tuned_table_path(platform: str) -> Path | None:
+    """Returns the path of the table that `--tune` measured on this machine; None if there is none."""
+    path = own_table_path(platform)
+    return path if path.exists() and TUNED in path.read_text().splitlines() else None
+
+
+def has_table(platform: str) -> bool:
+    """Whether a complete table of this machine is there, tuned or shipped, so that builds measure nothing."""
+    machine = this_machine(platform)
+    return tuned_table_path(platform) is not None or any(
+        _machine_of(path) == machine for path in SHIPPED.glob("*.jsonl")
+    )
+
+
+def _machine_of(path: Path) -> Machine:
+    with path.open() as file:
+        return Machine.from_json(json.loads(file.readline())["machine"])

@@ -38,10 +38,15 @@ _FLOPS = 2**30
 _WEIGHTS_BYTES, _MOST_COPIES = 2**27, 16
 # The machine may be slower for seconds. So cases that are compared take turns, in this many rounds.
 _ROUNDS, _SECONDS = 3, 0.04
+# For a brief measurement: fewer rounds of fewer layers, and a single one if it is large enough.
+_BRIEF_ROUNDS, _BRIEF_SECONDS, _BRIEF_MOST_LAYERS = 2, 0.015, 4
 _CHUNKS = 4
+_MOST_DRAWN = 2**20  # random values, then the same again: drawing takes longer than computing with them
 
 
-def measure_cases(cases: Sequence[LayerCase], mesh: Mesh, launches_at_once: int = 1) -> list[float]:
+def measure_cases(
+    cases: Sequence[LayerCase], mesh: Mesh, launches_at_once: int = 1, *, brief: bool = False
+) -> list[float]:
     """Measures the milliseconds in which all devices of `mesh` compute one layer of each case.
 
     Each launch computes a few layers that depend on each other, on separate samples for each device. The cases take
@@ -51,31 +56,39 @@ def measure_cases(cases: Sequence[LayerCase], mesh: Mesh, launches_at_once: int 
       cases: cases to measure.
       mesh: devices to measure on.
       launches_at_once: number of host threads that launch concurrently.
+      brief: whether to be done soon, with more noise.
     """
-    launches = [_layers_of(case, mesh) for case in cases]
-    times = _in_turns([launch for launch, _ in launches], launches_at_once)
+    launches = [_layers_of(case, mesh, _num_layers(case, mesh, brief)) for case in cases]
+    times = _in_turns([launch for launch, _ in launches], launches_at_once, brief)
     return [milliseconds / num_layers for milliseconds, (_, num_layers) in zip(times, launches, strict=True)]
 
 
-def _in_turns(launches: Sequence[Callable[[], jax.Array]], threads: int) -> list[float]:
+def _in_turns(launches: Sequence[Callable[[], jax.Array]], threads: int, brief: bool = False) -> list[float]:
     """Returns the median milliseconds of each launch, launched by `threads` threads at once."""
+    rounds, seconds = (_BRIEF_ROUNDS, _BRIEF_SECONDS) if brief else (_ROUNDS, _SECONDS)
     for launch in launches:
         jax.block_until_ready(launch())  # compiles
     times = [[] for _ in launches]
-    for _, (launch, taken) in itertools.product(range(_ROUNDS), zip(launches, times, strict=True)):
-        taken += time_launches(launch, threads, least=1, seconds=_SECONDS)
+    for _, (launch, taken) in itertools.product(range(rounds), zip(launches, times, strict=True)):
+        taken += time_launches(launch, threads, least=1, seconds=seconds)
     return [statistics.median(taken) for taken in times]
 
 
-def _layers_of(case: LayerCase, mesh: Mesh) -> tuple[Callable[[], jax.Array], int]:
-    """Returns a launch of a few layers of a case, and their number."""
+def _num_layers(case: LayerCase, mesh: Mesh, brief: bool) -> int:
+    enough = math.ceil(_FLOPS / case.flops) if case.has_weights else 0
+    if mesh.size > 1:
+        return 1 if brief and case.flops * mesh.size > _FLOPS * _LAYERS_SHARED else _LAYERS_SHARED
+    return min(max(enough, 1), _BRIEF_MOST_LAYERS) if brief else min(max(enough, _LEAST_LAYERS), _MOST_LAYERS)
+
+
+def _layers_of(case: LayerCase, mesh: Mesh, num_layers: int) -> tuple[Callable[[], jax.Array], int]:
+    """Returns a launch of a few layers of a case, and their number, 1 for a pool."""
     random = np.random.default_rng(0)
 
     def values(shape: Sequence[int], dtype: str = case.dtype, scale: float = 1.0) -> np.ndarray:
-        return (random.standard_normal(shape, np.float32) * np.float32(scale)).astype(dtype)
+        drawn = random.standard_normal(min(math.prod(shape), _MOST_DRAWN), np.float32) * np.float32(scale)
+        return np.resize(drawn.astype(dtype), shape)
 
-    enough = math.ceil(_FLOPS / case.flops) if case.has_weights else 0
-    num_layers = min(max(enough, _LEAST_LAYERS), _MOST_LAYERS) if mesh.size == 1 else _LAYERS_SHARED
     kernels = [_kernel(case, values) for _ in range(num_layers if case.has_weights else 1)]
     bias = values((case.out_channels,), "float32")
     x, residual = values(case.in_shape), values(case.out_shape) if case.residual else None

@@ -3,17 +3,20 @@
 import bisect
 import collections
 import dataclasses
-import itertools
 import math
 import statistics
 
 import jax.numpy as jnp
 
 from cambrian.models.costs.layer_case import LayerCase
+from cambrian.models.costs.machine import Machine
 
 # Used where nothing comparable was measured: operations and bytes per second of one device alone on the machine, and
 # milliseconds to start a layer or a collective. Nominal figures of two CPU cores and of a data-centre GPU or TPU.
 _NOMINAL = {"cpu": (1e11, 1e10, 0.02), "gpu": (1e14, 1e12, 0.005), "tpu": (1e14, 1e12, 0.005)}
+# How many times smaller or larger than its estimate a time may be: by the same lowering on this machine, on another
+# machine with the same instruction sets, and on one with others.
+_UNCERTAINTY, _UNCERTAINTY_UNTRIED, _UNCERTAINTY_FOREIGN = 1.25, 1.5, 3.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,54 +36,102 @@ class Transition:
     dtype: str
 
 
+Measurable = LayerCase | Transition
+
+
 @dataclasses.dataclass(slots=True)
 class CostTable:
-    """Measured times in milliseconds.
+    """Times in milliseconds.
 
     Attributes:
       platform: cpu, gpu or tpu.
-      machine: human-readable description of the machine: device, versions.
-      cases: measured times of cases.
-      transitions: measured times of transitions.
+      machine: where the times were measured; None for nowhere in particular.
+      tuned: whether `--tune` measured it.
+      is_foreign: whether times were filled up from a machine with other instruction sets, where other lowerings win.
+      cases: times of cases.
+      transitions: times of transitions.
     """
 
     platform: str
-    machine: dict[str, str]
+    machine: Machine | None = None
+    tuned: bool = False
+    is_foreign: bool = False
     cases: dict[LayerCase, float] = dataclasses.field(default_factory=dict)
     transitions: dict[Transition, float] = dataclasses.field(default_factory=dict)
+    _measured: set[Measurable] = dataclasses.field(default_factory=set)
+    _measured_families: set[tuple] = dataclasses.field(default_factory=set)
     _alike: dict[tuple, list[LayerCase]] = dataclasses.field(default_factory=dict)
-    _estimates: dict[LayerCase | Transition, float] = dataclasses.field(default_factory=dict)
+    _estimates: dict[Measurable, float] = dataclasses.field(default_factory=dict)
 
-    def add(self, measured: LayerCase | Transition, milliseconds: float) -> None:
+    def add(self, measured: Measurable, milliseconds: float) -> None:
         """Adds a measurement."""
+        self._add(measured, milliseconds)
+        self._measured.add(measured)
+        self._measured_families.add(_family(measured))
+
+    def _add(self, timed: Measurable, milliseconds: float) -> None:
         self._estimates.clear()
-        if isinstance(measured, Transition):
-            self.transitions[measured] = milliseconds
+        if isinstance(timed, Transition):
+            self.transitions[timed] = milliseconds
         else:
-            self.cases[measured] = milliseconds
-            self._alike.setdefault(_family(measured), []).append(measured)
+            if timed not in self.cases:
+                self._alike.setdefault(_family(timed), []).append(timed)
+            self.cases[timed] = milliseconds
+
+    def has_measured(self, dtype: str) -> bool:
+        """Whether layers in this dtype were measured on this table's machine."""
+        return any(timed.dtype == dtype for timed in self._measured if isinstance(timed, LayerCase))
+
+    def is_measured(self, timed: Measurable) -> bool:
+        """Whether the time was measured on this table's machine, rather than filled up or estimated."""
+        return timed in self._measured
+
+    def uncertainty(self, timed: Measurable) -> float:
+        """Returns the factor by which a measurement on this table's machine may be smaller or larger than the time."""
+        if self.is_measured(timed):
+            return 1.0
+        if self.is_alike_measured(timed):
+            return _UNCERTAINTY
+        return _UNCERTAINTY_FOREIGN if self.is_foreign else _UNCERTAINTY_UNTRIED
+
+    def is_alike_measured(self, timed: Measurable) -> bool:
+        """Whether anything of the same lowering, kernel, stride and dtype was measured on this table's machine."""
+        return _family(timed) in self._measured_families
 
     def filled_up(self, base: "CostTable") -> "CostTable":
         """Returns this table, extended by what only `base` has.
 
-        Times from `base` are scaled by the median ratio of the two tables over what both have measured of the same
-        family, or of all families where the tables share none.
+        Times from `base` are scaled by the median ratio of this table's measurements to what `base` measured or
+        estimates of them: of those that are most alike.
         """
-        own: dict[LayerCase | Transition, float] = {**self.cases, **self.transitions}
-        others: dict[LayerCase | Transition, float] = {**base.cases, **base.transitions}
+        own: dict[Measurable, float] = {**self.cases, **self.transitions}
         ratios = collections.defaultdict(list)
-        for measured, milliseconds in others.items():
-            if measured in own:
-                ratios[_family(measured)].append(own[measured] / milliseconds)
-        family_ratios = {family: statistics.median(found) for family, found in ratios.items()}
-        overall_ratio = statistics.median(itertools.chain.from_iterable(ratios.values())) if ratios else 1.0
-        full = CostTable(self.platform, self.machine)
-        for measured, milliseconds in own.items():
-            full.add(measured, milliseconds)
-        for measured, milliseconds in others.items():
-            if measured not in own:
-                full.add(measured, milliseconds * family_ratios.get(_family(measured), overall_ratio))
+        known = {_family(timed) for timed in (*base.cases, *base.transitions)}
+        for timed, milliseconds in own.items():
+            if _family(timed) in known:
+                for group in _groups(timed):
+                    ratios[group].append(milliseconds / base.milliseconds(timed))
+        medians = {group: statistics.median(found) for group, found in ratios.items()}
+        full = CostTable(self.platform, self.machine, self.tuned, self.is_foreign)
+        if self.machine is not None and base.machine is not None:
+            full.is_foreign |= self.machine.instruction_sets != base.machine.instruction_sets
+        for timed, milliseconds in own.items():
+            full._add(timed, milliseconds)
+        for timed, milliseconds in {**base.cases, **base.transitions}.items():
+            if timed not in own:
+                ratio = next((medians[group] for group in _groups(timed) if group in medians), 1.0)
+                full._add(timed, milliseconds * ratio)
+        full._measured |= self._measured
+        full._measured_families |= self._measured_families
+        if self.machine is not None and self.machine == base.machine:
+            full.tuned |= base.tuned
+            full._measured |= base._measured
+            full._measured_families |= base._measured_families
         return full
+
+    def milliseconds(self, timed: Measurable) -> float:
+        """Returns the milliseconds of a case or a transition, measured or estimated."""
+        return self.transition_ms(timed) if isinstance(timed, Transition) else self.case_ms(timed)
 
     def case_ms(self, case: LayerCase) -> float:
         """Returns the milliseconds of a case: measured, else scaled from the most similar one, else nominal."""
@@ -129,10 +180,17 @@ class CostTable:
         return sharers * (start_ms + 1e3 * case.flops / flops_per_second + 1e3 * moved / bytes_per_second)
 
 
-def _family(measured: LayerCase | Transition) -> tuple:
+def _family(measured: Measurable) -> tuple:
     if isinstance(measured, Transition):
         return measured.operation, measured.dtype
     return measured.kind, measured.lowering, measured.kernel, measured.stride, measured.dtype
+
+
+def _groups(measured: Measurable) -> list[tuple]:
+    """Groups that a measurement belongs to, from those most alike to all."""
+    if isinstance(measured, Transition):
+        return [_family(measured), ()]
+    return [_family(measured), (measured.lowering, measured.dtype), (measured.dtype,), ()]
 
 
 def _pixels(case: LayerCase) -> int:

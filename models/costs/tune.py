@@ -1,16 +1,14 @@
 """Tuning: measures the costs that the planner needs for one network on one mesh."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 
-from cambrian.models.costs.files import line_of
+from cambrian.models.costs.files import mark_as_tuned, recording
 from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
 from cambrian.models.costs.layer_options import micro_batches
-from cambrian.models.costs.machine import machine_of
 from cambrian.models.costs.measure import measure_cases, measure_transition
 from cambrian.models.costs.table import CostTable, Transition
 from cambrian.sharding import Layout, MeshShape, Network, Partition, local_samples, mesh_shape, refusal
@@ -64,21 +62,7 @@ def tune(
         *_groups(network, shape, batch_size, dtype, platform),
         *_transitions(shape, dtype),
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.truncate(_end_of_last_line(path))
-
-        def write(line: str) -> None:
-            file.write(line + "\n")
-            file.flush()
-
-        if file.tell() == 0:
-            table.machine = machine_of(platform) | {"platform": platform}
-            write(json.dumps({"machine": table.machine}))
-
-        def keep(measured: LayerCase | Transition, milliseconds: float) -> None:
-            table.add(measured, milliseconds)
-            write(line_of(measured, milliseconds))
+    with recording(table, path) as keep:
 
         def measure(cases: Sequence[LayerCase]) -> None:
             lacking = [case for case in cases if case not in table.cases]
@@ -90,11 +74,9 @@ def tune(
                 _measure_group(part, table, measure)
             elif part not in table.transitions:
                 keep(part, measure_transition(part, mesh, launches_at_once))
-
-
-def _end_of_last_line(path: Path) -> int:
-    """Returns the size of a file without an incomplete last line."""
-    return path.read_bytes().rfind(b"\n") + 1
+    if not table.tuned:
+        mark_as_tuned(path)
+        table.tuned = True
 
 
 def _measure_group(group: Group, table: CostTable, measure: Callable[[Sequence[LayerCase]], None]) -> None:

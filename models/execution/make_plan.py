@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from cambrian.models.costs.files import current_cost_table
-from cambrian.models.costs.layer_options import TableCosts
+from cambrian.models.costs.layer_options import Outlook, TableCosts
 from cambrian.models.costs.table import CostTable
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import MeshShape, Network, Plan, UsageError, choose_plan, total_ms
@@ -29,6 +29,7 @@ def make_plan(
     *,
     memory_limit_bytes: int | None = None,
     table: CostTable | None = None,
+    outlook: Outlook = Outlook.EXPECTED,
 ) -> Plan:
     """Chooses partition, lowering and micro-batch of every layer.
 
@@ -41,6 +42,7 @@ def make_plan(
       partition: restriction of the partitions, see `sharding.choose_plan`.
       memory_limit_bytes: memory limit of a device.
       table: cost table; None for the one in force on this machine.
+      outlook: as `TableCosts` takes it.
 
     Raises:
       UsageError: as `sharding.choose_plan`, or if the cost table can't be read.
@@ -53,20 +55,29 @@ def make_plan(
             network,
             mesh,
             batch_size,
-            TableCosts(table, mesh, batch_size, precision, without),
+            TableCosts(table, mesh, batch_size, precision, without, outlook),
             partition=partition,
             memory_limit_bytes=memory_limit_bytes,
             element_bytes=jnp.dtype(precision).itemsize,
         )
 
     plan = best(without=_CUSTOM_CALLS)
-    if not any(case.lowering in _CUSTOM_CALLS for case in table.cases):
+    if not _knows_custom_calls(table):
         return plan
     if (reason := LOWERINGS["onednn"].obstacle(platform)) is not None:
         return dataclasses.replace(plan, notes=(*plan.notes, f"planned without oneDNN: {reason}"))
     quick, slow = best(without=_SLOW_TO_COMPILE), best(without=_SLOW_TO_COMPILE - _CUSTOM_CALLS)
     compiled = quick if _gain(quick, slow) < _WORTH_COMPILING_SLOWLY else slow
     return plan if _gain(plan, compiled) < _WORTH_COMPILING else compiled
+
+
+def is_left_out(lowering: str, table: CostTable) -> bool:
+    """Whether a lowering appears in plans without custom calls alone, and the table knows some with them."""
+    return lowering in _SLOW_TO_COMPILE - _CUSTOM_CALLS and _knows_custom_calls(table)
+
+
+def _knows_custom_calls(table: CostTable) -> bool:
+    return any(case.lowering in _CUSTOM_CALLS for case in table.cases)
 
 
 def _gain(plan: Plan, other: Plan) -> float:

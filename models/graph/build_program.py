@@ -1,6 +1,7 @@
 """Builds a Program from a function: traced, optimised, and kept only where it is measured to be faster."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 
+from cambrian.models.costs.files import current_cost_table
 from cambrian.models.execution import build_program as planned
 from cambrian.models.execution.build_program import TOLERANCE
+from cambrian.models.execution.calibrate import calibrated
 from cambrian.models.execution.layered_network import LayeredNetwork
-from cambrian.models.execution.make_plan import make_plan
+from cambrian.models.execution.settings import Plans
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
 from cambrian.models.graph.constants import compact
 from cambrian.models.graph.fastest_program import fastest_program
@@ -37,7 +40,6 @@ from cambrian.sharding import (
 )
 
 _BY_SAMPLES = P((DATA_AXIS, MODEL_AXIS))
-_SECONDS = 10.0  # of measuring lowerings
 
 
 def build_program(
@@ -51,6 +53,7 @@ def build_program(
     partition: str = "auto",
     tolerance: float | None = None,
     memory_limit_bytes: int | None = None,
+    calibrate_s: float = 0.0,
 ) -> Program:
     """Makes a Program from `function(params, inputs) -> outputs`.
 
@@ -71,12 +74,15 @@ def build_program(
       tolerance: largest relative error of the outputs; None for 1e-4 in float32, 2e-2 in bfloat16 or where the function
         itself computes in less than float32.
       memory_limit_bytes: memory limit of a device, for the plan of layers.
+      calibrate_s: seconds in which to measure this machine's costs: of layers, where no table of it is there, then of
+        lowerings.
 
     Raises:
       UsageError: as `program_from_function` and `choose_plan`; if the mesh can't cut the samples of a function that
         doesn't consist of layers; or if the function can't be computed as asked within the tolerance.
       OutOfMemory: if no plan fits the limit.
     """
+    end = time.perf_counter() + calibrate_s
     shape, samples = mesh_shape(mesh), jax.tree.leaves(inputs)[0].shape[0]
     shape.check_batch_size(samples)
     by_samples = samples % mesh.size == 0
@@ -104,7 +110,7 @@ def build_program(
     graph = optimized(graph)
     programs = []
     try:
-        programs.append(_program_of_layers(read_layers(graph), stock, partition, memory_limit_bytes))
+        programs.append(_program_of_layers(read_layers(graph), stock, partition, memory_limit_bytes, calibrate_s))
     except NotLayered as reason:
         if partition not in ("auto", "samples"):
             raise UsageError(f"partition must be auto or samples for {name}, which contains {reason}") from None
@@ -116,7 +122,8 @@ def build_program(
     if by_samples and partition in ("auto", "samples"):
         costs = MeasuredCosts.of_machine(mesh.devices.flat[0].platform)
         graph = in_bfloat16(graph) if precision == "bfloat16" else graph
-        programs.append(_program_of_graph(choose_lowerings(graph, mesh.devices.flat[0], costs, _SECONDS), stock, costs))
+        graph = choose_lowerings(graph, mesh.devices.flat[0], costs, end - time.perf_counter())
+        programs.append(_program_of_graph(graph, stock, costs))
     return fastest_program(programs, stock, stock_allowed=precision == "float32" and partition in ("auto", "samples"))
 
 
@@ -126,25 +133,18 @@ def _has_narrow_floats(graph: Graph) -> bool:
 
 
 def _program_of_layers(
-    network: LayeredNetwork, stock: Program, partition: str, memory_limit_bytes: int | None
+    network: LayeredNetwork, stock: Program, partition: str, memory_limit_bytes: int | None, calibrate_s: float
 ) -> Program:
     mesh, precision = stock.mesh, stock.metadata["precision"]
     if not isinstance(stock.input_spec, TensorSpec) or not isinstance(stock.output_spec, TensorSpec):
         raise NotLayered("inputs or results in a pytree")
     inputs = jax.ShapeDtypeStruct(stock.input_spec.shape, stock.input_spec.dtype)
-    platform = mesh.devices.flat[0].platform
-    plan = make_plan(
-        network.layers,
-        mesh_shape(mesh),
-        inputs.shape[0],
-        platform,
-        precision,
-        partition,
-        memory_limit_bytes=memory_limit_bytes,
-    )
-    return planned.build_program(
+    table = current_cost_table(mesh.devices.flat[0].platform)
+    plans = Plans(network.layers, mesh_shape(mesh), table, partition, memory_limit_bytes=memory_limit_bytes)
+    chosen = calibrated(plans, [precision], [inputs.shape[0]], mesh, calibrate_s)
+    program = planned.build_program(
         network,
-        plan,
+        chosen.plans.plan(chosen.setting),
         mesh,
         name=stock.name,
         inputs=inputs,
@@ -153,6 +153,7 @@ def _program_of_layers(
         tolerance=stock.tolerance,
         metadata=stock.metadata,
     )
+    return dataclasses.replace(program, notes=(*program.notes, *chosen.notes))
 
 
 def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Program:

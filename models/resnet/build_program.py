@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cambrian.models.execution import build_program as planned
+from cambrian.models.execution.settings import Setting
 from cambrian.models.graph.read_layers import layered_network
 from cambrian.models.normalise import normaliser
 from cambrian.models.resnet.architecture import IMAGE_CHANNELS, Architecture
@@ -22,11 +23,11 @@ _REFERENCE_BATCH = 8  # one small executable serves any number of images
 def build_program(
     architecture: Architecture,
     variables: Mapping[str, np.ndarray],
-    plan: Plan | Callable[[Network], Plan],
+    plan: Plan | Callable[[Network], tuple[Plan, Setting]],
     mesh: Mesh,
     *,
     image_size: int | tuple[int, int],
-    batch_size: int,
+    batch_size: int = 0,
     precision: str = "float32",
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
@@ -41,11 +42,11 @@ def build_program(
     Args:
       architecture: architecture of the network.
       variables: weights, as returned by `models.random_variables` or `models.read_weights`.
-      plan: plan of the network, or a function that plans its layers.
+      plan: plan of the network, or a function that plans its layers and chooses the setting.
       mesh: mesh from `make_mesh`.
       image_size: height and width of the images in pixels; one number for squares.
-      batch_size: global number of images per launch.
-      precision: float32 in full precision, or bfloat16 operands with float32 accumulation.
+      batch_size: global number of images per launch, with a plan.
+      precision: float32 in full precision, or bfloat16 operands with float32 accumulation, with a plan.
       mean: mean of each channel, of pixels scaled to 0…1.
       std: standard deviation of each channel, of pixels scaled to 0…1.
       metadata: JSON-compatible facts stored with the program.
@@ -65,14 +66,17 @@ def build_program(
     sample = (height, width, IMAGE_CHANNELS)
     reference = _reference(function, params, sample, compile_reference)
     network = layered_network(function, params, jax.ShapeDtypeStruct((1, *sample), "uint8"))
+    setting = Setting(precision, batch_size)
+    if not isinstance(plan, Plan):
+        plan, setting = plan(network.layers)
     return planned.build_program(
         network,
-        plan if isinstance(plan, Plan) else plan(network.layers),
+        plan,
         mesh,
         name=architecture.name,
-        inputs=jax.ShapeDtypeStruct((batch_size, *sample), "uint8"),
+        inputs=jax.ShapeDtypeStruct((setting.batch_size, *sample), "uint8"),
         reference=reference,
-        precision=precision,
+        precision=setting.precision,
         metadata=metadata,
     )
 

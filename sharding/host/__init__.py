@@ -4,8 +4,10 @@ from cambrian.sharding.host.compilation_cache import without_compilation_cache a
 from cambrian.sharding.host.core_sharing import launches_at_once as launches_at_once, planned_as as planned_as
 from cambrian.sharding.host.cpu import (
     computes_bfloat16 as computes_bfloat16,
+    cpu_caches_kib as cpu_caches_kib,
     cpu_features as cpu_features,
     cpu_model as cpu_model,
+    cpu_vendor as cpu_vendor,
     host_cores as host_cores,
 )
 from cambrian.sharding.host.cpu_latency import low_cpu_latency as low_cpu_latency

@@ -1,8 +1,11 @@
-"""The host's CPU: its model, features and cores."""
+"""The host's CPU: its vendor, model, features, caches and cores."""
 
 import functools
 import os
 import platform as host
+from pathlib import Path
+
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def host_cores() -> int:
@@ -25,6 +28,25 @@ def computes_bfloat16(platform: str) -> bool:
 def cpu_model() -> str:
     """Returns the name of the CPU as the kernel lists it, or as Python does where the kernel lists none."""
     return _cpuinfo("model name") or host.processor() or host.machine()
+
+
+def cpu_vendor() -> str:
+    """Returns the vendor as the kernel names it, such as AuthenticAMD; on ARM the number of the implementer."""
+    return _cpuinfo("vendor_id", "CPU implementer") or host.machine()
+
+
+@functools.cache
+def cpu_caches_kib() -> tuple[int, ...]:
+    """Returns the KiB of the caches that hold data for a core, from the first level on; empty where none are listed."""
+    sizes = {}
+    for cache in _CACHES.glob("index*"):
+        try:
+            level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
+            if kind != "Instruction":
+                sizes[int(level)] = int(size.removesuffix("K"))
+        except (OSError, ValueError):
+            continue
+    return tuple(sizes[level] for level in sorted(sizes))
 
 
 def cpu_features() -> frozenset[str]:

@@ -10,13 +10,20 @@ import jax
 
 from cambrian import engine
 from cambrian.commands.classifier import Classifier
-from cambrian.commands.configuration import PRECISIONS, RANGES, Configuration, check_range, default_batch_size
+from cambrian.commands.configuration import (
+    CALIBRATE_S,
+    PRECISIONS,
+    RANGES,
+    Configuration,
+    check_range,
+    default_batch_size,
+)
 from cambrian.commands.images import open_source
 from cambrian.commands.model import Model, default_model, read_model
 from cambrian.commands.program import classifier_program, function_program, model_program
 from cambrian.commands.run.classify import Prediction, classify, images_of
 from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh
-from cambrian.sharding.host import acquire_devices, computes_bfloat16, launches_at_once, return_freed_memory
+from cambrian.sharding.host import acquire_devices, launches_at_once, return_freed_memory
 
 if TYPE_CHECKING:
     from cambrian.models.graph.optimized_function import OptimizedFunction
@@ -143,6 +150,7 @@ def compile(
     threads: int = 2,
     name: str = "",
     tolerance: float | None = None,
+    calibrate_s: float = CALIBRATE_S,
 ) -> Executable:
     """Compiles a model for a mesh, ahead of time.
 
@@ -173,6 +181,9 @@ def compile(
       name: of the program of a classifier, module or function; empty for the model's own.
       tolerance: of a classifier, module or function: largest relative error of the outputs against float32 on one
         device; None for 1e-4, or 2e-2 in bfloat16.
+      calibrate_s: seconds in which to measure what decides a ResNet's plan, precision and batch size, where no cost
+        table of this machine is there, and the lowerings of a function; 0 for none. What was measured is kept in the
+        user's cache folder.
 
     Raises:
       UsageError: if an argument is out of its range, the devices don't suffice, or the mesh can't cut the model.
@@ -186,6 +197,7 @@ def compile(
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     check_range("threads", threads, *RANGES["threads"])
+    check_range("calibrate_s", calibrate_s, *RANGES["calibrate_s"])
     if isinstance(model, (Model, Classifier)) and (params, spec, rules) != (None, None, None):
         kind = "ResNet" if isinstance(model, Model) else "classifier"
         raise UsageError(f"params, spec and rules belong to a function or module, got them with a {kind}")
@@ -194,10 +206,7 @@ def compile(
     return_freed_memory(shape.num_devices)
     devices, notes = acquire_devices(shape.num_devices, platform, at_once)
     device_mesh = make_mesh(shape, devices)
-    batch_size = batch_size or default_batch_size(shape, devices[0].platform)
     if is_planned:
-        if precision == "auto":
-            precision = "bfloat16" if computes_bfloat16(devices[0].platform) else "float32"
         program = model_program(
             model,
             device_mesh,
@@ -205,16 +214,18 @@ def compile(
             precision=precision,
             partition=partition,
             launches_at_once=at_once,
+            calibrate_s=calibrate_s,
         )
     elif isinstance(model, Classifier):
         program = classifier_program(
             model,
             device_mesh,
-            batch_size=batch_size,
+            batch_size=batch_size or default_batch_size(shape, devices[0].platform),
             precision=precision,
             partition=partition,
             name=name,
             tolerance=tolerance,
+            calibrate_s=calibrate_s,
         )
     else:
         program = function_program(
@@ -222,12 +233,13 @@ def compile(
             params,
             spec,
             device_mesh,
-            batch_size=batch_size,
+            batch_size=batch_size or default_batch_size(shape, devices[0].platform),
             precision=precision,
             partition=partition,
             rules=rules,
             name=name,
             tolerance=tolerance,
+            calibrate_s=calibrate_s,
         )
     executable = engine.compile_program(program)
     return Executable.of(dataclasses.replace(executable, notes=(*notes, *executable.notes)))

@@ -1,0 +1,167 @@
+"""Calibration: few measurements, taken from the table of a pretended machine, lead to about its fastest plan."""
+
+import dataclasses
+import types
+
+import jax
+import pytest
+
+from cambrian.models.costs import files
+from cambrian.models.costs.files import current_cost_table, own_table, read_table
+from cambrian.models.costs.layer_case import LayerCase
+from cambrian.models.costs.layer_options import TableCosts
+from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this_machine
+from cambrian.models.costs.table import CostTable, Transition
+from cambrian.models.execution import calibrate
+from cambrian.models.execution.calibrate import Calibrated, calibrated
+from cambrian.models.execution.settings import Plans, Setting
+from cambrian.models.lowerings import LOWERINGS
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.network import network
+from cambrian.sharding import MeshShape, make_mesh, total_ms
+from cambrian.sharding.planner import plan_costs
+
+EPYC, XEON = (read_table(SHIPPED / name, "cpu") for name in ("amd_epyc.jsonl", "intel_xeon.jsonl"))
+XEON_MACHINE = XEON.machine or this_machine("cpu")
+WITH_AMX = dataclasses.replace(XEON_MACHINE, instruction_sets=("amx_bf16", *XEON_MACHINE.instruction_sets))
+NETWORK = network(Architecture("cifar", (1, 1, 2), True, 10, width=64), 32)
+PRECISIONS = ["bfloat16", "float32"]
+CASE_S = 0.3  # that measuring a case takes
+
+
+class PretendedMachine:
+    """A machine whose layers take what a table says, scaled; each measurement takes time of a clock of its own."""
+
+    def __init__(self, machine: Machine, times: CostTable, faster: dict[str, float]):
+        self.machine, self.clock_s, self.measured = machine, 0.0, []
+        self.table = CostTable("cpu", machine, tuned=True)
+        for case, milliseconds in times.cases.items():
+            self.table.add(case, milliseconds / faster.get(f"{case.lowering}__{case.dtype}", 1.0))
+        for transition, milliseconds in times.transitions.items():
+            self.table.add(transition, milliseconds)
+
+    def measure_cases(self, cases: list[LayerCase], mesh, launches_at_once: int, *, brief: bool) -> list[float]:
+        self.measured += cases
+        self.clock_s += CASE_S * len(cases)
+        return [self.table.case_ms(case) for case in cases]
+
+    def measure_transition(self, transition: Transition, mesh, launches_at_once: int) -> float:
+        self.measured.append(transition)
+        self.clock_s += CASE_S
+        return self.table.transition_ms(transition)
+
+
+@pytest.fixture
+def on_machine(tmp_path, monkeypatch):
+    """Pretends to run on a machine; `nearest` alone is shipped."""
+
+    def pretend(nearest: str, machine: Machine, times: CostTable, **faster: float) -> PretendedMachine:
+        here = PretendedMachine(machine, times, faster)
+        (tmp_path / "shipped").mkdir()
+        (tmp_path / "shipped" / nearest).write_bytes((SHIPPED / nearest).read_bytes())
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(files, "SHIPPED", tmp_path / "shipped")
+        monkeypatch.setattr(files, "this_machine", lambda platform: machine)
+        monkeypatch.setattr(calibrate, "measure_cases", here.measure_cases)
+        monkeypatch.setattr(calibrate, "measure_transition", here.measure_transition)
+        monkeypatch.setattr(calibrate, "time", types.SimpleNamespace(perf_counter=lambda: here.clock_s))
+        return here
+
+    return pretend
+
+
+def calibrate_on(mesh: str = "1x1", seconds: float = 15.0, batch_sizes=(8, 32), precisions=PRECISIONS) -> Calibrated:
+    shape = MeshShape.parse(mesh)
+    plans = Plans(NETWORK, shape, current_cost_table("cpu"))
+    return calibrated(plans, precisions, batch_sizes, make_mesh(shape, jax.devices()), seconds)
+
+
+def true_ms(here: PretendedMachine, chosen: Calibrated) -> float:
+    """The milliseconds for a sample that the pretended machine takes by a plan."""
+    mesh, batch_size = chosen.plans.planned(chosen.setting)
+    costs = TableCosts(here.table, mesh, batch_size, chosen.setting.precision)
+    plan = chosen.plans.plan(chosen.setting)
+    return total_ms(plan_costs(plan, NETWORK, mesh, costs, batch_size=batch_size, element_bytes=4)) / batch_size
+
+
+def least_ms(here: PretendedMachine, chosen: Calibrated) -> float:
+    """The same by the plan from the machine's own complete table, with the same batch size."""
+    plans = chosen.plans.with_table(here.table)
+    return min(plans.ms_per_sample(Setting(name, chosen.setting.batch_size)) for name in PRECISIONS)
+
+
+EPYC_S = {"nearest": "intel_xeon.jsonl", "machine": EPYC.machine, "times": EPYC}
+WITH_AMX_S = {"nearest": "amd_epyc.jsonl", "machine": WITH_AMX, "times": EPYC, "onednn__bfloat16": 6.0}
+FLOAT32_S = {"nearest": "amd_epyc.jsonl", "machine": WITH_AMX, "times": EPYC, "onednn__bfloat16": 0.2} | {
+    f"{name}__bfloat16": 0.2 for name in LOWERINGS
+}
+
+
+@pytest.mark.parametrize(
+    ("pretended", "precision", "mesh"),
+    [
+        (WITH_AMX_S, "bfloat16", "1x1"),
+        pytest.param(EPYC_S, "bfloat16", "1x1", marks=pytest.mark.slow),
+        pytest.param(FLOAT32_S, "float32", "4x8", marks=pytest.mark.slow),
+    ],
+)
+def test_a_few_seconds_of_measuring_lead_to_about_the_fastest_plan(on_machine, pretended, precision, mesh):
+    here = on_machine(**pretended)
+    sizes = (8, 32) if mesh == "1x1" else (64, 256)
+    chosen = calibrate_on(mesh, batch_sizes=sizes)
+    assert chosen.setting.precision == precision
+    assert true_ms(here, chosen) <= least_ms(here, chosen) / 0.95
+    assert here.clock_s <= 15 + 4 * CASE_S
+    (note,) = chosen.notes
+    assert note.startswith(f"plan measured on this machine in {here.clock_s:.0f} s ({len(here.measured)} cases)")
+    assert {case.dtype for case in here.measured} == {"bfloat16", "float32"}
+
+
+def test_what_was_measured_is_kept_and_not_measured_again(on_machine):
+    here = on_machine(**EPYC_S)
+    first = calibrate_on(seconds=60)
+    kept, measured = own_table("cpu"), list(here.measured)
+    assert kept.cases.keys() | kept.transitions.keys() == set(measured) and len(set(measured)) == len(measured)
+    again = calibrate_on(seconds=60)
+
+    assert (again.setting, again.plans.plan(again.setting)) == (first.setting, first.plans.plan(first.setting))
+    assert again.notes == ("plan from what earlier builds measured on this machine",) and here.measured == measured
+
+
+def test_with_no_time_the_nearest_table_decides_and_a_note_says_so(on_machine):
+    here = on_machine(**WITH_AMX_S)
+    chosen = calibrate_on(seconds=0)
+    assert chosen.notes == ("plan from the table of another machine: --calibrate_s 0",)
+    assert not here.measured and not own_table_path("cpu").exists()
+    assert chosen.setting.precision == PRECISIONS[0]  # the expected one
+
+
+def test_little_time_measures_what_weighs_most_and_scales_the_rest(on_machine):
+    here = on_machine(**EPYC_S)
+    chosen = calibrate_on(seconds=2.0, precisions=["bfloat16"], batch_sizes=(8,))
+    assert "in part scaled from another machine's table" in chosen.notes[0]
+    flops = [case.flops for case in here.measured if isinstance(case, LayerCase)]
+    assert len(flops) <= 10 and flops[0] > sum(flops) / len(flops) / 2
+    assert true_ms(here, chosen) <= 1.2 * least_ms(here, chosen)
+
+
+def test_nothing_is_measured_where_a_table_of_this_machine_is_there(on_machine):
+    here = on_machine(**{**EPYC_S, "nearest": "amd_epyc.jsonl"})
+    chosen = calibrate_on()
+    assert not chosen.notes and not here.measured and not own_table_path("cpu").exists()
+
+
+def test_without_a_folder_for_them_measurements_serve_once(on_machine, tmp_path):
+    here = on_machine(**EPYC_S)
+    (tmp_path / "cambrian").write_text("no folder")
+    chosen = calibrate_on(seconds=2.0)
+    assert here.measured and chosen.notes
+
+
+def test_the_batch_size_is_the_smallest_that_is_about_as_fast_as_any(monkeypatch):
+    times = {8: 1.2, 16: 1.02, 32: 1.0, 64: 1.01}
+    plans = Plans(NETWORK, MeshShape(1, 1), CostTable("cpu"))
+    monkeypatch.setattr(Plans, "ms_per_sample", lambda self, setting, *_: times[setting.batch_size])
+    assert plans.fastest(["float32"], list(times)) == Setting("float32", 16)
+    times[64] = float("inf")  # doesn't fit the memory
+    assert plans.fastest(["float32"], list(times)) == Setting("float32", 16)
