@@ -324,13 +324,13 @@ TAKEN = [
     *(super_resolution, generator, autoencoder, style, video, graph_network, in_bfloat16_itself),
     *(functools.partial(resnet, groups=4), functools.partial(resnet, squeeze=True, act=nn.silu)),
 ]
-# Body, its inputs, and what is left to JAX: products of two activations, and with jax 0.12 loops.
+# Body, its inputs, and what is left to JAX: products of two activations.
 OTHERS = [
     *[(body, IMAGES, ["dot_general"] * 2) for body in (vit, swin)],
     *[(body, TOKENS, ["dot_general"] * 2) for body in (gpt, llama)],
     *[(body, SOUND, []) for body in (wavenet, audio)],
     (mlp, TOKENS, []),
-    (lstm, SOUND, [] if jax.__version_info__ < (0, 12) else ["scan"]),
+    (lstm, SOUND, []),
 ]
 HEAVY = ("conv_general_dilated", "dot_general", "while", "scan")
 
