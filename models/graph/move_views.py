@@ -127,7 +127,8 @@ def _moved_elementwise(
     viewed = [value for value in viewed if views[value][0] not in back]
     if not viewed:
         return None
-    view, source = views[viewed[0]]
+    # The latest: what a layer has just made is added where it lies, and fuses.
+    view, source = views[next(value for value in reversed(views) if value in viewed)]
     inverse = view.inverse(source.shape)
     made = {of: value for value, of in views.items()}
 
