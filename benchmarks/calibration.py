@@ -71,17 +71,15 @@ class Side:
     rates: list[float] = dataclasses.field(default_factory=list)
 
     def measure(self, seconds: float) -> None:
-        """Streams batches for so long and keeps the images/s."""
-        launches = 2 * _THREADS
+        """Streams batches for so long, after a launch of each thread, and keeps the images/s."""
 
-        def rate() -> float:
+        def rate(launches: int) -> float:
             start = time.perf_counter()
             list(self.executable.stream(itertools.repeat(self.images, launches), _THREADS))
             return launches * len(self.images) / (time.perf_counter() - start)
 
-        first = rate()
-        launches = max(launches, round(first * seconds / len(self.images)))
-        self.rates.append(rate())
+        first = rate(_THREADS)
+        self.rates.append(rate(max(_THREADS, round(first * seconds / len(self.images)))))
 
 
 def measure(_: list[str]) -> None:

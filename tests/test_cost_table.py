@@ -11,7 +11,7 @@ from cambrian.models.costs import measure
 from cambrian.models.costs.files import current_cost_table, in_force, line_of, read_table
 from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
 from cambrian.models.costs.layer_options import TableCosts
-from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this_machine
+from cambrian.models.costs.machine import SHIPPED, TUNED, Machine, own_table_path, this_machine
 from cambrian.models.costs.measure import measure_transition
 from cambrian.models.costs.table import CostTable, Transition
 from cambrian.models.costs.tune import tune
@@ -193,11 +193,12 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path, briefly):
     tune(table, path, TINY[:1], mesh, 2, "float32", progress=progress)
     lines = path.read_text().splitlines()
     assert json.loads(lines[0])["machine"]["jax"] == jax.__version__
-    assert len(lines) == 1 + len(table.cases) + len(table.transitions) and parts[0] > 0
+    assert len(lines) == 2 + len(table.cases) + len(table.transitions) and parts[0] > 0
+    assert lines[-1] == TUNED and read_table(path, "cpu").tuned
     assert all(milliseconds > 0 for milliseconds in (*table.cases.values(), *table.transitions.values()))
     lowerings = {case.lowering for case in table.cases if case.rows == 8 and case.out_channels == 4}
     assert lowerings == set(lowerings_of(TINY[0], "cpu", "float32"))
-    path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:10])  # cut short
+    path.write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:10])  # cut short
     tune(read_table(path, "cpu"), path, TINY[:1], mesh, 2, "float32")
     assert read_table(path, "cpu").cases.keys() == table.cases.keys()
     before = path.read_text()
