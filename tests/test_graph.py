@@ -234,6 +234,14 @@ def test_poolings_of_images(size, stride, padding):
     assert np.linalg.norm(got - function(3, x)) < 1e-2 * np.linalg.norm(function(3, x))
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 3), (2, 5, 6, 7, 3)])
+def test_poolings_along_one_and_three_axes(shape):
+    axes = len(shape) - 2
+    window = ((1, *[3] * axes, 1), (1, *[2] * axes, 1), "SAME")
+    graph = rewrite(lambda p, x: lax.reduce_window(x, -jnp.inf, lax.max, *window) * p, draw(), draw(*shape) - 2)
+    assert [node.name for node in graph.nodes] == ["pool", "mul"]
+
+
 def test_what_no_pass_knows_stays():
     """Attention, control flow, sorting and integers, between layers that are taken."""
 

@@ -23,7 +23,6 @@ from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.trace import trace
 from cambrian.models.graph.views import view_of
-from cambrian.models.lowerings import Window
 from cambrian.sharding import Kind, LayerSpec
 
 
@@ -92,7 +91,7 @@ class _Reader:
         elif node.name == "pad" and self.pads_max_pool(node):
             self.padded[node.output] = node
         elif isinstance(node.operation, Pool) and node.operation.kind == "max":
-            self.read_max_pool(node, node.operation.window)
+            self.read_max_pool(node, node.operation)
         elif node.name == "reduce_sum":
             self.read_mean(node)
         elif view_of(node) is not None and node.inputs[0] in self.flat:  # (N, C) or (N, 1, 1, C)
@@ -149,25 +148,28 @@ class _Reader:
             and reader is not None
             and isinstance(reader.operation, Pool)
             and reader.operation.kind == "max"
-            and rows[0] < min(reader.operation.window.size)  # no window has zeros alone
+            and rows[0] < min(reader.operation.sizes[1:3])  # no window has zeros alone
         )
 
-    def read_max_pool(self, node: Node, window: Window) -> None:
-        images, padding = node.inputs[0], window.padding
+    def read_max_pool(self, node: Node, pool: Pool) -> None:
+        if len(pool.sizes) != 4:
+            raise NotLayered("max pooling of what isn't images")
+        images, padding = node.inputs[0], pool.padding[1:3]
         if (padded := self.padded.get(images)) is not None:
             images = padded.inputs[0]
             before = padded.params["padding_config"][1:3]
             padding = [(low + more, high + more) for (low, high), (more, _, _) in zip(padding, before, strict=True)]
-        around = {*padding[0], *padding[1]}
-        if not len({*window.size}) == len({*window.stride}) == len(around) == 1:
+        around, size, stride = {*padding[0], *padding[1]}, pool.sizes[1], pool.strides[1]
+        of_pixels = (pool.sizes, pool.strides) == ((1, size, size, 1), (1, stride, stride, 1))
+        if not of_pixels or {*pool.padding[0], *pool.padding[-1]} != {0} or len(around) != 1:
             raise NotLayered("max pooling whose window isn't a square with the same padding on every side")
         self.add(
             Kind.MAX_POOL,
             "max_pool",
             images,
             node.output,
-            kernel=window.size[0],
-            stride=window.stride[0],
+            kernel=size,
+            stride=stride,
             padding=around.pop(),
         )
 

@@ -1,6 +1,7 @@
 """Pooling layers."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +14,21 @@ from cambrian.sharding import sum_over_model_axis
 _COMBINED = {"max": (jnp.maximum, -np.inf), "sum": (jnp.add, 0.0)}  # kind → function of two, and its identity
 
 
-def pool(x: jax.Array, window: Window, kind: str) -> jax.Array:
-    """Computes the maximum or sum of each window of images (N, H, W, C): (N, H', W', C) float32.
+def pool(
+    x: jax.Array, sizes: Sequence[int], strides: Sequence[int], padding: Sequence[tuple[int, int]], kind: str
+) -> jax.Array:
+    """Computes the maximum or sum of each window of an array, in float32; padding adds nothing.
 
     Args:
-      x: images.
-      window: without dilation; padding adds nothing.
+      x: array of any number of dimensions.
+      sizes, strides, padding: of the windows, along each dimension.
       kind: max or sum.
     """
     combine, identity = _COMBINED[kind]
-    # Along rows, then along columns. XLA:CPU takes twice as long for `reduce_window`, and twenty times in bfloat16.
-    pooled = jnp.pad(x.astype(jnp.float32), ((0, 0), *window.padding, (0, 0)), constant_values=identity)
-    for axis, out_size, size, stride in zip((1, 2), window.out_size(x.shape), window.size, window.stride, strict=True):
-        last = stride * (out_size - 1)
+    # Along one dimension after another. XLA:CPU takes twice as long for `reduce_window`, and twenty times in bfloat16.
+    pooled = jnp.pad(x.astype(jnp.float32), padding, constant_values=identity)
+    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        last = (pooled.shape[axis] - size) // stride * stride
         shifted = [lax.slice_in_dim(pooled, at, at + last + 1, stride, axis) for at in range(size)]
         pooled = functools.reduce(combine, shifted)
     return pooled
@@ -33,7 +36,8 @@ def pool(x: jax.Array, window: Window, kind: str) -> jax.Array:
 
 def max_pool(x: jax.Array, window: Window) -> jax.Array:
     """Computes the maximum of each window of images (N, H, W, C), padded with the lowest value."""
-    return pool(x, window, "max").astype(x.dtype)
+    padding = ((0, 0), *window.padding, (0, 0))
+    return pool(x, (1, *window.size, 1), (1, *window.stride, 1), padding, "max").astype(x.dtype)
 
 
 def mean_pool(x: jax.Array, size: tuple[int, int], summed: bool) -> jax.Array:
