@@ -32,7 +32,7 @@ _ALL: dict[str, Part] = {
     "artifacts": Artifacts(),
     "images": Images(),
     "weights": Weights(),
-    **{f"kill_{kind}": Kill(kind) for kind in KINDS},
+    **{f"kill_{kind}": Kill(kind) for kind in (*KINDS, "batch")},
     **{f"disk_full_{kind}": DiskFull(kind) for kind in KINDS},
     **{f"memory_limit_{kind}": MemoryLimit(kind) for kind in KINDS},
 }

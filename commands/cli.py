@@ -112,11 +112,18 @@ def _train(found: Flags, configuration: Configuration) -> None:
     train_command(configuration, found)
 
 
+def _batch(found: Flags, configuration: Configuration) -> None:
+    from cambrian.commands.batch.command import batch_command
+
+    batch_command(configuration, found)
+
+
 _MODES: dict[str, Callable[[Flags, Configuration], None]] = {
     "run": _run,
     "compile": _compile,
     "plan": _plan,
     "train": _train,
+    "batch": _batch,
 }
 
 

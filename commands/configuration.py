@@ -25,6 +25,7 @@ RANGES = MappingProxyType(
         "repeats": (1, 1000),
         "max_latency_ms": (0, 10**9),
         "min_top1": (0, 1),
+        "workers": (1, 2**16),
         "timeout_s": (1, 7 * 24 * 3600),
         "calibrate_s": (0, 3600),
     }

@@ -15,7 +15,7 @@ from cambrian.commands.flag_parsers import Named, OneOrMore
 from cambrian.sharding import PARTITIONS, MeshShape, UsageError
 from cambrian.sharding.host import PLATFORMS
 
-MODES = ("run", "compile", "plan", "train")
+MODES = ("run", "compile", "plan", "train", "batch")
 SEARCHES = ("grid", "auto")
 OBJECTIVES = ("images_per_second", "latency_ms_p99", "wall_ms")
 # Flags that a sweep can vary, in the order in which it names a configuration.
@@ -40,6 +40,8 @@ SWEEP_FLAGS = (
     "fresh",
     "dry_run",
 )
+_OF_BATCH = ("workers", "ray_address")
+_NOT_OF_BATCH = ("num_images", "skip_bad_images", "device_memory_limit")
 DECIDED_BY_ARTIFACT = (
     "model",
     "mesh",
@@ -55,7 +57,8 @@ _OF_A_RESNET = ("config", "image_size", "resize", "tune")
 
 _MODE_HELP = (
     "run: classify images. compile: build and save the artefact, print its path. "
-    "plan: show the executable's plan and how long a launch takes. train: train weights."
+    "plan: show the executable's plan and how long a launch takes. train: train weights. "
+    "batch: classify images on a Ray cluster, by an artefact."
 )
 
 
@@ -104,6 +107,8 @@ def define_flags(values: flags.FlagValues) -> None:
     real("calibrate_s", CALIBRATE_S, "Seconds in which a build may measure a CPU that no cost table is of. 0: none.")
     boolean("skip_bad_images", False, "Skip images that can't be read, and list them in the report.")
     integer("seed", 0, "Seed of random weights, synthetic images and training.")
+    integer("workers", 1, f"Mode batch: processes of the cluster that classify, {_range('workers')}.")
+    string("ray_address", "", "Mode batch: HOST:PORT of a running Ray cluster, or auto. Default: this machine alone.")
     boolean("debug", False, "Show the traceback of an error.")
     integer("repeats", 3, f"Sweep: runs of each configuration, {_range('repeats')}.")
     choice("search", "grid", SEARCHES, "Sweep: grid runs every configuration, auto the promising ones.")
@@ -260,6 +265,11 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
                 raise UsageError(f"--{name} belongs to a ResNet: leave it out with --model, got {found[name]!r}")
     if found["freeze"] and mode != "train":
         raise UsageError(f"--freeze belongs to mode train, got mode {mode}")
+    for name in _OF_BATCH if mode != "batch" else _NOT_OF_BATCH:
+        if found[name] != found.defaults[name]:
+            raise UsageError(
+                f"--{name} belongs to {'mode batch' if name in _OF_BATCH else 'other modes'}, got mode {mode}"
+            )
     if found["tune"] and mode != "plan":
         raise UsageError(f"--tune belongs to mode plan, got mode {mode}")
     fields = Configuration.__dataclass_fields__

@@ -23,6 +23,7 @@ from cambrian.sharding import OutOfMemory, UsageError
 
 REPORT = "report.json"
 PREDICTIONS, CLASSES, CONFUSION = "predictions.csv", "classes.csv", "confusion.png"
+JOB, ROWS = "job.json", "rows"  # of a batch job; its rows stay when it is started again
 METRICS, CURVES, MODEL = "metrics.csv", "curves.png", "model"
 TRAINED_PRECISIONS = ("float32", "bfloat16")  # in which a training evaluates its weights
 # Every file that a run or a training writes, but for its checkpoints.
@@ -44,19 +45,24 @@ class WrittenReport(Protocol):
 
 
 @contextlib.contextmanager
-def output_folder(configuration: Configuration) -> Iterator[Path]:
+def output_folder(configuration: Configuration, of_batch: bool = False) -> Iterator[Path]:
     """Holds the output folder of a command inside this context: the requested one, or a new one under runs/.
 
     Folders that are made for it and stay empty are removed at the end.
 
+    Args:
+      of_batch: whether the command is a batch job, which alone may use the folder of one.
+
     Raises:
-      UsageError: if it can't be written to, another process holds it, or it holds the weights, which an earlier
-        training may have left there.
+      UsageError: if it can't be written to, another process holds it, it holds a batch job, or it holds the weights,
+        which an earlier training may have left there.
     """
     path = Path(configuration.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{configuration.mesh}")
     weights = configuration.weights
     if weights not in ("auto", "random") and Path(weights).resolve().is_relative_to(path.resolve()):
         raise UsageError(f"output_dir must be a folder without the weights that are read, got {path} with {weights}")
+    if (path / JOB).exists() and not of_batch:
+        raise UsageError(f"output_dir must be a folder without a batch job, got {path} with {JOB}")
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     if not configuration.output_dir:
         path = made[0] = _make_new(path)

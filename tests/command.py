@@ -100,7 +100,9 @@ class Command:
         """The artefacts of the default cache."""
         return sorted((self.home / "cache" / "cambrian" / "artifacts").iterdir())
 
-    def start(self, *flags: object, script: Sequence[Path] = (ROOT / "main.py",), **options: Any) -> subprocess.Popen:
+    def start(
+        self, *flags: object, script: Sequence[str | Path] = (ROOT / "main.py",), **options: Any
+    ) -> subprocess.Popen:
         """Starts the command in `home`; its output goes to pipes unless `options` of Popen say otherwise."""
         return subprocess.Popen(
             [sys.executable, "-W", "error", *script, *map(str, flags)],

@@ -32,7 +32,7 @@ CASES = {
     "--precision int8": "precision must be one of auto, float32, bfloat16, got 'int8'",
     "--partition columns": "partition must be one of auto, samples, rows, channels, intra_sample, got 'columns'",
     "--platform npu": "platform must be one of auto, cpu, gpu, tpu, got 'npu'",
-    "--mode fly": "mode must be one of run, compile, plan, train, got 'fly'",
+    "--mode fly": "mode must be one of run, compile, plan, train, batch, got 'fly'",
     "--execution later": "execution must be one of offline, online, got 'later'",
     "--device_memory_limit 5": "device_memory_limit must be a number and one of B, KiB, MiB, GiB, TiB, KB, MB, GB, TB, "
     "such as 512MiB, got '5'",
@@ -58,6 +58,11 @@ CASES = {
     "--mode train --data synthetic": "training needs labelled images, --data cifar10 or a folder of class folders, "
     "got synthetic images, seed 0",
     "--mode compile --artifact empty": "mode compile builds an artifact: leave --artifact out, got 'empty'",
+    "--mode batch": "mode batch runs an artefact: expected --artifact DIRECTORY, which --mode compile makes",
+    "--mode batch --artifact empty --workers 0": "workers must be from 1 to 65536, got 0",
+    "--mode batch --artifact empty --num_images 3": "--num_images belongs to other modes, got mode batch",
+    "--mode batch --artifact empty --output_dir s3://out": "output_dir must be a folder of this machine, got s3://out",
+    "--workers 2": "--workers belongs to mode batch, got mode run",
     "--artifact_dir file/cache": "the artefact directory must be writable and have space, got file/cache: "
     "Not a directory",
     "--output_dir file/output": "output_dir must be a writable folder, got file/output: Not a directory",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cambrian.models.training.checkpoints import Checkpoints
 
 _NUM_IMAGES, _NUM_EPOCHS = 2000, 10
+_BATCH_IMAGES = 400
 _NETWORK = ("--weights", "small.safetensors", "--image_size", "8", "--precision", "float32", "--mesh", "1x2")
 _RUN = (*_NETWORK, "--batch_size", "8", "--data", "synthetic", "--output_dir", "out")
 _FLAGS = {
@@ -22,8 +23,9 @@ _FLAGS = {
     "run": (*_RUN, "--num_images", str(_NUM_IMAGES)),
     "sweep": (*_RUN, "--num_images", "64", "--threads", "1,2", "--repeats", "1"),
     "training": (*_NETWORK, "--batch_size", "10", "--mode", "train", "--data", "images", "--output_dir", "out"),
+    "batch": (*("--mode", "batch", "--artifact", "artifact", "--data", "pictures"), "--output_dir", "out"),
 }
-KINDS = tuple(_FLAGS)
+KINDS = tuple(kind for kind in _FLAGS if kind != "batch")  # what doesn't start other programs
 # main.py with another default recipe, because no configuration names a network as small as this one.
 _TRAINING_SCRIPT = f"""
 import dataclasses
@@ -46,6 +48,10 @@ def prepare(kind: str, folder: Path) -> None:
         [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in LABELS for index in range(2)],
     )
     (command.home / "training.py").write_text(_TRAINING_SCRIPT)
+    if kind == "batch":
+        write_images(command.home / "pictures", [f"{index:04}.png" for index in range(_BATCH_IMAGES)])
+        _succeed("build", command)
+        _artifacts(command.home)[0].rename(command.home / "artifact")
     if kind in ("run", "sweep"):
         _succeed("build", command)
     _succeed(kind, Command(copied(folder / "start", folder / "expected")))
@@ -75,7 +81,9 @@ def run(kind: str, command: Command, *more_flags: str, before: Path | None = Non
     return command(*_FLAGS[kind], *more_flags, script=script if before is None else (before, *script))
 
 
-def _script(kind: str, command: Command) -> tuple[Path, ...]:
+def _script(kind: str, command: Command) -> tuple[str | Path, ...]:
+    if kind == "batch":
+        return "-W", "default", ROOT / "main.py"  # Ray's warnings are no errors
     return (command.home / "training.py",) if kind == "training" else (ROOT / "main.py",)
 
 
@@ -124,6 +132,8 @@ def _misleading(kind: str, home: Path, expected: Path) -> str:
     report = read_report(home / "out")
     if report["status"] == "ok":
         return find_fault(kind, home, expected)
+    if kind == "batch":
+        return "rows differ" if any(row not in _rows(expected) for row in _rows(home)) else ""
     if kind == "run" and (home / "out" / "predictions.csv").exists():
         rows = read_predictions(home / "out")
         if rows != read_predictions(expected / "out")[: len(rows)]:
@@ -137,6 +147,8 @@ def _finished(kind: str, home: Path) -> set[str]:
     """What a command has finished so far and must keep when it is repeated; nothing of a run, which starts over."""
     if kind == "build":
         return {f"artefact {path.name}, inode {path.stat().st_ino}" for path in _artifacts(home)}
+    if kind == "batch":
+        return {f"{path.name}, inode {path.stat().st_ino}" for path in (home / "out" / "rows").glob("[!.]*")}
     if kind == "sweep":
         return {json.dumps(result) for result in _trials(home)}
     if kind == "training" and (steps := _checkpoints(home).steps()):
@@ -219,6 +231,20 @@ def _training_fault(home: Path, expected: Path) -> str:
     return _checkpoint_fault(home) if is_same else "weights differ"
 
 
+def _batch_fault(home: Path, expected: Path) -> str:
+    report = read_report(home / "out")
+    if (report["status"], report["num_images"]) != ("ok", _BATCH_IMAGES):
+        return f"report of status {report['status']} and {report['num_images']} images"
+    return "" if _rows(home) == _rows(expected) else "rows differ"
+
+
+def _rows(home: Path) -> list[dict[str, Any]]:
+    from pyarrow.parquet import read_table
+
+    files = (home / "out" / "rows").glob("[!.]*")
+    return sorted((row for file in files for row in read_table(file).to_pylist()), key=lambda row: row["path"])
+
+
 def _metrics(home: Path) -> list[dict[str, str]]:
     with (home / "out" / "metrics.csv").open(newline="") as file:
         return [row | {"images_per_second": ""} for row in csv.DictReader(file)]
@@ -229,4 +255,5 @@ _FINDERS: dict[str, Callable[[Path, Path], str]] = {
     "run": _run_fault,
     "sweep": _sweep_fault,
     "training": _training_fault,
+    "batch": _batch_fault,
 }

@@ -21,7 +21,7 @@ def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) 
     """
     try:
         with PillowImage.open(file, formats=("JPEG", "PNG")) as image:
-            return preprocess(_as_rgb(ImageOps.exif_transpose(image)), preprocessing)
+            return preprocess(as_rgb(ImageOps.exif_transpose(image)), preprocessing)
     except MemoryError:
         raise
     except UnidentifiedImageError:
@@ -30,7 +30,8 @@ def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) 
         raise UnreadableImage(name, " ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _as_rgb(image: PillowImage.Image) -> PillowImage.Image:
+def as_rgb(image: PillowImage.Image) -> PillowImage.Image:
+    """Converts a picture of any mode to RGB."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         image = image.point(lambda value: value * (1 / 256)).convert("L")
     elif image.mode == "P":  # a palette may carry transparency, which Pillow converts by way of RGBA only

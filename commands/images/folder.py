@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 from cambrian.commands.console import counted
 from cambrian.commands.images.decode import decode_image
+from cambrian.commands.images.file_system import Entry, FileSystem, LocalFiles
 from cambrian.commands.images.labels import is_number
 from cambrian.commands.images.source import Image
 from cambrian.sharding import Preprocessing, UsageError
 
+_LOCAL = LocalFiles()
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _USUAL_SPLITS = {"train", "test", "val", "valid", "validation"}
 
@@ -26,6 +28,7 @@ class FolderSource:
     folder: str
     files: tuple[tuple[str, int | None], ...]
     class_names: tuple[str, ...] | None
+    file_system: FileSystem = _LOCAL
 
     @property
     def description(self) -> str:
@@ -37,14 +40,19 @@ class FolderSource:
     def read(self, index: int, preprocessing: Preprocessing) -> Image:
         file, label = self.files[index]
         path = os.path.join(self.folder, file)
-        return Image(_as_utf8(file), decode_image(path, path, preprocessing), label)
+        return Image(self.name(index), decode_image(self.file_system.open(path), path, preprocessing), label)
+
+    def name(self, index: int) -> str:
+        """The name of an image, also of one that can't be read."""
+        return _as_utf8(self.files[index][0])
 
 
-def open_folder(folder: str, split: str) -> tuple[FolderSource, list[str]]:
+def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tuple[FolderSource, list[str]]:
     """Lists the images of a folder, without reading them.
 
     Args:
       split: which split, if the folder has a split level.
+      file_system: where the folder lies.
 
     Returns:
       The source, and notes.
@@ -52,16 +60,16 @@ def open_folder(folder: str, split: str) -> tuple[FolderSource, list[str]]:
     Raises:
       UsageError: if the folder is missing, is empty, has no such split, or is laid out in another way.
     """
-    listing = _list(folder)
+    listing = _list(folder, file_system)
     if split in listing.folders or (listing.folders and _USUAL_SPLITS.issuperset(listing.folders)):
         if split not in listing.folders:
             raise UsageError(f"split must be one of {', '.join(listing.folders)} in {folder}, got {split!r}")
         folder = os.path.join(folder, split)
-        listing = _list(folder)
+        listing = _list(folder, file_system)
     files: list[tuple[str, int | None]] = [(image, None) for image in listing.images]
     others = listing.others
     for label, class_folder in enumerate(listing.folders):
-        of_class = _list(os.path.join(folder, class_folder))
+        of_class = _list(os.path.join(folder, class_folder), file_system)
         if of_class.folders:
             deeper = os.path.join(folder, class_folder, of_class.folders[0])
             raise UsageError(
@@ -79,7 +87,8 @@ def open_folder(folder: str, split: str) -> tuple[FolderSource, list[str]]:
         )
     if listing.images:
         notes.append(f"no accuracy: the images in {folder} have no labels")
-    return FolderSource(folder, tuple(files), tuple(map(_as_utf8, listing.folders)) or None), notes
+    class_names = tuple(map(_as_utf8, listing.folders)) or None
+    return FolderSource(folder, tuple(files), class_names, file_system), notes
 
 
 def _as_utf8(name: str) -> str:
@@ -95,17 +104,16 @@ class _Listing(NamedTuple):
     others: list[str]
 
 
-def _list(folder: str) -> _Listing:
+def _list(folder: str, file_system: FileSystem) -> _Listing:
     listing = _Listing([], [], [])
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    _kind(entry, listing).append(entry.name)
+        for entry in file_system.list(folder):
+            if not entry.name.startswith("."):
+                _kind(entry, listing).append(entry.name)
     except OSError as error:
         raise UsageError(
             "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images, "
-            f"got {folder!r}: {error.strerror}"
+            f"got {folder!r}: {error.strerror or error}"
         ) from None
     images, folders, others = map(sorted, listing)
     if images and folders:
@@ -118,12 +126,7 @@ def _list(folder: str) -> _Listing:
     return _Listing(images, folders, others)
 
 
-def _kind(entry: os.DirEntry[str], listing: _Listing) -> list[str]:
-    """The list that an entry belongs to. A FIFO or device is never an image; a broken link is, so that it is named."""
-    try:
-        if entry.is_dir():
-            return listing.folders
-        is_file = entry.is_file() or not os.path.exists(entry.path)
-    except OSError:  # a loop of links
-        is_file = True
-    return listing.images if is_file and entry.name.lower().endswith(_SUFFIXES) else listing.others
+def _kind(entry: Entry, listing: _Listing) -> list[str]:
+    if entry.is_folder:
+        return listing.folders
+    return listing.images if entry.is_file and entry.name.lower().endswith(_SUFFIXES) else listing.others

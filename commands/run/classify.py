@@ -8,6 +8,7 @@ import numpy as np
 
 from cambrian.commands.accuracy.top_k import top_k
 from cambrian.commands.images import ImageSource, ModelImages, UnreadableImage, for_model
+from cambrian.engine.artifact.manifest import Manifest
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.engine.runtime.stream import stream
@@ -26,6 +27,7 @@ class Prediction(NamedTuple):
       probability: of that class, from 0 to 1.
       label_index: index of the label among the class names; None without one.
       top_indices: indices of the five most probable logits, the most probable first.
+      top_probabilities: their probabilities.
     """
 
     image: str
@@ -34,6 +36,14 @@ class Prediction(NamedTuple):
     probability: float
     label_index: int | None
     top_indices: tuple[int, ...]
+    top_probabilities: tuple[float, ...]
+
+
+class Skipped(NamedTuple):
+    """An image that can't be read: its index in the source, and why."""
+
+    index: int
+    error: UnreadableImage
 
 
 @dataclasses.dataclass(slots=True)
@@ -43,12 +53,12 @@ class ClassifiedBatch:
     Attributes:
       indices: of the images in their source.
       predictions: of the readable images.
-      skipped: name and error of each unreadable image.
+      skipped: the unreadable ones.
     """
 
     indices: range
     predictions: list[Prediction] = dataclasses.field(default_factory=list)
-    skipped: list[str] = dataclasses.field(default_factory=list)
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
 
 
 def check_classifier(name: str, metadata: Mapping[str, Any]) -> None:
@@ -60,7 +70,7 @@ def check_classifier(name: str, metadata: Mapping[str, Any]) -> None:
         )
 
 
-def images_of(executable: Executable, source: ImageSource) -> tuple[ModelImages, tuple[str, ...]]:
+def images_of(executable: Executable | Manifest, source: ImageSource) -> tuple[ModelImages, tuple[str, ...]]:
     """The source's images as the executable's model reads and numbers them, and human-readable notes.
 
     Raises:
@@ -97,10 +107,8 @@ def classify(
     Raises:
       UnreadableImage: from the iterator, for an image that can't be read, unless `skip_bad_images`.
     """
-    labels = tuple(executable.metadata.get("labels", ()))
-    class_names = images.class_names or labels
-    # Numbered alike, the classes name both.
-    predicted_names = class_names if numbered_alike(executable, images) else labels
+    class_names = images.class_names or tuple(executable.metadata.get("labels", ()))
+    predicted_names = logit_names(executable, images)
 
     def decode(batch: "_Batch") -> np.ndarray:
         pixels = []
@@ -111,7 +119,7 @@ def classify(
                 if not skip_bad_images:
                     hint = "skip_bad_images leaves such images out"
                     raise UnreadableImage(error.name, f"{error.reason}; {hint}") from error
-                batch.skipped.append(f"{error.name}: {error.reason}")
+                batch.skipped.append(Skipped(index, error))
                 continue
             pixels.append(image.pixels)
             batch.names.append(image.name)
@@ -123,14 +131,15 @@ def classify(
         predictions = [
             Prediction(
                 name,
-                None if label is None else _name(class_names, label),
-                _name(predicted_names, top[0]),
-                float(probability),
+                None if label is None else name_of(class_names, label),
+                name_of(predicted_names, top[0]),
+                top_probabilities[0],
                 label,
                 tuple(top),
+                tuple(top_probabilities),
             )
-            for name, label, top, probability in zip(
-                batch.names, batch.labels, classes.tolist(), probabilities[:, 0], strict=True
+            for name, label, top, top_probabilities in zip(
+                batch.names, batch.labels, classes.tolist(), probabilities.tolist(), strict=True
             )
         ]
         return ClassifiedBatch(batch.indices, predictions, batch.skipped)
@@ -152,7 +161,7 @@ class _Batch:
     indices: range
     names: list[str] = dataclasses.field(default_factory=list)
     labels: list[int | None] = dataclasses.field(default_factory=list)
-    skipped: list[str] = dataclasses.field(default_factory=list)
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
 
 
 def _batches(num_images: int, executable: Executable) -> Iterator[_Batch]:
@@ -165,11 +174,18 @@ def _batches(num_images: int, executable: Executable) -> Iterator[_Batch]:
         yield _Batch(range(first, min(first + executable.batch_size, num_images)))
 
 
-def _name(names: tuple[str, ...], index: int) -> str:
+def name_of(names: tuple[str, ...], index: int) -> str:
+    """The name of a class; its number where it has none."""
     return names[index] if index < len(names) else str(index)
 
 
-def numbered_alike(executable: Executable, images: ModelImages) -> bool:
+def logit_names(executable: Executable | Manifest, images: ModelImages) -> tuple[str, ...]:
+    """The names of the logits: those of the images' classes where these number the logits, else the model's labels."""
+    labels = tuple(executable.metadata.get("labels", ()))
+    return (images.class_names or labels) if numbered_alike(executable, images) else labels
+
+
+def numbered_alike(executable: Executable | Manifest, images: ModelImages) -> bool:
     """Whether the images' labels number the executable's logits."""
     return images.class_names is not None and len(images.class_names) == executable.output_spec.shape[1]
 
@@ -200,7 +216,7 @@ class Tally:
     def add(self, batch: ClassifiedBatch) -> None:
         """Adds a finished batch."""
         self.num_images += len(batch.predictions)
-        self.skipped += batch.skipped
+        self.skipped += [f"{error.name}: {error.reason}" for _, error in batch.skipped]
         for prediction in batch.predictions:
             label, top = prediction.label_index, prediction.top_indices
             self.top5_hits += label in top

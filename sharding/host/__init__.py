@@ -1,6 +1,7 @@
 """The host of a mesh: devices, cores, memory, and every process-wide setting that Cambrian changes."""
 
 from cambrian.sharding.host.compilation_cache import without_compilation_cache as without_compilation_cache
+from cambrian.sharding.host.core_reservation import reserve_cores as reserve_cores
 from cambrian.sharding.host.core_sharing import launches_at_once as launches_at_once, planned_as as planned_as
 from cambrian.sharding.host.cpu import (
     computes_bfloat16 as computes_bfloat16,

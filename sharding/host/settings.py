@@ -20,11 +20,12 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "synchronous_dispatch": "makes the CPU backend compute each launch on the thread that launches it",
         "compilation_cache": "disables JAX's persistent compilation cache while an executable is compiled",
         "cpu_latency": "holds /dev/cpu_dma_latency open while launches run: no core of the machine sleeps deeply",
+        "core_affinity": "restricts this process to cores that no other worker of this host has",
         "malloc": "makes glibc's malloc return freed memory above a limit, keep it, use one heap or ask for huge pages",
     }
 )
 # These affect more than JAX's backend: library users opt in, the command line always does.
-_OPT_IN = frozenset({"cpu_latency", "malloc"})
+_OPT_IN = frozenset({"core_affinity", "cpu_latency", "malloc"})
 
 _logger = logging.getLogger("cambrian")
 
@@ -32,8 +33,8 @@ _logger = logging.getLogger("cambrian")
 class HostSettings:
     """The process-wide settings that Cambrian may change and has changed, by the names in `SETTINGS`.
 
-    All are permitted by default except `cpu_latency` and `malloc`. Decline settings before the first mesh is made: the
-    backend starts once, with the settings permitted at that time.
+    All are permitted by default except `core_affinity`, `cpu_latency` and `malloc`. Decline settings before the first
+    mesh is made: the backend starts once, with the settings permitted at that time.
     """
 
     def __init__(self) -> None:

@@ -1,0 +1,131 @@
+"""`--mode batch`: classifies pictures on a Ray cluster, each exactly once, however often the job is killed.
+
+Ray runs a task at least once: it repeats those of a process or node that died, and may have had the result of one. So
+nothing depends on how often a part is classified. The workers only compute. This process alone writes, each part to a
+file of its own, which appears whole; a part that comes twice is written once, and in the end every part must be there.
+Started again, the job gives Ray the parts whose files are missing.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cambrian.commands.accuracy.accuracy import Accuracy
+from cambrian.commands.accuracy.files import write_accuracy
+from cambrian.commands.batch.cluster import cluster, require_ray, share_cluster
+from cambrian.commands.configuration import RANGES, Configuration, check_range
+from cambrian.commands.console import counted
+from cambrian.commands.flags import Flags
+from cambrian.commands.images import ModelImages
+from cambrian.commands.images.encoded import EncodedImages
+from cambrian.commands.output import deferred_interrupts, output_folder, reporting
+from cambrian.commands.run.classify import Tally, images_of
+from cambrian.engine.artifact.layout import read_artifact
+from cambrian.engine.artifact.manifest import Manifest
+from cambrian.engine.artifact.versions import versions
+from cambrian.engine.files import replace_file
+from cambrian.sharding import UsageError
+
+if TYPE_CHECKING:
+    from cambrian.commands.batch.job import Job
+    from cambrian.commands.batch.parts import Part
+    from cambrian.commands.batch.report import BatchReport
+    from cambrian.commands.batch.worker import Finished
+
+
+def batch_command(configuration: Configuration, flags: Flags) -> None:
+    """Runs or continues a job, and prints its results.
+
+    Raises:
+      UsageError: if the request makes no sense, or `output_dir` holds something else than a part of this job.
+      The exception that ended the job, after the report was written; finished parts stay.
+    """
+    check_range("workers", flags["workers"], *RANGES["workers"])
+    if not configuration.artifact:
+        raise UsageError("mode batch runs an artefact: expected --artifact DIRECTORY, which --mode compile makes")
+    if "://" in configuration.output_dir:
+        raise UsageError(f"output_dir must be a folder of this machine, got {configuration.output_dir}")
+    require_ray()
+    # These import pyarrow, a dependency of Ray Data.
+    from cambrian.commands.batch.job import Job
+    from cambrian.commands.batch.parts import make_parts, open_images
+    from cambrian.commands.batch.report import BatchReport, print_batch_table
+
+    manifest, _ = read_artifact(Path(configuration.artifact), None)
+    source, notes = open_images(configuration.data, configuration.split)
+    images, more_notes = images_of(manifest, source)
+    parts = make_parts(source, manifest.input_spec.shape[0])
+    report = BatchReport(
+        dict(flags.values), versions(), threads=configuration.threads, workers=flags["workers"], data=images.description
+    )
+    report.describe(manifest, configuration.artifact)
+    with output_folder(configuration, of_batch=True) as output_dir:
+        report.flags["output_dir"] = str(output_dir)
+        job = Job.of(output_dir, parts, manifest)
+        with reporting(report, output_dir, "; the same command goes on") as start:
+            for note in (*notes, *more_notes):
+                report.note(note)
+            missing, finished = job.missing(), []
+            report.num_parts, report.num_parts_before = len(parts), len(parts) - len(missing)
+            try:
+                with contextlib.closing(_classify(missing, images, manifest, configuration, flags)) as parts_finished:
+                    for part in parts_finished:
+                        job.begin()
+                        start()
+                        with deferred_interrupts():
+                            replace_file(job.file(part.name), part.content)
+                        finished.append(dataclasses.replace(part, content=b""))
+            finally:
+                report.add(finished)
+                tally = _count(job, images, manifest, report)
+            start()
+            if job.missing() or report.num_images + report.num_unreadable != len(images):
+                raise RuntimeError(
+                    f"expected a row for each of {counted(len(images), 'image')}, got {report.num_images} and "
+                    f"{report.num_unreadable} errors, with {counted(len(job.missing()), 'part')} missing"
+                )
+            _finish(tally, images, manifest, report, output_dir)
+        print_batch_table(report)
+        print(f"report and rows in {output_dir}")
+
+
+def _classify(
+    parts: Sequence["Part"], images: ModelImages, manifest: Manifest, configuration: Configuration, flags: Flags
+) -> Generator["Finished", None, None]:
+    from cambrian.commands.batch.pool import classify_parts
+    from cambrian.commands.batch.shipped import ship
+
+    if not parts:
+        return
+    with cluster(flags["ray_address"]):
+        yield from classify_parts(
+            parts,
+            ship(configuration.artifact, through_object_store=bool(flags["ray_address"])),
+            dataclasses.replace(images, source=EncodedImages((), ())),
+            workers=flags["workers"],
+            threads=configuration.threads,
+            share=share_cluster(flags["workers"], manifest),
+            signing_key=configuration.signing_key,
+        )
+
+
+def _count(job: "Job", images: ModelImages, manifest: Manifest, report: "BatchReport") -> Tally:
+    """Counts the images of all finished parts, this run's and earlier ones'."""
+    from cambrian.commands.batch.rows import tally_rows
+
+    tally = Tally.of(manifest, images)
+    report.num_unreadable = sum(tally_rows(tally, job.file(part.name)) for part in job.finished())
+    report.num_images = tally.num_images
+    return tally
+
+
+def _finish(tally: Tally, images: ModelImages, manifest: Manifest, report: "BatchReport", output_dir: Path) -> None:
+    if report.num_unreadable:
+        report.note(f"{counted(report.num_unreadable, 'image')} can't be read: see the column `error`")
+    if manifest.metadata["trained"] and tally.confusion is not None and tally.num_images:
+        accuracy = Accuracy.of(tally.confusion, tally.top5_hits, images.class_names or ())
+        report.measure(accuracy)
+        title = f"{report.model}, {report.precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
+        write_accuracy(output_dir, accuracy, tally.confusion, title)

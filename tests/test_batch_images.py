@@ -1,0 +1,172 @@
+"""What batch jobs read and load, in this process: parts of folders and Parquet files, artefacts, the Classifier."""
+
+import dataclasses
+import io
+import os
+import pickle
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import cambrian
+from cambrian.commands.batch.parts import make_parts, open_images
+from cambrian.commands.images import open_source
+from cambrian.sharding import Preprocessing, UsageError
+from cambrian.sharding.host import core_reservation, host, reserve_cores
+from command import LABELS, write_images
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+SIZE = Preprocessing((8, 8), (8, 8))
+NAMES = [f"{label}/{index}.png" for label in LABELS[:3] for index in range(7)]
+
+
+@pytest.fixture(scope="module")
+def executable():
+    kernel = np.random.default_rng(0).standard_normal((192, 10), np.float32)
+    classifier = cambrian.Classifier(lambda params, images: images.reshape(-1, 192) @ params, kernel, SIZE, LABELS)
+    return cambrian.compile(classifier, mesh="1x1", batch_size=4, platform="cpu", name="linear")
+
+
+@pytest.fixture(scope="module")
+def artifact(executable, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    executable.save(folder / "artifact", signing_key=folder / "key")
+    return folder / "artifact"
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def test_the_parts_of_a_folder_hold_each_image_once_and_are_the_same_each_time(tmp_path):
+    write_images(tmp_path, NAMES)
+    images, _ = open_images(str(tmp_path), "test")
+    parts = make_parts(images, 4)
+    assert [len(part) for part in parts] == [8, 8, 5]  # √21 in whole batches
+    assert parts == make_parts(open_images(str(tmp_path), "test")[0], 4)
+    source, _ = open_source(str(tmp_path))
+    of_uri, _ = open_images(tmp_path.as_uri(), "test")
+    for parts_of in (parts, make_parts(of_uri, 4)):
+        read = [
+            part.images.read(index, SIZE) for part in pickle.loads(pickle.dumps(parts_of)) for index in range(len(part))
+        ]
+        for index, image in enumerate(read):
+            expected = source.read(index, SIZE)
+            assert (image.name, image.label) == (expected.name, expected.label)
+            np.testing.assert_array_equal(image.pixels, expected.pixels)
+        assert len(read) == len(NAMES)
+    os.remove(tmp_path / NAMES[0])
+    assert not {part.name for part in make_parts(open_images(str(tmp_path), "test")[0], 4)} & {
+        part.name for part in parts
+    }
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_the_parts_of_parquet_files_are_whole_row_groups(tmp_path, as_struct):
+    pixels = np.random.default_rng(0).integers(256, size=(20, 8, 8, 3), dtype=np.uint8)
+    values = [png(image) for image in pixels]
+    column = [{"bytes": value, "path": None} for value in values] if as_struct else values
+    for name, rows in (("a", column[:11]), ("b", column[11:])):
+        table = pa.table({"number": range(len(rows)), "img": rows})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=3)
+    images, notes = open_images(str(tmp_path), "test")
+    parts = make_parts(images, 2)
+    assert (len(images), notes, [len(part) for part in parts]) == (20, [], [6, 8, 6])
+    read = [pickle.loads(pickle.dumps(part)).images.read_images() for part in parts]
+    names = [name for source in read for name in source.names]
+    assert names == [f"a.parquet:{row}" for row in range(11)] + [f"b.parquet:{row}" for row in range(9)]
+    for source, start in zip(read, (0, 6, 14), strict=True):
+        for index in range(len(source)):
+            np.testing.assert_array_equal(source.read(index, SIZE).pixels, pixels[start + index])
+    assert len(open_images(str(tmp_path / "b.parquet"), "test")[0]) == 9
+
+
+def test_data_that_makes_no_sense_is_refused(tmp_path):
+    for name in ("empty", "none", "two", "rowless"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text").write_text("no data")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 no data")
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "none" / "a.parquet")
+    pq.write_table(pa.table({"left": [b""], "right": [b""]}), tmp_path / "two" / "a.parquet")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "rowless" / "a.parquet")
+    for data, message in {
+        "empty": "expected a folder with JPEG or PNG images, got ",
+        "none": "must have a column `image`, or a single one, of binary values or of structs with `bytes`, got ",
+        "two": "with left (binary), right (binary)",
+        "rowless": "expected Parquet files with rows, got none in ",
+        "text": "data must be a folder, or a file that ends in .parquet, got ",
+        "damaged.parquet": "data must be readable Parquet files, got ",
+        "absent": "no such file or folder",
+        "none/../absent": "no such file or folder",
+    }.items():
+        with pytest.raises(UsageError, match=re.escape(message)):
+            open_images(str(tmp_path / data), "test")
+    with pytest.raises(UsageError, match="Unrecognized filesystem type"):
+        open_images("nowhere://bucket/folder", "test")
+
+
+def test_a_classifier_takes_batches_of_any_size_and_any_form(executable, artifact):
+    pytest.importorskip("ray")
+    classifier = cambrian.ray.Classifier(artifact, signing_key=artifact.parent / "key")
+    pixels = np.random.default_rng(1).integers(256, size=(13, 8, 8, 3), dtype=np.uint8)
+    forms = np.empty(13, object)
+    forms[:] = [
+        (image, png(image), {"bytes": png(image)}, b"no picture")[index % 4] for index, image in enumerate(pixels)
+    ]
+    expected = jax.nn.softmax(executable(pixels), axis=1)
+    result = classifier({"image": forms, "id": np.arange(13)})
+    assert list(result) == ["id", "predicted", "probability", "top5", "error"]
+    for index in range(13):
+        if index % 4 == 3:
+            assert (result["predicted"][index], result["error"][index]) == (None, "not a JPEG or PNG file")
+            continue
+        order = np.argsort(-expected[index])[:5]
+        assert result["error"][index] is None and result["predicted"][index] == LABELS[order[0]]
+        assert [entry["index"] for entry in result["top5"][index]] == order.tolist()
+        assert result["probability"][index] == pytest.approx(float(expected[index, order[0]]), rel=1e-5)
+    assert (
+        len(classifier({"image": pixels})["predicted"]) == 13 and len(classifier({"image": pixels[:0]})["error"]) == 0
+    )
+    with pytest.raises(UsageError, match="each batch must have the column 'image', got id"):
+        classifier({"id": np.arange(2)})
+
+
+def test_an_artifact_comes_through_the_object_store_where_its_path_is_not_seen(artifact, monkeypatch, tmp_path):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    shipped = cambrian.ray.ship(artifact)
+    elsewhere = dataclasses.replace(shipped, path=str(tmp_path / "absent"))
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    for each in (shipped, elsewhere):
+        executable = each.load(artifact.parent / "key")
+        assert executable.kind == "native" and executable(images).shape == (3, 10)
+    with pytest.raises(UsageError, match="artifact must be a directory that every worker sees, got "):
+        dataclasses.replace(elsewhere, files=None).load()
+    with pytest.raises(UsageError, match="an artefact must be a directory with a manifest.json"):
+        cambrian.ray.ship(tmp_path / "absent")
+
+
+def test_cores_are_reserved_once(monkeypatch, tmp_path):
+    chosen = []
+    monkeypatch.setattr(core_reservation.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: chosen.append(set(cores)), raising=False)
+    monkeypatch.setattr(core_reservation, "_held", held := [])
+    assert not reserve_cores(1) and not chosen  # not permitted
+    monkeypatch.setattr(host, "_permitted", host.permitted | {"core_affinity"})
+    monkeypatch.setattr(host, "_changes", {})
+    try:
+        # Locks of one process exclude each other, as those of two do.
+        assert reserve_cores(2) and set(map(frozenset, chosen)) == {frozenset({4, 5})}
+        assert not reserve_cores(2)
+        assert reserve_cores(1) and chosen[-1] == {6}
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
