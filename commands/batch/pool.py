@@ -42,7 +42,10 @@ def classify_parts(
         Worker,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            size=workers, max_concurrent_calls_per_actor=threads, enable_true_multi_threading=True
+            size=workers,
+            max_concurrent_calls_per_actor=threads,
+            enable_true_multi_threading=True,
+            max_tasks_in_flight_per_actor=threads,  # a part that waits at one worker could run at another
         ),
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
