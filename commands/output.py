@@ -154,7 +154,7 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
             report.write(output_dir)
         except OSError as unwritten:  # what ended the run is what the user must know
             print_note(f"{output_dir / REPORT} isn't up to date: {unwritten.strerror}")
-        finished = any((output_dir / name).exists() for name in RESULTS)
+        finished = any((output_dir / name).exists() for name in (ROWS, *RESULTS))
         print(f"{'finished results are' if finished else 'the report is'} in {output_dir}{hint}", file=sys.stderr)
         raise
     report.status, report.peak_host_memory_bytes = "ok", peak_host_memory_bytes()
