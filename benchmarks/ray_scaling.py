@@ -3,8 +3,9 @@
     python benchmarks/ray_scaling.py --launch_ms 800 --batch_size 64 --workers 1,2,4,8,16,32,64
 
 Everything else is a job's own: Ray's scheduling, its tasks and results, the workers' processes, and the Parquet files,
-here all on one machine. A worker launches once at a time, as a device does, and reads no pictures. Efficiency is the
-rate of all workers over that of as many devices that never wait. Needs the extra `ray`.
+here all on one machine. A worker launches once at a time, as a device does, and reads no pictures; all begin together.
+Efficiency is the rate of all workers over that of as many devices that never wait. `--launch_ms 0` shows how many parts
+a second Ray and the job's own process handle. Needs the extra `ray`.
 """
 
 import sys
@@ -65,10 +66,10 @@ def _run(workers: int) -> tuple[int, int, float]:
 
     size = _BATCHES.value * _BATCH_SIZE.value
     parts = [Part(f"{number:06}", BlankImages(size)) for number in range(workers * _PARTS.value)]  # pyright: ignore[reportArgumentType]
-    artifact = SleepingArtifact(_LAUNCH_MS.value / 1e3, _BATCH_SIZE.value)
     images = ModelImages(EncodedImages((), ()), Preprocessing(SIZE, SIZE), None, ())
     began_s = float("inf")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as meeting:
+        artifact = SleepingArtifact(_LAUNCH_MS.value / 1e3, _BATCH_SIZE.value, workers, meeting)
         for finished in classify_parts(
             parts,
             artifact,  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,9 @@
 """Stand-ins for a batch job: images that cost nothing to read, and an executable that sleeps where others compute."""
 
 import dataclasses
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,12 +35,20 @@ class BlankImages:
 
 @dataclasses.dataclass(frozen=True)
 class SleepingArtifact:
-    """Takes the place of a shipped artefact; its executable sleeps where another computes."""
+    """Takes the place of a shipped artefact; its executable sleeps where another computes.
+
+    Attributes:
+      workers: number of processes that load it. Each waits for the others, so that none begins before all are there.
+      meeting: an empty folder, in which they meet.
+    """
 
     launch_s: float
     batch_size: int
+    workers: int
+    meeting: str
 
     def load(self, signing_key: Any) -> Any:
+        """Returns the executable; `Worker` calls it as `ShippedArtifact.load`."""
         import jax
         from jax.sharding import PartitionSpec as P
 
@@ -46,6 +56,9 @@ class SleepingArtifact:
         from cambrian.engine.runtime.parity import Parity
         from cambrian.sharding import MeshShape, TensorSpec, make_mesh
 
+        (Path(self.meeting) / str(os.getpid())).touch()
+        while len(os.listdir(self.meeting)) < self.workers:
+            time.sleep(0.05)
         logits = jax.device_put(np.zeros((self.batch_size, 10), np.float32))
 
         def sleep(params: Any, inputs: Any) -> jax.Array:

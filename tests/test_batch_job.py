@@ -1,17 +1,21 @@
 """A batch job's folder, rows and report, with its workers in this process: what Ray does is tested in test_batch.py."""
 
 import contextlib
+import dataclasses
 import pickle
+import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import cambrian
 from cambrian.commands.batch import command as batch, pool
-from cambrian.commands.batch.cluster import Share
+from cambrian.commands.batch.cluster import Share, check_reachable, share_cluster
 from cambrian.commands.batch.worker import Worker
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.run.run import run_command
+from cambrian.engine.artifact.layout import read_artifact
 from cambrian.sharding import OutOfMemory, UsageError
 from cambrian.sharding.host import host
 from command import LABELS, read_predictions, read_report, write_images
@@ -181,3 +185,61 @@ def test_what_a_worker_refuses_ends_the_job_before_anything_is_written(home, ray
     with pytest.raises(UsageError, match=", process [0-9]+: no such folder"):
         run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_address_without_a_ray_cluster_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+        with ThreadPoolExecutor(1) as pool, pytest.raises(UsageError, match=f"{port}: something else listens there"):
+            pool.submit(answer)
+            check_reachable(f"127.0.0.1:{port}")
+    with pytest.raises(UsageError, match=f"got 127.0.0.1:{port}: Connection refused"):
+        check_reachable(f"127.0.0.1:{port}")
+    for address in ("ray://host:1", "host", "host:port", ":6379", "host:70000"):
+        with pytest.raises(
+            UsageError, match="ray_address must be HOST:PORT, or auto for a cluster of this machine, got"
+        ):
+            check_reachable(address)
+
+
+def node(alive: bool = True, **resources: float) -> dict:
+    return {"Alive": alive, "Resources": resources}
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "platform", "devices", "share"),
+    [
+        (1, [node(CPU=8)], "cpu", 1, Share(8, 0, 8)),
+        (3, [node(CPU=8)], "cpu", 1, Share(2, 0, 2)),
+        (3, [node(CPU=8), node(CPU=5), node(False, CPU=64)], "cpu", 1, Share(4, 0, 4)),
+        (9, [node(CPU=8), node(CPU=2)], "cpu", 1, Share(1, 0, 0)),  # compiled for 2 cores
+        (2, [node(CPU=8, GPU=4)], "gpu", 2, Share(4, 2, 0)),
+        (6, [node(CPU=8, GPU=2)], "gpu", 1, Share(1, 1 / 3, 0)),
+    ],
+)
+def test_a_cluster_is_divided_among_workers(home, monkeypatch, workers, nodes, platform, devices, share):
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    manifest = dataclasses.replace(
+        read_artifact(home / "artifact", None)[0],
+        platform=platform,
+        mesh=cambrian.MeshShape(1, devices),
+        fingerprint={"CPU threads": 2},
+    )
+    assert share_cluster(workers, manifest) == share
+
+
+def test_more_workers_than_cores_or_gpus_are_refused(home, monkeypatch):
+    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=2, GPU=3)])
+    manifest, _ = read_artifact(home / "artifact", None)
+    with pytest.raises(UsageError, match="workers must be at most the 2 cores of the cluster, got 3"):
+        share_cluster(3, manifest)
+    manifest = dataclasses.replace(manifest, platform="gpu", mesh=cambrian.MeshShape(1, 2))
+    with pytest.raises(UsageError, match="workers must have 2 of the cluster's 3 GPUs each, got 2 workers"):
+        share_cluster(2, manifest)

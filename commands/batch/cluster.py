@@ -16,8 +16,15 @@ from cambrian.sharding.host import host_cores
 
 _OBJECT_STORE_BYTES = 512 * 2**20  # of a cluster of this machine: parts and their rows are small
 _REACH_S = 5.0
-# Ray prints what is its own affair, and counts its users by default.
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# What opens a connection of gRPC, which Ray speaks: the client's preface and an empty frame of settings; the server
+# answers with its settings (RFC 9113, sections 3.4 and 4.1).
+_HTTP2_SETTINGS = b"\x04"
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # what still runs after an error starts no other cluster
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,8 +43,7 @@ class Share:
 
 
 def require_ray() -> None:
-    """Raises UsageError with the command that installs Ray, if it can't be imported."""
-    os.environ.update({name: value for name, value in _QUIET.items() if name not in os.environ})
+    """Raises UsageError with the command that installs Ray Data, if it can't be imported."""
     try:
         with warnings.catch_warnings(action="ignore"):
             import ray.data  # pyright: ignore[reportMissingImports]  # noqa: F401
@@ -45,6 +51,11 @@ def require_ray() -> None:
         raise UsageError(
             f"Ray Data needs the extra ray (pip install 'cambrian[ray]'), got {type(error).__name__}: {error}"
         ) from None
+
+
+def set_environment() -> None:
+    """Makes Ray quieter, here and in the cluster that it starts, unless the user decided. Before its import."""
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
 
 
 @contextlib.contextmanager
@@ -59,39 +70,62 @@ def cluster(address: str) -> Iterator[None]:
     import ray  # pyright: ignore[reportMissingImports]
 
     if address and address != "auto":
-        _check_reachable(address)
+        check_reachable(address)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     options = {"logging_level": logging.CRITICAL, "log_to_driver": False, "include_dashboard": False}
     if not address:
         options |= {"num_cpus": host_cores(), "object_store_memory": _OBJECT_STORE_BYTES}
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
         try:
-            ray.init(address=address or "local", **options)
+            with _silent_descriptor():
+                ray.init(address=address or "local", **options)
         except Exception as error:  # Ray raises errors of many types
-            wanted = "one of this machine that is running" if address == "auto" else "HOST:PORT of a running one"
+            if not address:
+                raise UsageError(f"Ray must start on this machine, got {type(error).__name__}: {error}") from None
             raise UsageError(
-                f"ray_address must be that of a Ray cluster with this machine in it, {wanted}, got {address}: {error}"
-                if address
-                else f"Ray must start on this machine, got {type(error).__name__}: {error}"
+                f"ray_address must be that of a running Ray cluster with this machine in it, got {address}: {error}"
             ) from None
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own
         try:
             yield
-        finally:
+        except KeyboardInterrupt:
+            raise  # this process ends now, and with it a cluster that it started: nothing waits for Ray Data
+        except BaseException:
             ray.shutdown()
+            raise
+        ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself would wait for minutes."""
+@contextlib.contextmanager
+def _silent_descriptor() -> Iterator[None]:
+    """Sends what native code prints on standard error to nowhere: Ray says which log level the environment asks for."""
+    sys.stderr.flush()
+    descriptor, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        os.close(nowhere)
+
+
+def check_reachable(address: str) -> None:
+    """Raises UsageError unless a server of gRPC listens at HOST:PORT: Ray itself would wait for minutes."""
     name, _, port = address.rpartition(":")
     if not name or not port.isdecimal() or not 0 < int(port) < 2**16 or "/" in name:
         raise UsageError(f"ray_address must be HOST:PORT, or auto for a cluster of this machine, got {address!r}")
     try:
-        socket.create_connection((name.strip("[]"), int(port)), _REACH_S).close()
+        with socket.create_connection((name.strip("[]"), int(port)), _REACH_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(_HTTP2_GREETING)
+            if connection.recv(4)[3:] == _HTTP2_SETTINGS:
+                return
+            reason = "something else listens there"
     except OSError as error:
-        raise UsageError(
-            f"ray_address must be that of a running Ray cluster, got {address}: {error.strerror or error}"
-        ) from None
+        reason = error.strerror or str(error)
+    raise UsageError(f"ray_address must be that of a running Ray cluster, got {address}: {reason}")
 
 
 def share_cluster(workers: int, manifest: Manifest) -> Share:

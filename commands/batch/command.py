@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cambrian.commands.accuracy.accuracy import Accuracy
 from cambrian.commands.accuracy.files import write_accuracy
-from cambrian.commands.batch.cluster import cluster, require_ray, share_cluster
+from cambrian.commands.batch.cluster import cluster, require_ray, set_environment, share_cluster
 from cambrian.commands.configuration import RANGES, Configuration, check_range
 from cambrian.commands.console import counted
 from cambrian.commands.flags import Flags
@@ -47,6 +47,7 @@ def batch_command(configuration: Configuration, flags: Flags) -> None:
         raise UsageError("mode batch runs an artefact: expected --artifact DIRECTORY, which --mode compile makes")
     if "://" in configuration.output_dir:
         raise UsageError(f"output_dir must be a folder of this machine, got {configuration.output_dir}")
+    set_environment()
     require_ray()
     # These import pyarrow, a dependency of Ray Data.
     from cambrian.commands.batch.job import Job
@@ -79,12 +80,13 @@ def batch_command(configuration: Configuration, flags: Flags) -> None:
                         finished.append(dataclasses.replace(part, content=b""))
             finally:
                 report.add(finished)
-                tally = _count(job, images, manifest, report)
+                tally, num_unreadable = _count(job, images, manifest)
+                report.num_images, report.num_unreadable = tally.num_images, num_unreadable
             start()
-            if job.missing() or report.num_images + report.num_unreadable != len(images):
+            if job.missing() or tally.num_images + num_unreadable != len(images):
                 raise RuntimeError(
-                    f"expected a row for each of {counted(len(images), 'image')}, got {report.num_images} and "
-                    f"{report.num_unreadable} errors, with {counted(len(job.missing()), 'part')} missing"
+                    f"expected a row for each of {counted(len(images), 'image')}, got {tally.num_images} and "
+                    f"{num_unreadable} errors, with {counted(len(job.missing()), 'part')} missing"
                 )
             _finish(tally, images, manifest, report, output_dir)
         print_batch_table(report)
@@ -111,14 +113,12 @@ def _classify(
         )
 
 
-def _count(job: "Job", images: ModelImages, manifest: Manifest, report: "BatchReport") -> Tally:
-    """Counts the images of all finished parts, this run's and earlier ones'."""
+def _count(job: "Job", images: ModelImages, manifest: Manifest) -> tuple[Tally, int]:
+    """Counts the images of all finished parts, this run's and earlier ones', and those with an error."""
     from cambrian.commands.batch.rows import tally_rows
 
     tally = Tally.of(manifest, images)
-    report.num_unreadable = sum(tally_rows(tally, job.file(part.name)) for part in job.finished())
-    report.num_images = tally.num_images
-    return tally
+    return tally, sum(tally_rows(tally, job.file(part.name)) for part in job.finished())
 
 
 def _finish(tally: Tally, images: ModelImages, manifest: Manifest, report: "BatchReport", output_dir: Path) -> None:

@@ -106,7 +106,9 @@ def print_batch_table(report: BatchReport) -> None:
         f"{report.model}, mesh {report.mesh} (model × data) on {report.platform}, batch {report.batch_size}, "
         f"{report.precision}, {counted(report.workers or 0, 'worker')} of {counted(report.threads or 0, 'thread')}"
     )
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+    table = Table(
+        show_header=False, box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", min_width=len(title)
+    )
     for name, value in _rows(report):
         table.add_row(name, value)
     show_table(table)

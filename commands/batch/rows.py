@@ -74,7 +74,7 @@ def to_parquet(columns: dict[str, list]) -> bytes:
 def tally_rows(tally: Tally, file: Path) -> int:
     """Adds a file's predictions to a tally; returns the number of images with an error."""
     table = pq.read_table(file, columns=["label_index", "top5", "error"])
-    read = table.filter(pa.compute.is_null(table["error"]))
+    read = table.filter(table["error"].is_null())
     tally.num_images += len(read)
     if tally.confusion is not None and len(read):
         labels = read["label_index"].to_numpy()

@@ -207,7 +207,7 @@ class Tally:
     confusion: np.ndarray | None = None
 
     @classmethod
-    def of(cls, executable: Executable, images: ModelImages) -> "Tally":
+    def of(cls, executable: Executable | Manifest, images: ModelImages) -> "Tally":
         """An empty tally for these images."""
         num_classes = executable.output_spec.shape[1]
         counts = numbered_alike(executable, images)
