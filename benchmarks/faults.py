@@ -2,6 +2,7 @@
 
     python benchmarks/faults.py --parts artifacts --parts images --parts weights --cases 1000
     python benchmarks/faults.py --parts kill_build --parts kill_run --parts kill_sweep --parts kill_training --cases 25
+    python benchmarks/faults.py --parts kill_batch --cases 10 # needs the extra ray
 
 A case is *right* if its results are whole, *refused* if it ends with an error that is promised, *lost* if results are
 wrong or missing, *crashed* if the process ends or another error is raised, and *hung* if it takes longer than its
