@@ -53,7 +53,7 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
     recipe, recipe_notes = recipe_of(configuration, flags.config)
     # A step is launched alone, so all cores compute it; --threads only read images.
     devices, notes = acquire_devices(configuration.mesh.num_devices, configuration.platform)
-    configuration = resolve(configuration, devices)
+    configuration = resolve(dataclasses.replace(configuration, platform=devices[0].platform))
     mesh = make_mesh(configuration.mesh, devices)
     check_batch(recipe, mesh)
     setup = set_up(configuration, recipe)
