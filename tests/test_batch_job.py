@@ -163,7 +163,7 @@ def test_a_folder_of_another_job_or_command_is_refused(home, ray, tmp_path):
     write_images(tmp_path / "images", ["ant/1.png"])
     with pytest.raises(UsageError, match="of a job with other images$"):
         run(tmp_path / "job", data=tmp_path / "images")
-    with pytest.raises(UsageError, match="of a job with another artifact$"):
+    with pytest.raises(UsageError, match="of a job with another artefact$"):
         run(tmp_path / "job", artifact="other")
     found = parse(
         "--artifact", "artifact", "--signing_key", "key", "--data", "images", "--output_dir", tmp_path / "job"

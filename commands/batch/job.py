@@ -13,6 +13,8 @@ from cambrian.engine.artifact.manifest import Manifest, canonical_json
 from cambrian.engine.files import replace_file
 from cambrian.sharding import UsageError
 
+_OTHER = {"artifact": "another artefact", "images": "other images"}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
@@ -53,21 +55,21 @@ class Job:
                 )
             return
         try:
-            found = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
+            found = dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"output_dir must hold a readable {JOB}, got {path}: {error}") from None
-        differing = [name for name, value in self.identity.items() if dict(found).get(name) != value]
+        differing = [_OTHER[name] for name, value in self.identity.items() if found.get(name) != value]
         if differing:
             raise UsageError(
                 f"output_dir must be a new folder, or that of the same batch job, got {self.folder} of a job with "
-                f"another {' and other '.join(differing)}".replace("another images", "other images")
+                f"{' and '.join(differing)}"
             )
 
     def begin(self) -> None:
         """Marks the folder as this job's, before anything is written to it."""
-        (self.folder / ROWS).mkdir(exist_ok=True)
         if not (self.folder / JOB).exists():
             replace_file(self.folder / JOB, json.dumps(self.identity, indent=2).encode() + b"\n")
+        (self.folder / ROWS).mkdir(exist_ok=True)  # a folder of rows without job.json is somebody else's
 
     def file(self, name: str) -> Path:
         """The output file of a part."""

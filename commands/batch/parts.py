@@ -186,9 +186,9 @@ def _image_column(schema: Any, file: str) -> str:
 
 
 def make_parts(images: FolderSource | ParquetRows, batch_size: int) -> list[Part]:
-    """Divides images into about as many parts as each has images, in whole batches; a row group is never divided.
+    """Divides N images into about √N parts of √N, in whole batches; a row group is never divided.
 
-    So √N images are lost to a kill at most for each image in flight, and N images keep √N tasks busy.
+    A kill loses at most the part that each thread works on, and many workers have parts to share.
     """
     least = math.ceil(math.sqrt(len(images)) / batch_size) * batch_size
     if isinstance(images, FolderSource):
