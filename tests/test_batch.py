@@ -40,8 +40,9 @@ def test_kills_of_a_worker_and_of_a_node_lose_nothing_and_double_nothing(command
         os.link(tmp_path / "images" / names[0], tmp_path / "images" / name)
 
     script = [sys.executable, Path(__file__).parent / "ray_cluster.py"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(script, env=command.environment, cwd=tmp_path, **pipes) as cluster:
+    with subprocess.Popen(
+        script, env=command.environment, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as cluster:
         assert cluster.stdin is not None and cluster.stdout is not None
         try:
             address = cluster.stdout.readline().strip()

@@ -45,7 +45,8 @@ def classify_parts(
             size=workers,
             max_concurrent_calls_per_actor=threads,
             enable_true_multi_threading=True,
-            max_tasks_in_flight_per_actor=threads,  # a part that waits at one worker could run at another
+            # One part waits, so that a worker doesn't; more could run at another worker.
+            max_tasks_in_flight_per_actor=threads + 1,
         ),
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
