@@ -87,7 +87,8 @@ def draw_plan(
     else:
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.margins(x=0.005)
-    axes.set_ylim(0, 1.06 * max(cost.compute_ms + cost.communication_ms for cost in costs))
+    # Without any measured operation, the axis still needs a height.
+    axes.set_ylim(0, 1.06 * max(cost.compute_ms + cost.communication_ms for cost in costs) or 1.0)
     axes.set_xlabel("layer")
     axes.set_ylabel("predicted ms a launch")
     axes.set_title(f"{title}\npredicted {total_ms(costs):.0f} ms, measured {measured_ms:.0f} ms a launch", fontsize=10)
