@@ -7,12 +7,16 @@ from cambrian.commands.executables import make_executable
 
 
 def compile_command(configuration: Configuration) -> None:
-    """Builds the artefact unless it is cached, loads it, and prints its directory on standard output.
+    """Builds the artefact unless it is cached, loads it, runs its whole probe, and prints its directory.
+
+    The artefact notes that the probe has passed, so that the first run on this machine starts as fast as later ones.
 
     Raises:
       UsageError, DamagedArtifact, ParityError: as `make_executable`.
     """
-    made = make_executable(configuration)
+    made = make_executable(configuration, defer_probe=True)
+    if (probe := made.executable.pending_probe) is not None:
+        probe.run_alone(made.executable)
     for note in made.executable.notes:
         print(f"note: {note}", file=sys.stderr)
     print(made.path)
