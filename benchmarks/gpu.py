@@ -6,9 +6,9 @@
 Parts, each in processes of its own, which share the time:
 - tests: those marked `gpu`, on one GPU and on more where there are more;
 - peak: the rate of bfloat16 matrix products;
-- inference: ResNet101, 10,000 images of 32×32 (CIFAR stem) and 2,000 of 224×224 (ImageNet stem), from uint8 images in
-  host memory to logits in host memory. Ours is saved as an artefact and loaded; stock JAX is the Flax model under
-  `jax.jit`; PyTorch is compiled, channels last. Each has its best batch size;
+- ours, stock, pytorch: ResNet101, 10,000 images of 32×32 (CIFAR stem) and 2,000 of 224×224 (ImageNet stem), from uint8
+  images in host memory to logits in host memory. Ours is saved as an artefact and loaded; stock JAX is the Flax model
+  under `jax.jit`; PyTorch is compiled, channels last. Each has its best batch size;
 - training: three epochs of the recipe in configs/train_resnet101_cifar10.py on random images, to time it.
 
 A part that fails or takes too long is reported; the rows that it had finished count. All rows are written as JSON after
@@ -32,7 +32,7 @@ from benchmarks.gpu_parts.result_table import result_table
 from benchmarks.machine import circumstances
 from benchmarks.output import print_table
 
-_PLATFORM = flags.DEFINE_enum("platform", "gpu", ["gpu", "cpu"], "Where to run; cpu only tries the script.")
+_PLATFORM = flags.DEFINE_enum("platform", "gpu", ["gpu", "cpu"], "Where to run; cpu tries the script on few images.")
 _SECONDS = flags.DEFINE_float("seconds", 480.0, "Limit of the whole run.", lower_bound=1.0)
 _PARTS = flags.DEFINE_list("parts", [], "Parts to run; default: all.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file; default: a new one under runs/.")
@@ -40,16 +40,20 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file; default: a new one under
 _ROOT = Path(__file__).parent.parent
 _CIFAR = {"size": 32, "num_images": 10_000, "batches": [1000, 2500, 5000], "precisions": ["bfloat16", "float32"]}
 _IMAGENET = {"size": 224, "num_images": 2000, "batches": [250, 500], "precisions": ["bfloat16"]}
-# Part → its module in benchmarks/gpu_parts, its settings, and the share of the time left that it may take.
+_TRAINING = {"epochs": 3, "training_images": 50_000, "training_batch": 512}
+# Name → part of benchmarks/gpu_parts, its settings, and the share of the time left that it may take.
 PARTS: dict[str, tuple[str, dict[str, Any], float]] = {
     "tests": ("tests", {}, 0.25),
-    "peak": ("peak", {}, 0.2),
-    "inference 32": ("inference", _CIFAR, 0.4),
-    "pytorch 32": ("pytorch", _CIFAR, 0.3),
-    "training": ("training", {"epochs": 3, "training_images": 50_000}, 0.5),
-    "inference 224": ("inference", _IMAGENET, 0.6),
+    "peak": ("peak", {"rows": 8192}, 0.2),
+    "ours 32": ("ours", _CIFAR, 0.4),
+    "stock 32": ("stock", _CIFAR, 0.25),
+    "pytorch 32": ("pytorch", _CIFAR, 0.25),
+    "training": ("training", _TRAINING, 0.4),
+    "ours 224": ("ours", _IMAGENET, 0.5),
+    "stock 224": ("stock", _IMAGENET, 0.5),
     "pytorch 224": ("pytorch", _IMAGENET, 1.0),
 }
+_ON_CPU = {"num_images": 16, "batches": [8], "rows": 512, "epochs": 2, "training_images": 16, "training_batch": 8}
 
 
 def measure(_: list[str]) -> None:
@@ -67,16 +71,16 @@ def measure(_: list[str]) -> None:
     report: dict[str, Any] = circumstances(["torch", "flax"]) | {"parts": {}}
     deadline = time.monotonic() + _SECONDS.value
     for name in _PARTS.value or PARTS:
-        module, settings, share = PARTS[name]
+        part, settings, share = PARTS[name]
         limit = share * (deadline - time.monotonic())
         print(f"{name}, at most {limit:.0f} s", flush=True)
-        command = [sys.executable, "-m", "benchmarks.gpu_parts", module]
-        command.append(json.dumps({"platform": _PLATFORM.value, **settings}))
-        if module == "tests":
+        settings = settings | (_ON_CPU if _PLATFORM.value == "cpu" else {}) | {"platform": _PLATFORM.value}
+        command = [sys.executable, "-m", "benchmarks.gpu_parts", part, json.dumps(settings)]
+        if part == "tests":
             junit = output.with_suffix(".xml")
             command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", f"--junitxml={junit}"]
         report["parts"][name] = run_part(command, limit, environment)
-        if module == "tests":
+        if part == "tests":
             report["parts"][name]["rows"] = [counts_of_tests(junit)]
         output.write_text(json.dumps(report, indent=1))
     print_table(result_table(report["parts"]))

@@ -150,7 +150,8 @@ def test_scaling_runs_every_setting_once():
 @pytest.mark.slow
 def test_parts_of_the_gpu_benchmark_measure_here():
     (products,) = peak.measure("cpu", size=64, launches=2, repeats=1)
-    ours, stock = inference.measure(tiny_problem(), "cpu", ["bfloat16"], [2], num_images=5)
+    (ours,) = inference.measure_ours(tiny_problem(), "cpu", ["bfloat16"], [2], num_images=5)
+    (stock,) = inference.measure_stock(tiny_problem(), "cpu", [2], num_images=5)
     assert ours["relative_error"] <= 2e-2 and ours["side"] == "ours, offline, 1x1"
     recipe = Recipe(batch_size=4, crop_padding=1, epochs=10)
     (trained,) = training.measure(Architecture("cifar", (1,), False, 4, width=4), recipe, "cpu", 2, 10, size=8)

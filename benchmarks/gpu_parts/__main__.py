@@ -3,6 +3,7 @@
 python -m benchmarks.gpu_parts PART '{"platform": "gpu", …}'
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -17,14 +18,15 @@ def rows(part: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if part == "peak":
         from benchmarks.gpu_parts import peak
 
-        yield from peak.measure(platform)
+        yield from peak.measure(platform, settings["rows"])
     elif part == "training":
         from benchmarks.gpu_parts import training
         from cambrian.configs.train_resnet101_cifar10 import RECIPE
         from cambrian.models.resnet.architecture import Architecture
 
         architecture = Architecture.resnet(101, "cifar", 10)
-        yield from training.measure(architecture, RECIPE, platform, settings["epochs"], settings["training_images"])
+        recipe = dataclasses.replace(RECIPE, batch_size=settings["training_batch"])
+        yield from training.measure(architecture, recipe, platform, settings["epochs"], settings["training_images"])
     else:
         from benchmarks.sides.problem import resnet101
 
@@ -40,7 +42,10 @@ def rows(part: str, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
         else:
             from benchmarks.gpu_parts import inference
 
-            measured = inference.measure(problem, platform, settings["precisions"], batches, num_images)
+            if part == "stock":
+                measured = inference.measure_stock(problem, platform, batches, num_images)
+            else:
+                measured = inference.measure_ours(problem, platform, settings["precisions"], batches, num_images)
         for row in measured:
             yield {"size": size, **row, "tflops": 1e-12 * flops * row["images_per_second"]}
 

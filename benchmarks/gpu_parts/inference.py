@@ -24,20 +24,24 @@ IN_FLIGHT = 4  # launches of the other sides
 REPEATS = 3
 
 
-def measure(
+def measure_ours(
     problem: Problem, platform: str, precisions: list[str], batches: list[int], num_images: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields a row for ours on each precision, mesh and batch size, and for stock JAX in bfloat16 on each batch size.
+    """Yields a row for each precision, mesh and batch size; `problem.images` are repeated up to `num_images`.
 
-    Meshes are one device and, where there are more, all of them on the data axis. `problem.images` are repeated up to
-    `num_images`.
+    Meshes are one device and, on accelerators, all of them on the data axis.
     """
     images = np.resize(problem.images, (num_images, *problem.images.shape[1:]))
-    num_devices = len(jax.local_devices(backend=platform))
+    num_devices = 1 if platform == "cpu" else len(jax.local_devices(backend=platform))
     for precision in precisions:
-        for data in sorted({1, 1 if platform == "cpu" else num_devices}):
+        for data in sorted({1, num_devices}):
             for batch in batches:
                 yield _ours(problem, images, MeshShape(1, data), platform, precision, batch)
+
+
+def measure_stock(problem: Problem, platform: str, batches: list[int], num_images: int) -> Iterator[dict[str, Any]]:
+    """Yields a row for each batch size of the Flax model under `jax.jit`, in bfloat16."""
+    images = np.resize(problem.images, (num_images, *problem.images.shape[1:]))
     for batch in batches:
         yield _stock(problem, images, platform, batch)
 
