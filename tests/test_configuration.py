@@ -189,6 +189,7 @@ def test_a_fifo_as_config_is_refused(tmp_path, suffix):
         ({"threads": 10**6}, "threads must be from 1 to 1024, got 1000000"),
         ({"batch_size": -8}, "batch_size must be from 0 to 1048576, got -8"),
         ({"num_images": 10**12}, "num_images must be from 0 to 1000000000, got 1000000000000"),
+        ({"calibrate_s": float("nan")}, "calibrate_s must be from 0 to 3600, got nan"),
         ({"mesh": MeshShape(10**6, 1)}, "mesh must have at most 65536 devices, got 1000000x1"),
         ({"device_memory_limit": "1" + "0" * 30 + "B"}, "device_memory_limit must be at most 1024TiB, got '1"),
         ({"device_memory_limit": "9" * 400 + "B"}, "device_memory_limit must be at most 1024TiB, got '9"),
