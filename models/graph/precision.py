@@ -8,6 +8,7 @@ exponentials with what they are divided by (softmax), and the last layers.
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -64,76 +65,102 @@ class Bits:
 
 def in_bfloat16(graph: Graph) -> Graph:
     """Computes what a graph computes in float32 in bfloat16; results keep their dtype."""
-    uses = Uses(graph)
-    last, reducing = _last_convolutions(graph), _reducing(graph, uses)
-    within: set[Value] = set()  # values in a chain of elementwise operations that starts from bfloat16
-    stored: dict[Value, Value] = {value: value for value in graph.inputs}  # value → how it is stored
-    casts: dict[tuple[Value, str, Node | None], Value] = {}
-    barriers: Counter[Value] = Counter()
-    nodes: list[Node] = []
+    narrowing = _Narrowing(graph)
+    for node in graph.nodes:
+        narrowing.add(node)
+    results = tuple(map(narrowing.read, graph.outputs))
+    return Graph(graph.inputs, tuple(narrowing.nodes), results)
 
-    def read(value: Value, dtype: str = "", reader: Node | None = None) -> Value:
+
+class _Narrowing:
+    """Rewrites the nodes of a graph, one after another."""
+
+    def __init__(self, graph: Graph):
+        self.uses = Uses(graph)
+        self.last = _last_convolutions(graph)
+        self.reducing = _reducing(graph, self.uses)
+        self.nodes: list[Node] = []
+        self.stored: dict[Value, Value] = {value: value for value in graph.inputs}  # value → how it is stored
+        self.within: set[Value] = set()  # float32 values in a chain of elementwise operations that starts from bfloat16
+        self.casts: dict[tuple[Value, str, Node | None], Value] = {}
+        self.barriers: Counter[Value] = Counter()
+
+    def read(self, value: Value, dtype: str = "", reader: Node | None = None) -> Value:
         """`value` in `dtype`, if it is floating point, or in the graph's; cast for `reader` alone, if one is given."""
-        dtype, value = dtype or str(value.dtype), stored.get(value, value)
+        dtype, value = dtype or str(value.dtype), self.stored.get(value, value)
         if value.dtype not in (_WIDE, _NARROW) or str(value.dtype) == dtype:
             return value
         if isinstance(value, Constant):
             return Constant.of(value.array.astype(dtype))
-        if (value, dtype, reader) not in casts:
-            cast = casts[value, dtype, reader] = Value(value.shape, jnp.dtype(dtype))
-            barriers[value] += reader is not None
-            nodes.append(Node(Cast(dtype, 0 if reader is None else barriers[value]), (value,), (cast,)))
-        return casts[value, dtype, reader]
+        if (value, dtype, reader) not in self.casts:
+            cast = self.casts[value, dtype, reader] = Value(value.shape, jnp.dtype(dtype))
+            self.barriers[value] += reader is not None
+            number = 0 if reader is None else self.barriers[value]
+            self.nodes.append(Node(Cast(dtype, number), (value,), (cast,)))
+        return self.casts[value, dtype, reader]
 
-    def is_narrow(value: Value) -> bool:
-        return value in within or stored.get(value, value).dtype == _NARROW
+    def is_narrow(self, value: Value) -> bool:
+        return value in self.within or self.stored.get(value, value).dtype == _NARROW
 
-    for node in graph.nodes:
-        operation = node.operation
+    def add(self, node: Node) -> None:
+        """Adds the nodes that compute what a node of the graph computes."""
+        operation, narrow = node.operation, any(map(self.is_narrow, node.inputs))
         if isinstance(operation, FusedConvolution) and operation.dtype == "float32":
-            dtype = "float32" if node in last else "bfloat16"
-            fused = dataclasses.replace(operation, dtype=dtype, out_dtype=dtype)
-            images, kernel, bias, *residual = node.inputs
-            output = Value(node.output.shape, jnp.dtype(dtype))
-            operands = (read(images, dtype), kernel, bias, *(read(value, dtype) for value in residual))
-            nodes.append(Node(fused, operands, (output,)))
-            stored[node.output] = output
-            continue
-        if isinstance(operation, Pool) and is_narrow(node.inputs[0]):
-            pooled = dataclasses.replace(operation, dtype="bfloat16")
-            stored[node.output] = Value(node.output.shape, _NARROW)
-            nodes.append(Node(pooled, (read(node.inputs[0], "bfloat16"),), (stored[node.output],)))
-            continue
-        moves = view_of(node) is not None or node.name in _MOVES or node.name in _COMPARE
-        if moves and any(map(is_narrow, node.inputs)) and not within.intersection(node.inputs):
-            outputs = [Value(each.shape, _NARROW if each.dtype == _WIDE else each.dtype) for each in node.outputs]
-            keeps = node.name in _COMPARE or isinstance(view_of(node), Reshape)
-            moved = operation if keeps else Bits(operation)
-            nodes.append(Node(moved, tuple(read(value, "bfloat16") for value in node.inputs), tuple(outputs)))
-            stored.update(zip(node.outputs, outputs, strict=True))
-            continue
-        if node.name == "dot_general" and node.output.dtype == _WIDE and any(map(is_narrow, node.inputs)):
+            self.add_convolution(node, operation)
+        elif narrow and isinstance(operation, Pool):
+            self.add_narrow(dataclasses.replace(operation, dtype="bfloat16"), node)
+        elif narrow and _moves(node) and not self.within.intersection(node.inputs):
+            is_moved = node.name not in _COMPARE and not isinstance(view_of(node), Reshape)
+            self.add_narrow(Bits(operation) if is_moved else operation, node)
+        elif narrow and node.name == "dot_general" and node.output.dtype == _WIDE:
             assert isinstance(operation, Primitive)
             product = Primitive(operation.primitive, {**operation.params, "preferred_element_type": _WIDE})
-            nodes.append(Node(product, tuple(read(value, "bfloat16") for value in node.inputs), node.outputs))
-            continue
-        operands = tuple(read(value, reader=node if node in reducing else None) for value in node.inputs)
-        nodes.append(Node(operation, operands, node.outputs))
-        if (
+            self.nodes.append(Node(product, self.read_narrow(node.inputs), node.outputs))
+        else:
+            self.add_wide(node)
+
+    def add_convolution(self, node: Node, operation: FusedConvolution) -> None:
+        dtype = "float32" if node in self.last else "bfloat16"
+        images, kernel, bias, *residual = node.inputs
+        operands = (self.read(images, dtype), kernel, bias, *(self.read(value, dtype) for value in residual))
+        output = self.stored[node.output] = Value(node.output.shape, jnp.dtype(dtype))
+        self.nodes.append(Node(dataclasses.replace(operation, dtype=dtype, out_dtype=dtype), operands, (output,)))
+
+    def add_narrow(self, operation: Operation, node: Node) -> None:
+        """Adds an operation that takes and gives bfloat16."""
+        operands = self.read_narrow(node.inputs)
+        outputs = [Value(each.shape, _NARROW if each.dtype == _WIDE else each.dtype) for each in node.outputs]
+        self.stored.update(zip(node.outputs, outputs, strict=True))
+        self.nodes.append(Node(operation, operands, tuple(outputs)))
+
+    def read_narrow(self, values: Sequence[Value]) -> tuple[Value, ...]:
+        return tuple(self.read(value, "bfloat16") for value in values)
+
+    def add_wide(self, node: Node) -> None:
+        """Adds a node as it is; the end of a chain of elementwise operations is stored in bfloat16."""
+        reader = node if node in self.reducing else None
+        self.nodes.append(
+            Node(node.operation, tuple(self.read(value, reader=reader) for value in node.inputs), node.outputs)
+        )
+        is_in_chain = (
             _is_local(node)
-            and node not in reducing
+            and node not in self.reducing
             and node.name not in _IN_FLOAT32
             and node.output.dtype == _WIDE
-            and any(is_narrow(value) and value.size == node.output.size for value in node.inputs)
-        ):
-            reader = uses.only_reader(node.output)
-            if reader is not None and (_is_local(reader) or reader in last):  # in the same loop, or in float32
-                within.add(node.output)
-                continue
-            stored[node.output] = Value(node.output.shape, _NARROW)
-            nodes.append(Node(Cast("bfloat16"), node.outputs, (stored[node.output],)))
-    results = tuple(map(read, graph.outputs))
-    return Graph(graph.inputs, tuple(nodes), results)
+            and any(self.is_narrow(value) and value.size == node.output.size for value in node.inputs)
+        )
+        if not is_in_chain:
+            return
+        following = self.uses.only_reader(node.output)
+        if following is not None and (_is_local(following) or following in self.last):
+            self.within.add(node.output)
+        else:
+            stored = self.stored[node.output] = Value(node.output.shape, _NARROW)
+            self.nodes.append(Node(Cast("bfloat16"), node.outputs, (stored,)))
+
+
+def _moves(node: Node) -> bool:
+    return view_of(node) is not None or node.name in _MOVES or node.name in _COMPARE
 
 
 def _is_local(node: Node) -> bool:
