@@ -1,6 +1,8 @@
-"""Pass: views move towards the results, through elementwise operations, until they meet their inverse and vanish.
+"""Pass: views move towards the results until they meet their inverse and vanish.
 
-So a network that computes in NCHW has a transposition at its input and one before its head, and none between.
+They move through elementwise operations, reductions, poolings and dense layers. So a network that computes in NCHW has
+a transposition at its input and one before its head, and none between; and a transformer's tokens keep the shape of the
+images that they come from.
 """
 
 import dataclasses
