@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from cambrian.sharding.host import oom_kills
+
 STDOUT, STDERR = "stdout.txt", "stderr.txt"
 _MARK = "CAMBRIAN_SWEEP"  # environment variable of each trial that names its sweep
 _GRACE_S = 10.0
@@ -47,7 +49,7 @@ def run_process(command: Sequence[str], folder: Path, *, timeout_s: float, owner
       OSError: if it can't be started.
       KeyboardInterrupt: after the command was terminated, with time to write its report.
     """
-    kills_before = _oom_kills()
+    kills_before = oom_kills()
     start = time.perf_counter()
     timed_out = False
     with (folder / STDOUT).open("wb") as stdout, (folder / STDERR).open("wb") as stderr:
@@ -73,7 +75,7 @@ def run_process(command: Sequence[str], folder: Path, *, timeout_s: float, owner
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     elapsed_s = time.perf_counter() - start
-    kills = _oom_kills()
+    kills = oom_kills()
     rise = None if kills is None or kills_before is None else kills - kills_before
     return Ended(process.returncode, timed_out, elapsed_s, rise)
 
@@ -88,14 +90,3 @@ def kill_leftovers(owner: str) -> int:
                 process.wait(_GRACE_S)
                 killed += 1
     return killed
-
-
-def _oom_kills() -> int | None:
-    try:
-        with open("/proc/vmstat") as file:
-            for line in file:
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
-    except OSError:
-        pass
-    return None

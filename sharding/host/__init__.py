@@ -25,4 +25,6 @@ from cambrian.sharding.host.malloc import (
     return_freed_memory as return_freed_memory,
 )
 from cambrian.sharding.host.paths import cache_dir as cache_dir, config_dir as config_dir
-from cambrian.sharding.host.settings import HostSettings as HostSettings, host as host
+from cambrian.sharding.host.process_limits import oom_kills as oom_kills
+from cambrian.sharding.host.settings import SETTINGS as SETTINGS, HostSettings as HostSettings, host as host
+from cambrian.sharding.host.shares import Share as Share, divide_host as divide_host

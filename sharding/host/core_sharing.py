@@ -14,7 +14,7 @@ from cambrian.sharding.mesh import MeshShape
 COMPUTES_SIDE_BY_SIDE = jax.__version_info__ < (0, 11)
 
 
-def launches_at_once(num_devices: int, threads: int, precision: str) -> int:
+def launches_at_once(num_devices: int, threads: int, precision: str, processes: int = 1) -> int:
     """Returns how many launches compute concurrently when `threads` host threads launch on virtual CPU devices.
 
     With jax 0.10, launches in bfloat16 on a single device compute concurrently, up to one per core. Launches on larger
@@ -25,10 +25,11 @@ def launches_at_once(num_devices: int, threads: int, precision: str) -> int:
       num_devices: number of devices of the mesh.
       threads: number of host threads that launch.
       precision: float32, bfloat16 or auto.
+      processes: number of processes that divide the host's cores and launch so, each with `threads` threads.
     """
     in_bfloat16 = precision == "bfloat16" or (precision == "auto" and computes_bfloat16("cpu"))
     side_by_side = COMPUTES_SIDE_BY_SIDE and num_devices == 1 and in_bfloat16
-    return min(threads, host_cores()) if side_by_side else 1
+    return min(threads, max(host_cores() // processes, 1)) if side_by_side else 1
 
 
 def cores_per_device(num_devices: int, launches: int) -> int:
@@ -38,4 +39,4 @@ def cores_per_device(num_devices: int, launches: int) -> int:
 
 def planned_as(mesh: MeshShape, batch_size: int, launches: int) -> tuple[MeshShape, int]:
     """Returns the mesh and batch size of a single launch that costs as much as `launches` concurrent ones on `mesh`."""
-    return (mesh, batch_size) if launches == 1 else (MeshShape(1, launches), batch_size * launches)
+    return MeshShape(mesh.model, mesh.data * launches), batch_size * launches

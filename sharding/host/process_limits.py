@@ -67,6 +67,15 @@ def control_group_bytes() -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def oom_kills() -> int | None:
+    """Returns how many processes the system has killed for want of memory; None where it keeps no count."""
+    try:
+        with open("/proc/vmstat") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), None)
+    except OSError:
+        return None
+
+
 def _limit(path: Path) -> int | None:
     """The limit in a control group's file; None if the file is missing or says `max`."""
     try:
