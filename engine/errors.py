@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cambrian.sharding import OutOfMemory, UsageError
 
@@ -29,6 +29,9 @@ class ParityError(RuntimeError):
     def __init__(self, message: str, parity: "Parity"):
         super().__init__(message)
         self.parity = parity
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.parity)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.executable import Computed, Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.engine.runtime.stream import stream
 from cambrian.sharding import MeshShape, UsageError
@@ -124,12 +124,11 @@ def test_a_result_does_not_wait_for_the_next_item(executable):
 def test_the_next_launch_is_enqueued_while_one_executes():
     launched: list[GatedOutputs] = []
 
-    def start(inputs):
+    def compute(inputs, thread, is_first):
         launched.append(GatedOutputs(len(launched)))
-        return launched[-1]
+        return Computed(np.asarray(launched[-1].block_until_ready()), 0.0, 0.0, 0.0)
 
-    device_input = SimpleNamespace(block_until_ready=lambda: None)
-    fake = cast(Any, SimpleNamespace(put=lambda inputs: device_input, launch=start, platform="cpu", pending_probe=None))
+    fake = cast(Any, SimpleNamespace(compute=compute, in_this_process=True, pending_probe=None))
     received: list[np.ndarray] = []
     consumer = threading.Thread(target=lambda: received.extend(stream(fake, [np.zeros((1, 1))] * 4, threads=2)))
     consumer.start()

@@ -238,7 +238,8 @@ import itertools, types
 import numpy as np
 from cambrian.engine.runtime.stream import stream
 from cambrian.sharding import TensorSpec
-executable = types.SimpleNamespace(output_spec=TensorSpec("outputs", (8, 3), "float32"))
+output_spec = TensorSpec("outputs", (8, 3), "float32")
+executable = types.SimpleNamespace(output_spec=output_spec, in_this_process=True, pending_probe=None)
 results = stream(executable, itertools.count(), threads=2, decode=lambda item: np.empty((0, 3)))
 print(next(results).shape)
 """

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cambrian.sharding import Specs, UsageError
+from cambrian.sharding import Specs, TensorSpec, UsageError, named_arrays
 
 
 def num_samples(batch: Any) -> int:
@@ -23,6 +23,30 @@ def num_samples(batch: Any) -> int:
     if len(lengths) != 1:
         raise UsageError(f"the arrays of a batch must have the same number of samples, got {sorted(lengths)}")
     return lengths.pop()
+
+
+def check_inputs(inputs: Any, specs: Specs) -> None:
+    """Checks that inputs are a batch of 1 sample to as many as `specs` have.
+
+    Raises:
+      TypeError: if `inputs` isn't an array, where one is expected.
+      UsageError: if structure, shapes or dtypes differ from those of `specs`.
+    """
+    is_single = isinstance(specs, TensorSpec)
+    expected, got = jax.tree.structure(specs), jax.tree.structure(inputs)
+    if not is_single and got != expected:
+        raise UsageError(f"inputs must have the structure {expected}, got {got}")
+    arrays = [inputs] if is_single else jax.tree.leaves(inputs)
+    for (name, spec), array in zip(named_arrays("inputs", specs).items(), arrays, strict=True):
+        if not isinstance(array, (np.ndarray, jax.Array)):
+            raise TypeError(f"{name} must be a NumPy or JAX array, got {type(array).__name__}")
+        shape, dtype = spec.shape, np.dtype(spec.dtype)
+        if array.shape[1:] != shape[1:] or not 1 <= len(array) <= shape[0] or array.dtype != dtype:
+            raise UsageError(
+                f"{name} must have shape (1…{shape[0]}, {', '.join(map(str, shape[1:]))}) and dtype {dtype}, "
+                f"got {array.shape} and {array.dtype}"
+            )
+    num_samples(inputs)  # the same in all arrays
 
 
 def samples(batch: Any, start: int, stop: int) -> Any:

@@ -1,19 +1,20 @@
 """Executable: a compiled program with its parameters on the devices."""
 
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cambrian.engine.runtime.batch import empty_batch, fetch, num_samples, samples
+from cambrian.engine.runtime.batch import check_inputs, empty_batch, fetch, num_samples, samples
 from cambrian.engine.runtime.deferred_probe import DeferredProbe
 from cambrian.engine.runtime.launch import launch
 from cambrian.engine.runtime.parity import Parity
 from cambrian.engine.runtime.stream import stream
-from cambrian.sharding import Program, Specs, TensorSpec, UsageError, named_arrays, shardings
+from cambrian.sharding import MeshShape, Program, Specs, TensorSpec, mesh_shape, shardings
 from cambrian.sharding.host import launches_run_side_by_side, low_cpu_latency
 
 
@@ -36,6 +37,24 @@ class Analysis:
             temporary_bytes=memory.temp_size_in_bytes,
             flops=float((cost or {}).get("flops", 0.0)),
         )
+
+
+class Computed(NamedTuple):
+    """Outputs of a batch on the host, and when it left each phase, in seconds of `time.perf_counter`.
+
+    Attributes:
+      outputs: (N, …), or pytree of arrays (N, …), as the output spec.
+      launched: when the inputs were on the devices.
+      ready: when the launch had ended.
+      fetched: when the outputs were on the host.
+      card: index of the card that computed it.
+    """
+
+    outputs: Any
+    launched: float
+    ready: float
+    fetched: float
+    card: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +112,16 @@ class Executable:
         """The deferred probe that hasn't run yet; None if there is none."""
         return self.probe if self.probe is not None and self.probe.parity is None else None
 
+    @property
+    def in_this_process(self) -> bool:
+        """Whether it computes in this process: its threads must be joined before the interpreter exits."""
+        return True
+
+    @property
+    def mesh_shape(self) -> MeshShape:
+        """Sizes of the mesh axes."""
+        return mesh_shape(self.mesh)
+
     def put(self, inputs: Any) -> Any:
         """Pads up to `batch_size` inputs with zeros to a whole batch and moves it to the devices.
 
@@ -104,17 +133,40 @@ class Executable:
 
     def whole_batch(self, inputs: Any) -> Any:
         """Pads up to `batch_size` inputs with zeros to a whole batch; raises as `put`."""
-        expected, got = jax.tree.structure(self.input_spec), jax.tree.structure(inputs)
-        if not isinstance(self.input_spec, TensorSpec) and got != expected:
-            raise UsageError(f"inputs must have the structure {expected}, got {got}")
-        names = iter(named_arrays("inputs", self.input_spec))
-        whole = jax.tree.map(lambda spec, array: _padded(next(names), spec, array), self.input_spec, inputs)
-        num_samples(inputs)  # the same in all arrays
-        return whole
+        check_inputs(inputs, self.input_spec)
+        return jax.tree.map(_padded, self.input_spec, inputs)
 
     def launch(self, inputs: Any) -> Any:
         """Starts a launch on a whole batch, from `put` or on the host; returns without waiting for its outputs."""
         return launch(self.compiled, self.params, inputs)
+
+    def compute(self, inputs: Any, thread: int = 0, is_first: bool = False) -> Computed:
+        """Launches up to `batch_size` inputs and waits for their outputs.
+
+        Args:
+          thread: number of the host thread, which decides nothing here.
+          is_first: whether to run the pending probe, if there is one; `inputs` may then be empty.
+
+        Raises:
+          TypeError, UsageError: as `put`.
+          ParityError: if the probe's outputs are too far from the reference.
+        """
+        count, probe = num_samples(inputs), self.pending_probe if is_first else None
+        if probe is not None and count > probe.room:
+            probe.run_alone(self)
+            probe = None
+        whole = inputs if probe is None else probe.mixed_with(self, inputs)
+        # Waiting for the transfer costs no throughput, as another thread's launch executes meanwhile; and it keeps the
+        # transfer out of the launch's time.
+        on_devices = jax.block_until_ready(self.put(whole))
+        launched = time.perf_counter()
+        with low_cpu_latency(self.platform):
+            outputs = jax.block_until_ready(self.launch(on_devices))
+        ready = time.perf_counter()
+        outputs = fetch(outputs)
+        fetched = time.perf_counter()
+        outputs = samples(outputs, 0, count) if probe is None else probe.checked(self, outputs, count)
+        return Computed(outputs, launched, ready, fetched)
 
     def warm_up(self) -> None:
         """Runs one launch on zeros and waits for it."""
@@ -142,17 +194,9 @@ class Executable:
         return stream(self, batches, threads=threads)
 
 
-def _padded(name: str, spec: TensorSpec, inputs: Any) -> Any:
-    if not isinstance(inputs, (np.ndarray, jax.Array)):
-        raise TypeError(f"{name} must be a NumPy or JAX array, got {type(inputs).__name__}")
-    shape, dtype = spec.shape, np.dtype(spec.dtype)
-    if inputs.shape[1:] != shape[1:] or not 1 <= len(inputs) <= shape[0] or inputs.dtype != dtype:
-        raise UsageError(
-            f"{name} must have shape (1…{shape[0]}, {', '.join(map(str, shape[1:]))}) and dtype {dtype}, "
-            f"got {inputs.shape} and {inputs.dtype}"
-        )
-    if len(inputs) == shape[0]:
+def _padded(spec: TensorSpec, inputs: Any) -> Any:
+    if len(inputs) == spec.shape[0]:
         return inputs
-    padded = np.zeros(shape, dtype)
+    padded = np.zeros(spec.shape, inputs.dtype)
     padded[: len(inputs)] = inputs
     return padded

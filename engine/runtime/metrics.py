@@ -18,6 +18,7 @@ class BatchTimes:
     ready: float
     fetched: float  # the outputs are on the host
     finished: float  # postprocessed
+    card: int = 0  # that computed it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,6 +58,19 @@ class Timeline:
     def add(self, batch: BatchTimes) -> None:
         with self._lock:
             self._batches.append(batch)
+
+    def of_card(self, card: int) -> "Timeline":
+        """Returns a timeline of the batches that a card computed."""
+        timeline = Timeline()
+        with self._lock:
+            timeline._batches = [batch for batch in self._batches if batch.num_samples and batch.card == card]
+        return timeline
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in the batches added so far."""
+        with self._lock:
+            return sum(batch.num_samples for batch in self._batches)
 
     def summary(self) -> Summary:
         """Returns the summary of the batches added so far."""

@@ -1,7 +1,8 @@
 """Runs an executable over an iterable of batches with N host threads, and yields the results in input order.
 
-A host thread takes the next item, decodes it, moves it to the devices, launches, waits, fetches the outputs and
-post-processes them. While its launch executes, the other threads prepare, and enqueue, the next ones.
+A host thread takes the next item, decodes it, has the executable compute it and post-processes the outputs. The
+executable moves the inputs to the devices, launches, waits and fetches the outputs; cards do so in processes of their
+own. While its launch executes, the other threads prepare, and enqueue, the next ones.
 
 Queues and their life cycle:
 - *items*: the caller's iterable, read by the threads one at a time. Reading ends with the iterable, the first failure,
@@ -15,8 +16,8 @@ Queues and their life cycle:
 
 The threads start when the first result is asked for. However the run ends (items exhausted, a failure, the generator
 closed, KeyboardInterrupt in the consumer), a thread stops after the batch that it works on, and is joined. One that the
-caller's iterator blocks is abandoned: it drops the item that it may still get, and ends. A generator that is still open
-when the interpreter exits is stopped then.
+caller's iterator blocks, or that waits for a card, is abandoned: it drops what it may still get, and ends. A generator
+that is still open when the interpreter exits is stopped then.
 """
 
 import queue
@@ -27,14 +28,12 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import jax
-
-from cambrian.engine.runtime.batch import empty_batch, fetch, num_samples, samples
+from cambrian.engine.runtime.batch import empty_batch, num_samples
 from cambrian.engine.runtime.metrics import BatchTimes, Timeline
 from cambrian.sharding import UsageError
-from cambrian.sharding.host import low_cpu_latency
 
 if TYPE_CHECKING:
+    from cambrian.engine.cards.cards import Cards
     from cambrian.engine.runtime.executable import Executable
 
 _PATIENCE_S = 0.5  # for a thread that reads the caller's iterator, or waits for another that does
@@ -47,7 +46,7 @@ _R = TypeVar("_R")
 
 
 def stream(
-    executable: "Executable",
+    executable: "Executable | Cards",
     batches: Iterable[Any],
     *,
     threads: int,
@@ -58,7 +57,7 @@ def stream(
     """Yields the result of each item of `batches`, in order.
 
     Args:
-      executable: executable to launch.
+      executable: executable to launch, or the cards that hold it.
       batches: items, one for each batch; at most `2 × threads` are read ahead of the results consumed.
       threads: number of host threads.
       decode: turns an item into inputs (N, …) with 0 ≤ N ≤ the executable's batch size, in a host thread; nothing is
@@ -74,40 +73,28 @@ def stream(
     if threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
 
-    def run_batch(numbered: tuple[int, Any]) -> Any:
+    def run_batch(numbered: tuple[int, Any], thread: int) -> Any:
         handed_over, (number, item) = time.perf_counter(), numbered
         inputs = item if decode is None else decode(item)
         decoded = launched = ready = fetched = time.perf_counter()
-        count = num_samples(inputs)
-        # Results leave in order, so none does before the probe of the first item's launch has passed.
-        probe = executable.pending_probe if number == 0 else None
-        if probe is not None and count > probe.room:
-            probe.run_alone(executable)
-            probe = None
-        if count or probe:
-            # Waiting for the transfer costs no throughput, as another thread's launch executes meanwhile; and it
-            # keeps the transfer out of the launch's time.
-            whole = probe.mixed_with(executable, inputs) if probe else inputs
-            inputs_on_devices = jax.block_until_ready(executable.put(whole))
-            launched = time.perf_counter()
-            with low_cpu_latency(executable.platform):
-                outputs_on_devices = jax.block_until_ready(executable.launch(inputs_on_devices))
-            ready = time.perf_counter()
-            outputs = fetch(outputs_on_devices)
-            fetched = time.perf_counter()
-            outputs = probe.checked(executable, outputs, count) if probe else samples(outputs, 0, count)
+        count, card, is_first = num_samples(inputs), 0, number == 0
+        if count or (is_first and executable.pending_probe is not None):
+            # Results leave in order, so none does before the probe of the first item's launch has passed.
+            outputs, launched, ready, fetched, card = executable.compute(inputs, thread, is_first)
         else:
             outputs = empty_batch(executable.output_spec)
         result = outputs if postprocess is None else postprocess(item, outputs)
         if timeline is not None:
             finished = time.perf_counter()
-            timeline.add(BatchTimes(count, handed_over, decoded, launched, ready, fetched, finished))
+            timeline.add(BatchTimes(count, handed_over, decoded, launched, ready, fetched, finished, card))
         return result
 
-    return _ordered_map(run_batch, enumerate(batches), threads)
+    return _ordered_map(run_batch, enumerate(batches), threads, executable.in_this_process)
 
 
-def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Generator[_R, None, None]:
+def _ordered_map(
+    work: Callable[[_T, int], _R], items: Iterable[_T], threads: int, in_this_process: bool
+) -> Generator[_R, None, None]:
     iterator = iter(items)
     room = threading.Semaphore(2 * threads)
     reading = threading.Lock()
@@ -115,7 +102,7 @@ def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) ->
     futures: queue.SimpleQueue[Future[_R] | None] = queue.SimpleQueue()
     working: set[threading.Thread] = set()  # the threads that have an item, and so may be inside JAX
 
-    def run_next() -> None:
+    def run_next(thread: int) -> None:
         with reading:
             if reading_ended.is_set():
                 return
@@ -136,16 +123,16 @@ def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) ->
                 return
             futures.put(future)
         try:
-            future.set_result(work(item))
+            future.set_result(work(item, thread))
         except BaseException as error:
             reading_ended.set()
             future.set_exception(error)
         working.discard(threading.current_thread())
 
-    def run() -> None:
+    def run(thread: int) -> None:
         while not reading_ended.is_set():
             room.acquire()
-            run_next()
+            run_next(thread)
 
     workers: list[threading.Thread] = []
 
@@ -155,7 +142,7 @@ def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) ->
         deadline = time.monotonic() + _PATIENCE_S
         for worker in workers:
             worker.join(max(0.0, deadline - time.monotonic()))
-            if worker in working:
+            if in_this_process and worker in working:
                 worker.join()
 
     # Daemons, because an abandoned generator must not keep the interpreter from exiting; but a thread inside JAX could
@@ -163,7 +150,7 @@ def _ordered_map(work: Callable[[_T], _R], items: Iterable[_T], threads: int) ->
     stop_once = weakref.finalize(futures, stop)
     try:
         for index in range(threads):
-            worker = threading.Thread(target=run, name=f"cambrian-host-{index}", daemon=True)
+            worker = threading.Thread(target=run, args=(index,), name=f"cambrian-host-{index}", daemon=True)
             worker.start()
             workers.append(worker)
         while (future := _next_of(futures)) is not None:
