@@ -3,6 +3,7 @@
 from cambrian.engine.artifact.load import load as load
 from cambrian.engine.artifact.portable import Portable as Portable, load_portable as load_portable
 from cambrian.engine.artifact.save import save as save
+from cambrian.engine.cards import Cards as Cards, CardsEnded as CardsEnded
 from cambrian.engine.errors import (
     ArtifactExists as ArtifactExists,
     DamagedArtifact as DamagedArtifact,

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from cambrian.engine.artifact import layout
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import MANIFEST, read_manifest
 from cambrian.engine.artifact.save import compute_parts, save, write_artifact
@@ -19,6 +20,7 @@ from cambrian.models.resnet.build_program import build_program
 from cambrian.models.resnet.network import network
 from cambrian.models.resnet.variables import random_variables
 from cambrian.sharding import Kind, LayerPlan, MeshShape, Partition, Plan, make_mesh
+from cambrian.sharding.host import host_cores
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,15 @@ def test_the_note_of_a_passed_probe_holds_for_the_same_result_of_the_compiler(sa
     assert start().probe is not None
     monkeypatch.setattr(jax.stages.Compiled, "as_text", lambda self: "ENTRY another")
     assert start().probe is None
+
+
+@pytest.mark.skipif(host_cores() < 2, reason="one core is the least")
+def test_on_fewer_cores_a_launch_keeps_its_threads(saved, monkeypatch):
+    folder, _ = saved
+    threads = read_manifest(folder / "artifact", None)[0].fingerprint["CPU threads"]
+    monkeypatch.setattr(layout, "host_cores", lambda: threads - 1)
+    loaded = load(folder / "artifact", signing_key=folder / "key")
+    assert loaded.notes == (f"a launch was compiled for {threads} cores and runs on {threads - 1}",)
 
 
 def test_what_calls_into_this_process_is_refused_unsigned(saved, tmp_path):

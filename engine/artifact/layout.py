@@ -12,6 +12,7 @@ an artefact is loaded, its directory may change or vanish.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,11 +56,15 @@ def rebuild_mesh(manifest: Manifest, devices: Sequence[jax.Device] | None) -> tu
     """Makes the artefact's mesh of `devices`, or of devices of its platform; returns notes on their choice, too."""
     notes: list[str] = []
     if devices is None:
-        # Each launch gets as many cores as it was compiled for.
+        # Each launch gets as many threads as it was compiled for, with custom calls even on fewer cores of that host:
+        # they order weights for a number of threads.
         stated = manifest.fingerprint.get("CPU threads")
-        cores = stated if isinstance(stated, int) and 0 < stated <= host_cores() else None
-        at_once = host_cores() // (cores or host_cores())
+        most = (os.cpu_count() or 1) if manifest.custom_calls else host_cores()
+        cores = stated if isinstance(stated, int) and 0 < stated <= most else None
+        at_once = max(host_cores() // (cores or host_cores()), 1)
         devices, notes = acquire_devices(manifest.mesh.num_devices, manifest.platform, at_once, cores)
+        if cores is not None and cores > host_cores():
+            notes.append(f"a launch was compiled for {cores} cores and runs on {host_cores()}")
     elif devices[0].platform != manifest.platform:
         raise UsageError(f"expected {manifest.platform} devices for the artefact, got {devices[0].platform}")
     return make_mesh(manifest.mesh, devices), notes
