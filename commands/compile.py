@@ -4,6 +4,7 @@ import sys
 
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.executables import make_executable
+from cambrian.commands.ready import divided
 
 
 def compile_command(configuration: Configuration) -> None:
@@ -11,10 +12,17 @@ def compile_command(configuration: Configuration) -> None:
 
     The artefact notes that the probe has passed, so that the first run on this machine starts as fast as later ones.
 
+    That of several cards is built on the share of the host that one of them has.
+
     Raises:
       UsageError, DamagedArtifact, ParityError: as `make_executable`.
     """
-    made = make_executable(configuration, defer_probe=True)
+    if configuration.cards == 1:
+        made = make_executable(configuration, defer_probe=True)
+    else:
+        card, shares, _ = divided(configuration)
+        with shares[0].occupied():
+            made = make_executable(card, defer_probe=True)
     if (probe := made.executable.pending_probe) is not None:
         probe.run_alone(made.executable)
     for note in made.executable.notes:

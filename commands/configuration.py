@@ -17,6 +17,7 @@ CALIBRATE_S = 15.0
 RANGES = MappingProxyType(
     {
         "threads": (1, 1024),
+        "cards": (1, 1024),
         "batch_size": (0, 2**20),
         "image_size": (0, 8192),
         "resize": (0, 8192),
@@ -152,6 +153,7 @@ class Configuration:
     explicit_config: bool = False
     user_model: str = ""
     threads: int = 2
+    cards: int = 1
     batch_size: int = 0
     precision: str = "auto"
     partition: str = "auto"
@@ -182,12 +184,16 @@ class Configuration:
         ):
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        for name in ("threads", "batch_size", "image_size", "resize", "num_images", "seed", "calibrate_s"):
+        for name in ("threads", "cards", "batch_size", "image_size", "resize", "num_images", "seed", "calibrate_s"):
             check_range(name, getattr(self, name), *RANGES[name])
         if self.mesh.num_devices > MAX_DEVICES:
             raise UsageError(f"mesh must have at most {MAX_DEVICES} devices, got {self.mesh}")
         if self.batch_size:
             self.mesh.check_batch_size(self.batch_size)
+        if self.threads < self.cards:
+            raise UsageError(f"threads must be at least one for each of {self.cards} cards, got {self.threads}")
+        if self.cards > 1 and self.execution == "online":
+            raise UsageError("execution must be offline with several cards, which load one artefact, got online")
         if self.artifact and self.execution == "online":
             raise UsageError("execution must be offline to run an artifact, got online")
         if self.resize and (self.explicit_config or self.weights in ("auto", "random")):
@@ -204,11 +210,16 @@ class Configuration:
         return parse_bytes(self.device_memory_limit) if self.device_memory_limit else None
 
     @property
+    def of_a_card(self) -> "Configuration":
+        """What each card runs: the whole mesh, with its share of the host threads."""
+        return dataclasses.replace(self, cards=1, threads=-(-self.threads // self.cards))
+
+    @property
     def launches_at_once(self) -> int:
-        """The number of launches that compute at once; an undecided platform counts as a CPU."""
+        """The number of launches that compute at once on a card; an undecided platform counts as a CPU."""
         if self.user_model or self.platform not in ("auto", "cpu"):
             return 1
-        return launches_at_once(self.mesh.num_devices, self.threads, self.precision)
+        return launches_at_once(self.mesh.num_devices, self.of_a_card.threads, self.precision, self.cards)
 
 
 def parse_bytes(text: str) -> int:

@@ -19,7 +19,7 @@ from cambrian.engine.runtime.compile import compile_program
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.parity import probe_inputs, reference_outputs, run_probe
 from cambrian.sharding import Program, UsageError, make_mesh
-from cambrian.sharding.host import acquire_devices, computes_bfloat16
+from cambrian.sharding.host import acquire_devices, computes_bfloat16, host_cores
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,12 +36,15 @@ class Made:
     path: Path | None
 
 
-def make_executable(configuration: Configuration, defer_probe: bool = False) -> Made:
+def make_executable(configuration: Configuration, defer_probe: bool = False, may_build: bool = True) -> Made:
     """Makes the configuration's executable ready to launch.
 
     An offline executable is always loaded from an artefact, which is built first if need be. Its probe is compared with
     the reference, or with `defer_probe` the first launch may do that (see `load`). For an online one `check_parity`
     does that later, because the reference takes longer than the start.
+
+    Args:
+      may_build: whether to build an offline executable, rather than to raise UsageError, where there is no artefact.
 
     Raises:
       UsageError, DamagedArtifact, ParityError: as `cambrian.engine.load`.
@@ -77,6 +80,8 @@ def make_executable(configuration: Configuration, defer_probe: bool = False) -> 
         path = directory / key
 
         def build() -> Program:
+            if not may_build:
+                raise UsageError(f"expected a built artefact, got none at {path}")
             print("building the executable; later runs skip this", file=sys.stderr, flush=True)
             program = build_program(configuration, mesh, user_model)
             if program.custom_calls:
@@ -139,6 +144,7 @@ def _facts(
         "batch_size": configuration.batch_size,
         "platform": configuration.platform,
         "launches_at_once": configuration.launches_at_once,
+        "cores": host_cores() if configuration.platform == "cpu" else None,
         "device_memory_limit": configuration.device_memory_limit_bytes,
         "source": source,
         "calibrate_s": calibrate_s,

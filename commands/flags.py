@@ -22,6 +22,7 @@ OBJECTIVES = ("images_per_second", "latency_ms_p99", "wall_ms")
 STARRED = (
     "mesh",
     "threads",
+    "cards",
     "batch_size",
     "precision",
     "partition",
@@ -86,6 +87,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("config", "", "A Python file like those in configs/, the name of one of them, or a report.json to repeat.")
     define(strings, "mesh", "4x8", "MODELxDATA: devices that split each layer × devices that split the batch.")
     define(integers, "threads", 2, f"Host threads that decode, transfer and launch, {_range('threads')}.")
+    define(integers, "cards", 1, f"Processes that each run the whole mesh on devices of their own, {_range('cards')}.")
     define(integers, "batch_size", 0, "Images per launch over all devices, a multiple of DATA. 0: chosen.")
     define(strings, "precision", "auto", f"One of {', '.join(PRECISIONS)}. auto: bfloat16 where it is faster.")
     define(strings, "partition", "auto", f"How the model axis splits layers: one of {', '.join(PARTITIONS)}.")
@@ -246,6 +248,8 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
         for name in ("artifact", "execution", "partition"):
             if found[name] != found.defaults[name]:
                 raise UsageError(f"mode train runs no executable: leave --{name} out, got {found[name]!r}")
+    if mode not in ("run", "compile") and found["cards"] != found.defaults["cards"]:
+        raise UsageError(f"mode {mode} uses no cards: leave --cards out, got {found['cards']!r}")
     if found["artifact"]:
         for name in DECIDED_BY_ARTIFACT:
             if name in found.given:

@@ -124,7 +124,8 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
     Yields a function to call before the first result is written: the report replaces that of an earlier run, with
     status `running`, and then the earlier run's results are removed; a folder without such a report is somebody else's,
     and nothing is removed there. On exit the report has the final status. A process that is killed leaves `running`.
-    A UsageError before the first result leaves the folder as it was.
+    A UsageError before the first result leaves the folder as it was. The peak of this process's memory is added to what
+    the report has of other processes.
 
     Args:
       hint: printed beside the folder after a failure.
@@ -150,14 +151,15 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
         try:
             start()
             report.status, report.failure_reason = failure(error)
-            report.peak_host_memory_bytes = peak_host_memory_bytes()
+            report.peak_host_memory_bytes = (report.peak_host_memory_bytes or 0) + peak_host_memory_bytes()
             report.write(output_dir)
         except OSError as unwritten:  # what ended the run is what the user must know
             print_note(f"{output_dir / REPORT} isn't up to date: {unwritten.strerror}")
         finished = any((output_dir / name).exists() for name in (ROWS, *RESULTS))
         print(f"{'finished results are' if finished else 'the report is'} in {output_dir}{hint}", file=sys.stderr)
         raise
-    report.status, report.peak_host_memory_bytes = "ok", peak_host_memory_bytes()
+    report.status = "ok"
+    report.peak_host_memory_bytes = (report.peak_host_memory_bytes or 0) + peak_host_memory_bytes()
     report.write(output_dir)
 
 

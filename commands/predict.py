@@ -20,7 +20,7 @@ class Prediction:
       launch_ms: time of a launch.
       batch_size: images per launch, over all devices.
       bytes_per_device: memory of each device.
-      launches_at_once: number of launches that compute concurrently.
+      launches_at_once: number of launches that compute concurrently, over all cards.
     """
 
     launch_ms: float
@@ -45,6 +45,7 @@ def predict(configuration: Configuration) -> Prediction | None:
         return None  # the weights decide the model
     mesh, model = configuration.mesh, configuration.model
     at_once = configuration.launches_at_once
+    concurrent = at_once * configuration.cards
     launch_ms, batch_size, weight_bytes, working_bytes = _plan_costs(
         model,
         configuration.image_size or model.preprocessing.size,
@@ -52,10 +53,10 @@ def predict(configuration: Configuration) -> Prediction | None:
         tuple([configuration.batch_size] if configuration.batch_size else batch_sizes(mesh, "cpu")),
         tuple(precisions_of(configuration.precision, "cpu")),
         configuration.partition,
-        at_once,
+        concurrent,
         configuration.device_memory_limit_bytes,
     )
-    return Prediction(launch_ms, batch_size, weight_bytes + at_once * working_bytes, at_once)
+    return Prediction(launch_ms, batch_size, weight_bytes + at_once * working_bytes, concurrent)
 
 
 @functools.cache

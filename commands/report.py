@@ -8,9 +8,10 @@ from typing import Any
 from cambrian.commands.accuracy.accuracy import Accuracy
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.output import REPORT
+from cambrian.engine.cards import Cards
 from cambrian.engine.files import replace_file
 from cambrian.engine.runtime.executable import Executable
-from cambrian.engine.runtime.metrics import Summary
+from cambrian.engine.runtime.metrics import Summary, Timeline
 from cambrian.engine.runtime.parity import Parity
 
 
@@ -21,8 +22,10 @@ class Report:
     `status` is running, ok, out_of_memory, interrupted or failed. It is `running` from before the first result until
     the end: in the report of a process that was killed, nothing was measured, and predictions.csv holds whole batches.
     Times are in milliseconds, fractions from 0 to 1. `executable` is native, portable or online; `build_ms` is None if
-    the artefact was cached. `summary` stands for its keys, which exclude loading. `classes` holds a `ClassAccuracy` per
-    class. `parity_*` compare the executable's probe with the unsharded float32 reference.
+    the artefact was cached. `summary` stands for its keys, which exclude loading. With several cards, `each_card` holds
+    what each computed, at which rate, and how it `ended` if it ended early; mesh and device_count are those of one
+    card, and host memory is that of all. `classes` holds a `ClassAccuracy` per class. `parity_*` compare the
+    executable's probe with the unsharded float32 reference.
     """
 
     flags: dict[str, Any]
@@ -36,6 +39,7 @@ class Report:
     device_count: int | None = None
     platform: str | None = None
     threads: int | None = None
+    cards: int | None = None
     batch_size: int | None = None
     precision: str | None = None
     partition: str | None = None
@@ -49,6 +53,7 @@ class Report:
     load_ms: float | None = None
     first_inference_ms: float | None = None
     summary: Summary = Summary()
+    each_card: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     top1: float | None = None
     top1_interval_95: tuple[float, float] | None = None
     top5: float | None = None
@@ -70,13 +75,12 @@ class Report:
         self.platform, self.precision = configuration.platform, configuration.precision
         self.batch_size, self.weights = configuration.batch_size, configuration.weights
 
-    def describe(self, executable: Executable) -> None:
+    def describe(self, executable: Executable | Cards) -> None:
         """Fills in the executable's properties."""
-        mesh = executable.mesh
+        mesh = executable.mesh_shape
         self.model = executable.name
-        self.model_parallel, self.data_parallel = mesh.devices.shape
-        self.mesh = f"{self.model_parallel}x{self.data_parallel}"
-        self.device_count = mesh.size
+        self.model_parallel, self.data_parallel = mesh.model, mesh.data
+        self.mesh, self.device_count = str(mesh), mesh.num_devices
         self.platform = executable.platform
         self.batch_size = executable.batch_size
         self.precision = executable.metadata.get("precision")
@@ -100,6 +104,21 @@ class Report:
             self.top1, self.top1_interval_95 = accuracy.top1, accuracy.top1_interval_95
             self.top5, self.top5_interval_95 = accuracy.top5, accuracy.top5_interval_95
             self.classes = accuracy.to_json()["classes"]
+
+    def measure_cards(self, cards: Cards, timeline: Timeline) -> None:
+        """Fills in what each card did; `reporting` adds the memory of this process to that of the cards."""
+        self.peak_host_memory_bytes = cards.peak_host_memory_bytes
+        for card in cards.cards:
+            batches = timeline.of_card(card.index)
+            summary = batches.summary()
+            self.each_card.append(
+                {
+                    "num_images": batches.num_samples,
+                    "images_per_second": summary.images_per_second,
+                    "device_images_per_second": summary.device_images_per_second,
+                    "ended": card.ended or None,
+                }
+            )
 
     def write(self, output_dir: Path) -> Path:
         """Writes `output_dir`/report.json in one step and returns its path."""

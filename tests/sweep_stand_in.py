@@ -38,6 +38,7 @@ def make_grid(**axes: tuple[Any, ...]) -> Grid:
     single = {
         "mesh": ("1x2",),
         "threads": (2,),
+        "cards": (1,),
         "batch_size": (0,),
         "precision": ("auto",),
         "partition": ("auto",),

@@ -14,6 +14,7 @@ from cambrian.commands.output import output_folder, reporting
 from cambrian.commands.report import Report
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.sharding import OutOfMemory, UsageError
+from cambrian.sharding.host import host_cores
 from command import Command, Outcome, read_report, write_checkpoint, write_images
 from flag_values import parse
 
@@ -26,6 +27,13 @@ CASES = {
     "XLA_FLAGS=--xla_force_host_platform_device_count=N asks for more, got 64",
     "--mesh 2x4 --batch_size 6": "batch_size must be a multiple of the data axis of 4 in mesh 2x4, got 6",
     "--threads 0": "threads must be from 1 to 1024, got 0",
+    "--cards 0": "cards must be from 1 to 1024, got 0",
+    "--cards -1": "cards must be from 1 to 1024, got -1",
+    "--cards 3": "threads must be at least one for each of 3 cards, got 2",
+    "--cards 1024 --threads 1024 --mesh 1x1": f"expected at most {host_cores()} cards, one for each core, got 1024",
+    "--cards 2 --execution online": "execution must be offline with several cards, which load one artefact, got online",
+    "--cards 2 --mode plan": "mode plan uses no cards: leave --cards out, got 2",
+    "--cards 2 --mode train": "mode train uses no cards: leave --cards out, got 2",
     "--config nothing": "config must be a .py or report.json file, "
     "or one of cambricon_grid, resnet101_cifar10, resnet101_imagenet, train_resnet101_cifar10; got 'nothing'",
     "--nonsense 3": "unknown flag --nonsense; --help lists all flags",

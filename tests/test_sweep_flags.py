@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -38,6 +39,21 @@ def test_the_papers_grid():
 def test_a_single_value_stays_a_single_value():
     assert (parse("--threads", "4")["threads"], parse("--threads", "4, 8")["threads"]) == (4, (4, 8))
     assert parse("--mesh", "4x8")["mesh"] == "4x8"
+
+
+def test_cards_are_an_axis():
+    sweep = sweep_of("--mesh", "1x1", "--cards", "1,2", "--threads", "1,2,4", "--data", "synthetic", "--num_images", 8)
+    assert {(cell["cards"], cell["threads"]) for cell in sweep.refused} == {(2, 1)}
+    assert set(sweep.refused.values()) == {"threads must be at least one for each of 2 cards, got 1"}
+    cells = [cell for cell in sweep.grid.cells if cell not in sweep.refused]
+    commands = [sweep.run_command(cell, 0, Path("out")) for cell in cells]
+    assert sweep.build_command is not None
+    commands += [sweep.build_command(cell) for cell in cells]
+    given = [int(command[command.index("--cards") + 1]) for command in commands]
+    assert given == 2 * [cell["cards"] for cell in cells]
+    assert not {cell.executable for cell in cells if cell["cards"] == 1} & {
+        cell.executable for cell in cells if cell["cards"] == 2
+    }
 
 
 @pytest.mark.parametrize(

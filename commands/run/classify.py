@@ -9,6 +9,7 @@ import numpy as np
 from cambrian.commands.accuracy.top_k import top_k
 from cambrian.commands.images import ImageSource, ModelImages, UnreadableImage, for_model
 from cambrian.engine.artifact.manifest import Manifest
+from cambrian.engine.cards import Cards
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.engine.runtime.stream import stream
@@ -70,7 +71,7 @@ def check_classifier(name: str, metadata: Mapping[str, Any]) -> None:
         )
 
 
-def images_of(executable: Executable | Manifest, source: ImageSource) -> tuple[ModelImages, tuple[str, ...]]:
+def images_of(executable: Executable | Cards | Manifest, source: ImageSource) -> tuple[ModelImages, tuple[str, ...]]:
     """The source's images as the executable's model reads and numbers them, and human-readable notes.
 
     Raises:
@@ -91,7 +92,7 @@ def images_of(executable: Executable | Manifest, source: ImageSource) -> tuple[M
 
 
 def classify(
-    executable: Executable,
+    executable: Executable | Cards,
     images: ModelImages,
     *,
     threads: int,
@@ -179,13 +180,13 @@ def name_of(names: tuple[str, ...], index: int) -> str:
     return names[index] if index < len(names) else str(index)
 
 
-def logit_names(executable: Executable | Manifest, images: ModelImages) -> tuple[str, ...]:
+def logit_names(executable: Executable | Cards | Manifest, images: ModelImages) -> tuple[str, ...]:
     """The names of the logits: those of the images' classes where these number the logits, else the model's labels."""
     labels = tuple(executable.metadata.get("labels", ()))
     return (images.class_names or labels) if numbered_alike(executable, images) else labels
 
 
-def numbered_alike(executable: Executable | Manifest, images: ModelImages) -> bool:
+def numbered_alike(executable: Executable | Cards | Manifest, images: ModelImages) -> bool:
     """Whether the images' labels number the executable's logits."""
     return images.class_names is not None and len(images.class_names) == executable.output_spec.shape[1]
 
@@ -207,7 +208,7 @@ class Tally:
     confusion: np.ndarray | None = None
 
     @classmethod
-    def of(cls, executable: Executable | Manifest, images: ModelImages) -> "Tally":
+    def of(cls, executable: Executable | Cards | Manifest, images: ModelImages) -> "Tally":
         """An empty tally for these images."""
         num_classes = executable.output_spec.shape[1]
         counts = numbered_alike(executable, images)

@@ -9,25 +9,20 @@ from cambrian.commands.accuracy.accuracy import Accuracy
 from cambrian.commands.accuracy.files import write_accuracy
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import counted, print_note, progress_bar
-from cambrian.commands.executables import check_parity, make_executable
+from cambrian.commands.executables import check_parity
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ImageSource, ModelImages, choose_data, for_model, open_source
 from cambrian.commands.output import PREDICTIONS, deferred_interrupts, output_folder, reporting
+from cambrian.commands.ready import ready
 from cambrian.commands.report import Report
 from cambrian.commands.run.classify import Tally, check_classifier, classify, images_of
 from cambrian.commands.run.clock import milliseconds_since_process_start
 from cambrian.commands.run.predictions import PredictionFile
-from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.versions import versions
+from cambrian.engine.cards import Cards
 from cambrian.engine.errors import ParityError
 from cambrian.engine.runtime.executable import Executable
-from cambrian.engine.runtime.memory import (
-    check_device_memory,
-    loaded_host_memory_bytes,
-    predicted_host_memory_bytes,
-)
 from cambrian.engine.runtime.metrics import Timeline
-from cambrian.sharding.host import return_freed_memory
 
 
 def run_command(configuration: Configuration, flags: Flags) -> None:
@@ -64,6 +59,7 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
         report = Report(
             flags=flags | {"output_dir": str(output_dir)},
             threads=configuration.threads,
+            cards=configuration.cards,
             partition=configuration.partition,
             execution=configuration.execution,
             versions=versions(),
@@ -74,7 +70,11 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
             for note in notes:
                 _note(note, report)
             try:
-                _run(configuration, source, output_dir, report, start)
+                with ready(configuration) as (executable, costs):
+                    report.build_ms, report.load_ms = costs.build_ms, costs.load_ms
+                    report.predicted_memory_bytes_per_device = costs.device_memory_bytes
+                    report.predicted_host_memory_bytes = costs.host_memory_bytes
+                    _run(executable, configuration, source, output_dir, report, start)
             except ParityError as error:
                 report.compare(error.parity)
                 raise
@@ -86,24 +86,15 @@ def _open(data: str, configuration: Configuration) -> tuple[ImageSource, list[st
 
 
 def _run(
+    executable: Executable | Cards,
     configuration: Configuration,
     source: ImageSource | None,
     output_dir: Path,
     report: Report,
     start: Callable[[], None],
 ) -> None:
-    return_freed_memory(_num_devices(configuration))
-    made = make_executable(configuration, defer_probe=True)
-    executable, threads = made.executable, configuration.threads
     check_classifier(executable.name, executable.metadata)
-    report.build_ms, report.load_ms = made.build_ms, made.load_ms
     report.describe(executable)
-    report.predicted_host_memory_bytes = predicted_host_memory_bytes(
-        executable, threads, loaded_host_memory_bytes(executable)
-    )
-    report.predicted_memory_bytes_per_device = check_device_memory(
-        executable, threads, configuration.device_memory_limit_bytes
-    )
     data_notes = []
     if source is None:  # auto, which depends on the model
         data, data_notes = choose_data(tuple(executable.metadata.get("labels", ())), executable.output_spec.shape[-1])
@@ -118,12 +109,12 @@ def _run(
     if report.skipped_images:
         skipped = counted(len(report.skipped_images), "unreadable image")
         _note(f"{skipped} skipped, listed as skipped_images in the report", report)
-    if executable.parity is None:
+    if isinstance(executable, Executable) and executable.parity is None:
         report.describe(check_parity(executable))
 
 
 def _classify(
-    executable: Executable, images: ModelImages, configuration: Configuration, output_dir: Path, report: Report
+    executable: Executable | Cards, images: ModelImages, configuration: Configuration, output_dir: Path, report: Report
 ) -> None:
     """Writes predictions and accuracy; if an exception ends it, report and predictions agree on the finished part."""
     tally, timeline, accuracy = Tally.of(executable, images), Timeline(), None
@@ -151,15 +142,14 @@ def _classify(
         if executable.metadata["trained"] and tally.confusion is not None and tally.num_images:
             accuracy = Accuracy.of(tally.confusion, tally.top5_hits, images.class_names or ())
         report.measure(timeline.summary(), tally.num_images, tally.skipped, accuracy)
+        if isinstance(executable, Cards):
+            report.measure_cards(executable, timeline)
+            for card in executable.cards:
+                if card.ended and card.is_ready:
+                    _note(f"card {card.index} {card.ended}: its batches went to the others", report)
     if accuracy is not None and tally.confusion is not None:
         title = f"{executable.name}, {report.precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
         write_accuracy(output_dir, accuracy, tally.confusion, title)
-
-
-def _num_devices(configuration: Configuration) -> int:
-    if configuration.artifact:
-        return read_artifact(Path(configuration.artifact), None)[0].mesh.num_devices
-    return configuration.mesh.num_devices
 
 
 def _note(note: str, report: Report) -> None:

@@ -20,8 +20,9 @@ def print_table(report: Report) -> None:
 
 
 def _title(report: Report) -> str:
+    cards = f"{report.cards} cards, " if report.each_card else ""
     return (
-        f"{report.model}, mesh {report.mesh} (model × data) on {report.platform}, batch {report.batch_size}, "
+        f"{report.model}, {cards}mesh {report.mesh} (model × data) on {report.platform}, batch {report.batch_size}, "
         f"{report.precision}, {counted(report.threads or 0, 'thread')}, {report.executable} executable"
     )
 
@@ -35,6 +36,9 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if times.images_per_second is not None:
         device = "" if times.device_images_per_second is None else f", devices {times.device_images_per_second:.1f}"
         yield "images/s", f"end to end {times.images_per_second:.1f}{device}"
+    if report.each_card:
+        rates = (f"{card['num_images']} at {card['images_per_second'] or 0:.1f}" for card in report.each_card)
+        yield "each card", f"images at images/s {', '.join(rates)}"
     if times.latency_ms_p50 is not None:
         percentiles = (times.latency_ms_p50, times.latency_ms_p90, times.latency_ms_p99)
         yield (

@@ -30,7 +30,8 @@ class Cell:
         """The values that determine the executable; cells that agree in them share one."""
         flags = self.flags
         mesh = MeshShape.parse(str(flags["mesh"]))
-        at_once = launches_at_once(mesh.num_devices, flags["threads"], flags["precision"])
+        cards = flags["cards"]
+        at_once = launches_at_once(mesh.num_devices, -(-flags["threads"] // cards), flags["precision"], cards)
         deciding = (pair for pair in self.values if pair[0] not in _NOT_OF_THE_EXECUTABLE)
         return Cell((*deciding, ("launches_at_once", at_once)))
 

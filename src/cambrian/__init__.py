@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from cambrian.engine import (
         Analysis,
         ArtifactExists,
+        CardsEnded,
         DamagedArtifact,
         Parity,
         ParityError,
         Portable,
         load_portable,
     )
-    from cambrian.library import Executable, compile, load, optimize, resnet
+    from cambrian.library import Cards, Executable, compile, load, optimize, resnet
     from cambrian.sharding import MeshShape, OutOfMemory, Preprocessing, Program, TensorSpec, UsageError
     from cambrian.sharding.host import HostSettings, host
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "ArtifactExists",
+    "Cards",
+    "CardsEnded",
     "Classifier",
     "DamagedArtifact",
     "Executable",
@@ -63,6 +66,8 @@ __all__ = [
 _MODULES = {
     "Analysis": "engine",
     "ArtifactExists": "engine",
+    "Cards": "library",
+    "CardsEnded": "engine",
     "Classifier": "commands.classifier",
     "DamagedArtifact": "engine",
     "Executable": "library",

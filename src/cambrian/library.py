@@ -1,10 +1,11 @@
 """The library: a model becomes an executable in one call. What main.py does with flags, with arguments."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import jax
 
@@ -22,8 +23,9 @@ from cambrian.commands.images import open_source
 from cambrian.commands.model import Model, default_model, read_model
 from cambrian.commands.program import classifier_program, function_program, model_program
 from cambrian.commands.run.classify import Prediction, classify, images_of
+from cambrian.engine.artifact.layout import read_artifact
 from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh
-from cambrian.sharding.host import acquire_devices, launches_at_once, return_freed_memory
+from cambrian.sharding.host import acquire_devices, divide_host, launches_at_once, return_freed_memory
 
 if TYPE_CHECKING:
     from cambrian.models.graph.optimized_function import OptimizedFunction
@@ -67,10 +69,7 @@ class Executable(engine.Executable):
           UsageError: if the executable isn't an image classifier, or there are no such images.
           UnreadableImage: for an image that can't be read, unless `skip_bad_images`.
         """
-        source, _ = open_source(os.fspath(images), split=split, num_images=num_images)
-        readable, _ = images_of(self, source)
-        batches = classify(self, readable, threads=threads, skip_bad_images=skip_bad_images)
-        return [prediction for batch in batches for prediction in batch.predictions]
+        return _classify(self, images, threads, split, num_images, skip_bad_images)
 
     def save(self, path: str | os.PathLike, *, signing_key: str | os.PathLike | None = None) -> None:
         """Saves the executable as an artefact: a new directory, which appears complete or not at all.
@@ -86,6 +85,55 @@ class Executable(engine.Executable):
           OSError: if it can't be written.
         """
         engine.save(self, Path(path), None if signing_key is None else Path(signing_key))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Cards(engine.Cards):
+    """An executable in several processes of this host, each on devices of its own: cores of its own on CPU.
+
+    Used as an `Executable` is, except that it can't be saved. When a process dies, its batches go to the others; when
+    the last one does, `CardsEnded` says how each ended. Ends the processes at the end of a `with` block, in `close`, or
+    at the end of the interpreter.
+    """
+
+    def classify(
+        self,
+        images: str | os.PathLike,
+        *,
+        threads: int | None = None,
+        split: str = "test",
+        num_images: int = 0,
+        skip_bad_images: bool = False,
+    ) -> list[Prediction]:
+        """Classifies images as `Executable.classify` does.
+
+        Args:
+          threads: number of host threads that decode and rank; thread i feeds card i mod N. None for two for each card.
+
+        Raises:
+          CardsEnded: if no card is left.
+          UsageError, UnreadableImage: as `Executable.classify`.
+        """
+        threads = 2 * len(self.cards) if threads is None else threads
+        return _classify(self, images, threads, split, num_images, skip_bad_images)
+
+    def save(self, path: str | os.PathLike, **_: Any) -> NoReturn:
+        """Raises UsageError: cards hold an artefact already."""
+        raise UsageError(f"cards were loaded from an artefact, which can be copied: can't save them to {path}")
+
+
+def _classify(
+    executable: Executable | Cards,
+    images: str | os.PathLike,
+    threads: int,
+    split: str,
+    num_images: int,
+    skip_bad_images: bool,
+) -> list[Prediction]:
+    source, _ = open_source(os.fspath(images), split=split, num_images=num_images)
+    readable, _ = images_of(executable, source)
+    batches = classify(executable, readable, threads=threads, skip_bad_images=skip_bad_images)
+    return [prediction for batch in batches for prediction in batch.predictions]
 
 
 def resnet(
@@ -271,12 +319,22 @@ def optimize(model: Any, params: Any = None, *, precision: str = "auto") -> "Opt
     return OptimizedFunction(function, values, precision, jax.devices()[0])
 
 
+@overload
 def load(
     path: str | os.PathLike,
     *,
     devices: Sequence[jax.Device] | None = None,
     signing_key: str | os.PathLike | None = None,
-) -> Executable:
+) -> Executable: ...
+@overload
+def load(path: str | os.PathLike, *, cards: int, signing_key: str | os.PathLike | None = None) -> Cards: ...
+def load(
+    path: str | os.PathLike,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    cards: int | None = None,
+    signing_key: str | os.PathLike | None = None,
+) -> Executable | Cards:
     """Loads an artefact, runs its probe and compares the outputs with the unsharded float32 model's.
 
     Nothing is traced or compiled where the artefact was saved by this user, on the same kind of machine and with the
@@ -285,13 +343,27 @@ def load(
 
     Args:
       devices: where to run, in mesh order; None for those of the artefact's platform.
+      cards: number of processes that each load it on their share of the cores, or on GPUs of their own; None loads it
+        in this process.
       signing_key: the user's key file; None for the default one.
 
     Raises:
       DamagedArtifact: naming the file that is missing, cut short, altered, of another key, or not to be trusted.
-      UsageError: if there is no such directory or the devices don't suffice.
+      UsageError: if there is no such directory, or the devices or cores don't suffice.
       OutOfMemory: if the memory doesn't hold it.
       ParityError: if the probe's outputs are too far from the reference.
+      CardsEnded: if the processes of all cards died.
     """
     key = None if signing_key is None else Path(signing_key)
-    return Executable.of(engine.load(Path(path), devices=devices, signing_key=key))
+    if cards is None:
+        return Executable.of(engine.load(Path(path), devices=devices, signing_key=key))
+    if devices is not None:
+        raise UsageError(f"cards have devices of their own: leave devices out, got {len(devices)}")
+    check_range("cards", cards, *RANGES["cards"])
+    manifest, _ = read_artifact(Path(path), None)
+    _, shares, notes = divide_host(cards, manifest.mesh.num_devices, manifest.platform)
+    return Cards.start(shares, functools.partial(_load_card, Path(path), key), notes=notes)[0]
+
+
+def _load_card(path: Path, signing_key: Path | None) -> tuple[engine.Executable, None]:
+    return engine.load(path, signing_key=signing_key), None

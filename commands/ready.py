@@ -1,0 +1,99 @@
+"""A configuration's executable, ready to run: in this process, or on cards."""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cambrian.commands.configuration import Configuration
+from cambrian.commands.executables import make_executable
+from cambrian.engine.artifact.layout import read_artifact
+from cambrian.engine.cards import Cards
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.memory import (
+    check_device_memory,
+    loaded_host_memory_bytes,
+    predicted_host_memory_bytes,
+)
+from cambrian.sharding.host import Share, divide_host, return_freed_memory
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Costs:
+    """What an executable took to make ready, and what it will take to run.
+
+    Attributes:
+      build_ms: None where nothing was built.
+      load_ms: of loading, in which several cards load at once.
+      device_memory_bytes: predicted for each device.
+      host_memory_bytes: predicted for the process, or for all cards together.
+    """
+
+    build_ms: float | None
+    load_ms: float
+    device_memory_bytes: int
+    host_memory_bytes: int
+
+
+@contextlib.contextmanager
+def ready(configuration: Configuration) -> Iterator[tuple[Executable | Cards, Costs]]:
+    """Makes the configuration's executable, and checks that its launches fit the memory; ends its cards on exit.
+
+    Raises:
+      UsageError: if the host has fewer cores or GPUs than the cards need, or as `make_executable`.
+      OutOfMemory: if the launches don't fit.
+      CardsEnded: if the processes of all cards died.
+      DamagedArtifact, ParityError: as `make_executable`.
+    """
+    if configuration.cards == 1:
+        yield _make(configuration, defer_probe=True)
+    else:
+        cards, costs = _start_cards(configuration)
+        with cards:
+            yield cards, costs
+
+
+def _make(configuration: Configuration, defer_probe: bool = False, may_build: bool = True) -> tuple[Executable, Costs]:
+    return_freed_memory(_mesh_of(configuration)[0])
+    made = make_executable(configuration, defer_probe, may_build)
+    threads = configuration.threads
+    return made.executable, Costs(
+        made.build_ms,
+        made.load_ms,
+        check_device_memory(made.executable, threads, configuration.device_memory_limit_bytes),
+        predicted_host_memory_bytes(made.executable, threads, loaded_host_memory_bytes(made.executable)),
+    )
+
+
+def _start_cards(configuration: Configuration) -> tuple[Cards, Costs]:
+    start = time.perf_counter()
+    card, shares, notes = divided(configuration)
+    load, build = (functools.partial(_make, card, may_build=may_build) for may_build in (False, True))
+    cards, costs = Cards.start(shares, load, None if configuration.artifact else build, notes)
+    build_ms = max((cost.build_ms for cost in costs if cost.build_ms is not None), default=None)
+    return cards, Costs(
+        build_ms,
+        1e3 * (time.perf_counter() - start) - (build_ms or 0.0),
+        max(cost.device_memory_bytes for cost in costs),
+        sum(cost.host_memory_bytes for cost in costs),
+    )
+
+
+def divided(configuration: Configuration) -> tuple[Configuration, list[Share], list[str]]:
+    """Returns what each card runs, its share of the host, and notes.
+
+    Raises:
+      UsageError: if the host has fewer cores or GPUs than the cards need.
+    """
+    platform, shares, notes = divide_host(configuration.cards, *_mesh_of(configuration))
+    return dataclasses.replace(configuration.of_a_card, platform=platform), shares, notes
+
+
+def _mesh_of(configuration: Configuration) -> tuple[int, str]:
+    """The number of devices of the mesh, and the platform that is asked for."""
+    if configuration.artifact:
+        manifest, _ = read_artifact(Path(configuration.artifact), None)
+        return manifest.mesh.num_devices, manifest.platform
+    return configuration.mesh.num_devices, configuration.platform
