@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # command.py ru
 from absl import app, flags
 
 from benchmarks.damage.artifacts import Artifacts
+from benchmarks.damage.card_kills import CardKill
 from benchmarks.damage.disk_full import DiskFull
 from benchmarks.damage.images import Images
 from benchmarks.damage.jobs import KINDS
@@ -34,6 +35,7 @@ _ALL: dict[str, Part] = {
     "images": Images(),
     "weights": Weights(),
     **{f"kill_{kind}": Kill(kind) for kind in (*KINDS, "batch")},
+    "kill_card": CardKill(),
     **{f"disk_full_{kind}": DiskFull(kind) for kind in KINDS},
     **{f"memory_limit_{kind}": MemoryLimit(kind) for kind in KINDS},
 }

@@ -18,9 +18,11 @@ _NUM_IMAGES, _NUM_EPOCHS = 2000, 10
 _BATCH_IMAGES = 400
 _NETWORK = ("--weights", "small.safetensors", "--image_size", "8", "--precision", "float32", "--mesh", "1x2")
 _RUN = (*_NETWORK, "--batch_size", "8", "--data", "synthetic", "--output_dir", "out")
+_CARDS = ("--cards", "2", "--threads", "4")
 _FLAGS = {
     "build": (*_NETWORK, "--batch_size", "8", "--mode", "compile"),
     "run": (*_RUN, "--num_images", str(_NUM_IMAGES)),
+    "cards": (*_RUN, "--num_images", str(_NUM_IMAGES), *_CARDS),
     "sweep": (*_RUN, "--num_images", "64", "--threads", "1,2", "--repeats", "1"),
     "training": (*_NETWORK, "--batch_size", "10", "--mode", "train", "--data", "images", "--output_dir", "out"),
     "batch": (*("--mode", "batch", "--artifact", "artifact", "--data", "pictures"), "--output_dir", "out"),
@@ -52,13 +54,13 @@ def prepare(kind: str, folder: Path) -> None:
         write_images(command.home / "pictures", [f"{index:04}.png" for index in range(_BATCH_IMAGES)])
         _succeed("build", command)
         _artifacts(command.home)[0].rename(command.home / "artifact")
-    if kind in ("run", "sweep"):
-        _succeed("build", command)
+    if kind in ("run", "cards", "sweep"):
+        _succeed("build", command, *(_CARDS if kind == "cards" else ()))
     _succeed(kind, Command(copied(folder / "start", folder / "expected")))
 
 
-def _succeed(kind: str, command: Command) -> None:
-    outcome = run(kind, command)
+def _succeed(kind: str, command: Command, *more_flags: str) -> None:
+    outcome = run(kind, command, *more_flags)
     if outcome.exit_code:
         raise RuntimeError(outcome.stderr)
 
@@ -94,7 +96,7 @@ def repeat(kind: str, command: Command, expected: Path, tell: Callable[[str], No
       The outcome: `lost` or `crashed`, or nothing if the command had left nothing that passes for finished results, has
       kept what was finished, and has the results of an undisturbed one.
     """
-    if fault := _misleading(kind, command.home, expected):
+    if fault := find_misleading(kind, command.home, expected):
         tell(f"left {fault}")
         return "lost"
     kept, more = _finished(kind, command.home), ()
@@ -121,8 +123,8 @@ def find_fault(kind: str, home: Path, expected: Path) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-def _misleading(kind: str, home: Path, expected: Path) -> str:
-    """What an ended command left that passes for finished results; empty if nothing does."""
+def find_misleading(kind: str, home: Path, expected: Path) -> str:
+    """Returns what an ended command left that passes for finished results; empty if nothing does."""
     if kind == "build":
         return _artifact_fault(home)
     if kind == "training" and (fault := _checkpoint_fault(home)):
@@ -134,7 +136,7 @@ def _misleading(kind: str, home: Path, expected: Path) -> str:
         return find_fault(kind, home, expected)
     if kind == "batch":
         return "rows differ" if any(row not in _rows(expected) for row in _rows(home)) else ""
-    if kind == "run" and (home / "out" / "predictions.csv").exists():
+    if kind in ("run", "cards") and (home / "out" / "predictions.csv").exists():
         rows = read_predictions(home / "out")
         if rows != read_predictions(expected / "out")[: len(rows)]:
             return "predictions differ"
@@ -253,6 +255,7 @@ def _metrics(home: Path) -> list[dict[str, str]]:
 _FINDERS: dict[str, Callable[[Path, Path], str]] = {
     "build": _build_fault,
     "run": _run_fault,
+    "cards": _run_fault,
     "sweep": _sweep_fault,
     "training": _training_fault,
     "batch": _batch_fault,

@@ -24,7 +24,7 @@ class Kill:
 
     def prepare(self, folder: Path) -> None:
         prepare(self.kind, folder)
-        (folder / "duration").write_text(str(_duration_s(self.kind, folder)))
+        (folder / "duration").write_text(str(duration_s(self.kind, folder)))
 
     def case(self, folder: Path, number: int, chance: random.Random, tell: Callable[[str], None]) -> str:
         longest_s = float((folder / "duration").read_text())
@@ -48,7 +48,7 @@ def _kill(kind: str, command: Command, instant_s: float) -> bool:
             return True
 
 
-def _duration_s(kind: str, folder: Path) -> float:
+def duration_s(kind: str, folder: Path) -> float:
     with tempfile.TemporaryDirectory() as directory:
         command = Command(copied(folder / "start", Path(directory) / "home"))
         began = time.perf_counter()
