@@ -165,7 +165,7 @@ class _Batch:
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
 
 
-def _batches(num_images: int, executable: Executable) -> Iterator[_Batch]:
+def _batches(num_images: int, executable: Executable | Cards) -> Iterator[_Batch]:
     """Batches of indices; the first leaves room for a deferred probe, unless that would take one more launch."""
     probe, start = executable.pending_probe, 0
     if probe is not None and probe.room and not probe.adds_launch(num_images):
