@@ -3,11 +3,12 @@
     pip install -e '.[bench]'
     python benchmarks/peers.py --stem cifar
 
-The sides are OpenVINO (latency and throughput mode), ONNX Runtime (float32 only), PyTorch (eager and compiled), the
+The sides are OpenVINO (latency and throughput mode), ONNX Runtime (not in bfloat16), PyTorch (eager and compiled), the
 Flax NNX model under `jax.jit`, and ours (one device, called or streamed to by two host threads, and two devices on the
 model axis). All have the same random weights and images. The other sides get normalised images in their preferred
 layout, prepared outside the timing; ours gets uint8 images and normalises them within it. Ours keeps the cores from
-sleeping during launches, where permitted, so the script does so for all sides.
+sleeping during launches, where permitted, so the script does so for all sides. For int8 each side quantises the network
+by its own defaults, calibrated on the images that it computes: OpenVINO by NNCF, ONNX Runtime by `quantize_static`.
 
 Each combination of side, mode and precision is a process, which is idle except during its own measurements. It compiles
 for each batch size, and its logits are compared with a float64 reference; a side that fails is reported and left out.

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from cambrian.sharding import PARTITIONS, MeshShape, Preprocessing, UsageError
 from cambrian.sharding.host import PLATFORMS, launches_at_once
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 EXECUTIONS = ("offline", "online")
 CALIBRATE_S = 15.0
 # Flag → its least and its largest value; 0 leaves batch_size, image_size, resize and num_images to the configuration.
@@ -23,6 +23,7 @@ RANGES = MappingProxyType(
         "resize": (0, 8192),
         "num_images": (0, 10**9),
         "seed": (0, 2**32 - 1),
+        "max_top1_drop": (0, 100),
         "repeats": (1, 1000),
         "max_latency_ms": (0, 10**9),
         "min_top1": (0, 1),
@@ -43,6 +44,7 @@ _MAX_BYTES = 2**50
 # Fields that hold a path → the values that are words instead.
 _PATHS = {
     "data": ("auto", "cifar10", "cifar10_sample", "synthetic"),
+    "calibration_data": ("auto", "cifar10", "cifar10_sample"),
     "weights": ("auto", "random"),
     "artifact": (),
     "artifact_dir": (),
@@ -174,6 +176,8 @@ class Configuration:
     seed: int = 0
     freeze: str = ""
     calibrate_s: float = CALIBRATE_S
+    calibration_data: str = "auto"
+    max_top1_drop: float = 0.5
 
     def __post_init__(self):
         for name, choices in (
@@ -184,7 +188,8 @@ class Configuration:
         ):
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        for name in ("threads", "cards", "batch_size", "image_size", "resize", "num_images", "seed", "calibrate_s"):
+        sized = ("threads", "cards", "batch_size", "image_size", "resize", "num_images")
+        for name in (*sized, "seed", "calibrate_s", "max_top1_drop"):
             check_range(name, getattr(self, name), *RANGES[name])
         if self.mesh.num_devices > MAX_DEVICES:
             raise UsageError(f"mesh must have at most {MAX_DEVICES} devices, got {self.mesh}")

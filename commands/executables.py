@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from cambrian.commands.calibration import calibration_identity
 from cambrian.commands.configuration import Configuration, default_batch_size
 from cambrian.commands.model import weights_path
 from cambrian.engine.artifact.cache import artifact_key, default_artifact_dir, load_or_build
@@ -75,6 +76,7 @@ def make_executable(configuration: Configuration, defer_probe: bool = False, may
     else:
         directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
         identity = _resnet_identity(configuration) if user_model is None else user_model.identity()
+        identity["calibration"] = calibration_identity(configuration)
         source = build_digest(configuration.platform)
         key = artifact_key(_facts(configuration, identity, source, calibration_s(configuration)))
         path = directory / key

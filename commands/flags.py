@@ -53,7 +53,10 @@ DECIDED_BY_ARTIFACT = (
     "resize",
     "weights",
     "platform",
+    "calibration_data",
+    "max_top1_drop",
 )
+OF_INT8 = ("calibration_data", "max_top1_drop")
 _OF_A_RESNET = ("config", "image_size", "resize", "tune")
 
 _MODE_HELP = (
@@ -89,7 +92,8 @@ def define_flags(values: flags.FlagValues) -> None:
     define(integers, "threads", 2, f"Host threads that decode, transfer and launch, {_range('threads')}.")
     define(integers, "cards", 1, f"Processes that each run the whole mesh on devices of their own, {_range('cards')}.")
     define(integers, "batch_size", 0, "Images per launch over all devices, a multiple of DATA. 0: chosen.")
-    define(strings, "precision", "auto", f"One of {', '.join(PRECISIONS)}. auto: bfloat16 where it is faster.")
+    precisions = f"One of {', '.join(PRECISIONS)}. auto: bfloat16 where it is faster. int8: calibrated."
+    define(strings, "precision", "auto", precisions)
     define(strings, "partition", "auto", f"How the model axis splits layers: one of {', '.join(PARTITIONS)}.")
     define(strings, "execution", "offline", f"One of {', '.join(EXECUTIONS)}: run a saved executable, or compile now.")
     define(strings, "platform", "auto", f"One of {', '.join(PLATFORMS)}.")
@@ -105,6 +109,12 @@ def define_flags(values: flags.FlagValues) -> None:
     string("output_dir", "", "Folder of report and predictions; default: a new folder under runs/.")
     string("device_memory_limit", "", "Limit on each device's memory, such as 512MiB or 2GB; default: all of it.")
     string("freeze", "", "Mode train: none, or backbone to train only the last layer. Default: the recipe's.")
+    string(
+        "calibration_data",
+        "auto",
+        "int8: images to calibrate on, a folder or cifar10. auto: the data's training split, or packaged ones.",
+    )
+    real("max_top1_drop", 0.5, f"int8: points of top-1 that may be lost on those images, {_range('max_top1_drop')}.")
     boolean("tune", False, "Mode plan: measure all that this machine's cost table lacks, for minutes.")
     real("calibrate_s", CALIBRATE_S, "Seconds in which a build may measure a CPU that no cost table is of. 0: none.")
     boolean("skip_bad_images", False, "Skip images that can't be read, and list them in the report.")
@@ -248,6 +258,8 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
         for name in ("artifact", "execution", "partition"):
             if found[name] != found.defaults[name]:
                 raise UsageError(f"mode train runs no executable: leave --{name} out, got {found[name]!r}")
+        if found["precision"] == "int8":
+            raise UsageError("mode train trains in float32 or bfloat16, got precision int8")
     if mode not in ("run", "compile") and found["cards"] != found.defaults["cards"]:
         raise UsageError(f"mode {mode} uses no cards: leave --cards out, got {found['cards']!r}")
     if found["artifact"]:
@@ -260,6 +272,9 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
         raise UsageError("mode compile saves an artifact: --execution must be offline, got online")
     if mode == "compile" and found["output_dir"]:
         raise UsageError(f"mode compile writes to --artifact_dir: leave --output_dir out, got {found['output_dir']!r}")
+    for name in OF_INT8:
+        if name in found.given and "int8" not in found.axes["precision"]:
+            raise UsageError(f"--{name} belongs to precision int8, got {found['precision']}")
     user_model = "" if found["artifact"] else found["model"]
     if user_model:
         if mode == "train":

@@ -71,7 +71,8 @@ def _plan_costs(
     memory_limit_bytes: int | None,
 ) -> tuple[float, int, int, int]:
     """Milliseconds and samples of a launch, and bytes of weights and of the largest layer's activations on a device."""
-    network = models.network(models.Architecture.resnet(model.depth, model.stem, model.num_classes), image_size)
+    architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
+    network = models.network(architecture, image_size, precisions[0])
     table = models.current_cost_table("cpu")
     plans = models.Plans(network, mesh, table, partition, at_once, memory_limit_bytes)
     setting = plans.fastest(precisions, sizes)

@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cambrian.commands.calibration import read_calibration
 from cambrian.commands.classifier import Classifier
 from cambrian.commands.configuration import CALIBRATE_S, Configuration, batch_sizes
 from cambrian.commands.console import progress_bar
@@ -31,6 +32,9 @@ from cambrian.sharding import (
 )
 from cambrian.sharding.host import computes_bfloat16
 
+if TYPE_CHECKING:
+    from cambrian.models import Calibration
+
 _PACKAGES = ("commands", "configs", "engine", "models", "sharding")
 _ROOT = Path(__file__).resolve().parent.parent
 _CODE_AND_DATA = (".py", ".jsonl", ".zip")
@@ -47,8 +51,16 @@ def build_program(configuration: Configuration, mesh: Mesh, user_model: UserMode
       OutOfMemory: if no plan fits the devices.
     """
     if user_model is not None:
+        classifier = user_model.classifier
+        calibration, notes = _calibration(
+            configuration,
+            classifier.preprocessing,
+            classifier.labels,
+            user_model.stock.output_spec.shape[1],
+            classifier.trained,
+        )
         program = classifier_program(
-            user_model.classifier,
+            classifier,
             mesh,
             batch_size=configuration.batch_size,
             precision=configuration.precision,
@@ -56,11 +68,21 @@ def build_program(configuration: Configuration, mesh: Mesh, user_model: UserMode
             name=user_model.stock.name,
             memory_limit_bytes=configuration.device_memory_limit_bytes,
             calibrate_s=configuration.calibrate_s,
+            calibration=calibration,
         )
         weights = configuration.weights if configuration.weights not in ("auto", "random") else configuration.user_model
-        return dataclasses.replace(program, metadata={**program.metadata, "weights": weights})
-    return model_program(
-        read_model(configuration),
+        metadata = {**program.metadata, "weights": weights}
+        return dataclasses.replace(program, metadata=metadata, notes=(*notes, *program.notes))
+    model = read_model(configuration)
+    calibration, notes = _calibration(
+        configuration,
+        model.config.preprocessing,
+        model.config.labels,
+        model.architecture.num_classes,
+        model.trained,
+    )
+    program = model_program(
+        model,
         mesh,
         batch_size=configuration.batch_size,
         precision=configuration.precision,
@@ -69,7 +91,38 @@ def build_program(configuration: Configuration, mesh: Mesh, user_model: UserMode
         memory_limit_bytes=configuration.device_memory_limit_bytes,
         calibrate_s=configuration.calibrate_s,
         compile_reference=configuration.execution == "offline",
+        calibration=calibration,
     )
+    return dataclasses.replace(program, notes=(*notes, *program.notes))
+
+
+def _calibration(
+    configuration: Configuration,
+    preprocessing: Preprocessing,
+    labels: tuple[str, ...],
+    num_logits: int,
+    trained: bool,
+) -> tuple["Calibration | None", tuple[str, ...]]:
+    if configuration.precision != "int8":
+        return None, ()
+    check_int8(configuration.platform)
+    return read_calibration(
+        preprocessing,
+        labels,
+        num_logits,
+        trained,
+        calibration_data=configuration.calibration_data,
+        data=configuration.data,
+        max_top1_drop=configuration.max_top1_drop,
+    )
+
+
+def check_int8(platform: str) -> None:
+    """Raises UsageError unless this platform can multiply 8-bit integers."""
+    from cambrian.models.lowerings.onednn_forms import int8_obstacle
+
+    if (reason := int8_obstacle(platform)) is not None:
+        raise UsageError(f"precision int8 requires products of 8-bit integers by oneDNN: {reason}")
 
 
 def model_program(
@@ -83,18 +136,20 @@ def model_program(
     memory_limit_bytes: int | None = None,
     calibrate_s: float = 0.0,
     compile_reference: bool = False,
+    calibration: "Calibration | None" = None,
 ) -> Program:
     """Plans a model on a mesh by this machine's costs, and specialises it to the plan.
 
     Args:
       batch_size: global number of images of a launch, a multiple of the data axis; 0 for the one predicted to be best.
-      precision: float32, bfloat16, or auto for the one predicted to be faster.
+      precision: float32, bfloat16, int8, or auto for the one predicted to be faster.
       partition: as `cambrian.sharding.choose_plan` takes it.
       launches_at_once: number of launches that compute side by side on a single device.
       memory_limit_bytes: of a device; None for its memory.
       calibrate_s: seconds in which to measure what decides the plan, where no cost table of this machine is there.
       compile_reference: whether to compile the program's reference meanwhile, because it will be called; not while
         costs are measured.
+      calibration: for int8.
 
     Raises:
       UsageError: if the mesh can't cut the model as asked.
@@ -106,6 +161,14 @@ def model_program(
     platform, notes = devices[0].platform, []
     table = models.current_cost_table(platform)
     calibrates = calibrate_s > 0 and platform == "cpu" and not table.tuned
+    pixels: Any = {
+        "image_size": model.image_size,
+        "mean": model.config.preprocessing.mean,
+        "std": model.config.preprocessing.std,
+    }
+    quantized = None
+    if calibration is not None:
+        quantized = models.quantize(model.architecture, model.variables, calibration, **pixels)
 
     def plan(network: Network) -> tuple[Plan, models.Setting]:
         limit_bytes = device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes
@@ -128,9 +191,8 @@ def model_program(
         model.variables,
         plan,
         mesh,
-        image_size=model.image_size,
-        mean=model.config.preprocessing.mean,
-        std=model.config.preprocessing.std,
+        quantized=quantized,
+        **pixels,
         metadata={
             "labels": list(model.config.labels),
             "preprocessing": model.config.preprocessing.to_json(),
@@ -168,6 +230,7 @@ def function_program(
     tolerance: float | None = None,
     memory_limit_bytes: int | None = None,
     calibrate_s: float = CALIBRATE_S,
+    calibration: "Calibration | None" = None,
 ) -> Program:
     """The program of a user's function, or of a model of a JAX library.
 
@@ -179,13 +242,14 @@ def function_program(
       spec: shape and dtype of one sample: a `jax.ShapeDtypeStruct`, or one for each array in a pytree of dicts, lists
         and tuples.
       batch_size: global number of samples of a launch.
-      precision: float32, bfloat16, or auto, which is the function's own.
+      precision: float32, bfloat16, int8, or auto, which is the function's own.
       partition: as `cambrian.models.graph.build_program` takes it.
       rules: sharding rules of the parameters; None for none.
       name: empty for the model's own.
-      tolerance: largest relative error of the outputs; None for 1e-4, or 2e-2 in bfloat16.
+      tolerance: largest relative error of the outputs; None for 1e-4, or 2e-2 in bfloat16, or as docs/int8.md says.
       memory_limit_bytes: of a device; None for its memory.
       calibrate_s: seconds in which to measure lowerings.
+      calibration: for int8.
 
     Raises:
       UsageError: if the model isn't one, an argument is missing, or the mesh can't cut it.
@@ -214,6 +278,7 @@ def function_program(
             tolerance=tolerance,
             memory_limit_bytes=device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes,
             calibrate_s=calibrate_s,
+            calibration=calibration,
         )
         return dataclasses.replace(program, metadata={**program.metadata, **_plan_facts(program, partition)})
     if partition != "auto":
@@ -235,6 +300,7 @@ def classifier_program(
     tolerance: float | None = None,
     memory_limit_bytes: int | None = None,
     calibrate_s: float = CALIBRATE_S,
+    calibration: "Calibration | None" = None,
 ) -> Program:
     """The program of a user's classifier, from pixels (N, H, W, 3) uint8 to logits; arguments as `function_program`.
 
@@ -255,6 +321,7 @@ def classifier_program(
         tolerance=tolerance,
         memory_limit_bytes=memory_limit_bytes,
         calibrate_s=calibrate_s,
+        calibration=calibration,
     )
     facts = {
         "labels": list(classifier.labels),

@@ -25,7 +25,8 @@ class Report:
     the artefact was cached. `summary` stands for its keys, which exclude loading. With several cards, `each_card` holds
     what each computed, at which rate, and how it `ended` if it ended early; mesh and device_count are those of one
     card, and host memory is that of all. `classes` holds a `ClassAccuracy` per class. `parity_*` compare the
-    executable's probe with the unsharded float32 reference.
+    executable's probe with the unsharded float32 reference; in int8 with the same integers, unsharded. `quantization`
+    says how they were calibrated and how far they are from float32; None without.
     """
 
     flags: dict[str, Any]
@@ -61,6 +62,7 @@ class Report:
     classes: list[dict[str, Any]] | None = None
     parity_max_relative_error: float | None = None
     parity_top1_agreement: float | None = None
+    quantization: dict[str, Any] | None = None
     intra_sample_flops_fraction: float | None = None
     predicted_memory_bytes_per_device: int | None = None
     predicted_host_memory_bytes: int | None = None
@@ -88,6 +90,7 @@ class Report:
         self.intra_sample_flops_fraction = executable.metadata.get("intra_sample_flops_fraction")
         self.executable = executable.kind
         self.plan = executable.plan
+        self.quantization = executable.metadata.get("quantization")
         self.partition = executable.metadata.get("partition", self.partition)
         if executable.parity is not None:
             self.compare(executable.parity)

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from cambrian.models.execution.calibrate import calibrated as calibrated
     from cambrian.models.execution.make_plan import make_plan as make_plan
     from cambrian.models.execution.settings import Plans as Plans, Setting as Setting
+    from cambrian.models.graph.quantization import Calibration as Calibration
     from cambrian.models.resnet.architecture import Architecture as Architecture
-    from cambrian.models.resnet.build_program import build_program as build_program
+    from cambrian.models.resnet.build_program import build_program as build_program, quantize as quantize
     from cambrian.models.resnet.flax_resnet import (
         ResNet as ResNet,
         load_variables as load_variables,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Architecture": "resnet.architecture",
+    "Calibration": "graph.quantization",
     "CostTable": "costs.table",
     "Plans": "execution.settings",
     "ResNet": "resnet.flax_resnet",
@@ -39,6 +41,7 @@ _MODULES = {
     "load_variables": "resnet.flax_resnet",
     "make_plan": "execution.make_plan",
     "network": "resnet.network",
+    "quantize": "resnet.build_program",
     "random_variables": "resnet.variables",
     "read_table": "costs.files",
     "read_weights": "checkpoints.weights",

@@ -28,6 +28,7 @@ class LayerSpec:
       padding: padding on every side.
       residual: name of the layer whose output is added before the ReLU; None if there is none.
       relu: whether the layer ends in a ReLU.
+      quantized: dtype of the integers that the layer reads, uint8 or int8; empty for a layer on floats.
     """
 
     name: str
@@ -40,6 +41,7 @@ class LayerSpec:
     padding: int = 0
     residual: str | None = None
     relu: bool = False
+    quantized: str = ""
 
     @property
     def has_weights(self) -> bool:

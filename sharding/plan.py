@@ -22,11 +22,13 @@ class LayerPlan:
       partition: how the model axis cuts the layer.
       lowering: name of a lowering in the models package.
       micro_batch: number of samples that a device computes at a time; 0 for all local samples at once.
+      precision: dtype of the layer's operands, float32, bfloat16 or int8.
     """
 
     partition: Partition
     lowering: str
     micro_batch: int = 0
+    precision: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,11 +102,8 @@ class Plan:
         return cut / sum(layer.flops for layer in network)
 
     def to_json(self) -> dict[str, dict[str, str | int]]:
-        """Returns layer name → partition, lowering and micro_batch, in the network's order."""
-        return {
-            name: {"partition": str(p.partition), "lowering": p.lowering, "micro_batch": p.micro_batch}
-            for name, p in self.layers
-        }
+        """Returns layer name → the fields of its plan, in the network's order."""
+        return {name: {**dataclasses.asdict(plan), "partition": str(plan.partition)} for name, plan in self.layers}
 
     @classmethod
     def from_json(cls, layers: Mapping[str, Mapping[str, Any]]) -> "Plan":
@@ -113,14 +112,14 @@ class Plan:
         Raises:
           UsageError: if a partition is unknown, a micro-batch isn't an integer, or an entry has other keys.
         """
-        planned = []
+        planned, fields = [], [field.name for field in dataclasses.fields(LayerPlan)]
         for name, entry in layers.items():
-            if set(entry) != {"partition", "lowering", "micro_batch"}:
-                raise UsageError(f"plan of {name} must have partition, lowering and micro_batch, got {sorted(entry)}")
+            if sorted(entry) != sorted(fields):
+                raise UsageError(f"plan of {name} must have {', '.join(fields)}, got {', '.join(entry)}")
             if entry["partition"] not in list(Partition):
                 known = ", ".join(Partition)
                 raise UsageError(f"partition of {name} must be one of {known}, got {entry['partition']!r}")
             if type(entry["micro_batch"]) is not int:
                 raise UsageError(f"micro_batch of {name} must be an integer, got {entry['micro_batch']!r}")
-            planned.append((name, LayerPlan(Partition(entry["partition"]), entry["lowering"], entry["micro_batch"])))
+            planned.append((name, LayerPlan(**{**entry, "partition": Partition(entry["partition"])})))
         return cls(tuple(planned))

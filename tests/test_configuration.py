@@ -183,7 +183,7 @@ def test_a_fifo_as_config_is_refused(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "int8"}, "precision must be one of auto, float32, bfloat16, got 'int8'"),
+        ({"precision": "int4"}, "precision must be one of auto, float32, bfloat16, int8, got 'int4'"),
         ({"execution": "later"}, "execution must be one of offline, online, got 'later'"),
         ({"threads": 0}, "threads must be from 1 to 1024, got 0"),
         ({"threads": 10**6}, "threads must be from 1 to 1024, got 1000000"),

@@ -134,7 +134,7 @@ def test_a_function_without_rules_is_cut_by_the_batch_alone():
         ({"mesh": (4, 8)}, r"a mesh must be written MODELxDATA, such as '4x8', got \(4, 8\)"),
         ({"batch_size": 3, "mesh": "1x2"}, "batch_size must be a multiple of the data axis of 2"),
         ({"threads": 0}, "threads must be from 1 to 1024, got 0"),
-        ({"precision": "int8"}, "precision must be one of auto, float32, bfloat16, got 'int8'"),
+        ({"precision": "int4"}, "precision must be one of auto, float32, bfloat16, int8, got 'int4'"),
         ({"partition": "columns"}, "partition must be one of .*, got 'columns'"),
         ({"platform": "npu"}, "platform"),
         ({"spec": SPEC}, "belong to a function or module"),

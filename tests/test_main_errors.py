@@ -37,7 +37,7 @@ CASES = {
     "--config nothing": "config must be a .py or report.json file, "
     "or one of cambricon_grid, resnet101_cifar10, resnet101_imagenet, train_resnet101_cifar10; got 'nothing'",
     "--nonsense 3": "unknown flag --nonsense; --help lists all flags",
-    "--precision int8": "precision must be one of auto, float32, bfloat16, got 'int8'",
+    "--precision int4": "precision must be one of auto, float32, bfloat16, int8, got 'int4'",
     "--partition columns": "partition must be one of auto, samples, rows, channels, intra_sample, got 'columns'",
     "--platform npu": "platform must be one of auto, cpu, gpu, tpu, got 'npu'",
     "--mode fly": "mode must be one of run, compile, plan, train, batch, got 'fly'",

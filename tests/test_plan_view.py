@@ -6,8 +6,8 @@ from cambrian.commands.plan.view import draw_plan, print_plan
 from cambrian.sharding import LayerCost, total_ms
 
 PLAN = {
-    "conv1": {"partition": "rows", "lowering": "winograd_2x2", "micro_batch": 4},
-    "fc": {"partition": "whole", "lowering": "matmul", "micro_batch": 0},
+    "conv1": {"partition": "rows", "lowering": "winograd_2x2", "micro_batch": 4, "precision": "int8"},
+    "fc": {"partition": "whole", "lowering": "matmul", "micro_batch": 0, "precision": "float32"},
 }
 COSTS = [LayerCost("conv1", 7.5, 0.25, 3 * 2**20, 2**19), LayerCost("fc", 2.25, 0.0, 2**18, 0)]
 
@@ -15,9 +15,9 @@ COSTS = [LayerCost("conv1", 7.5, 0.25, 3 * 2**20, 2**19), LayerCost("fc", 2.25, 
 def test_the_table_has_a_line_for_each_layer_and_the_predicted_total_beside_the_measured_one(capsys):
     print_plan(PLAN, COSTS, "a network", 8.0)
     title, header, conv1, fc, total = capsys.readouterr().out.splitlines()
-    assert title == "a network" and header.split()[:3] == ["layer", "partition", "lowering"]
-    assert conv1.split() == ["conv1", "rows", "winograd_2x2", "4", "7.50", "0.25", "3.00", "0.50"]
-    assert fc.split() == ["fc", "whole", "matmul", "all", "2.25", "0.25"]
+    assert title == "a network" and header.split()[:4] == ["layer", "partition", "precision", "lowering"]
+    assert conv1.split() == ["conv1", "rows", "int8", "winograd_2x2", "4", "7.50", "0.25", "3.00", "0.50"]
+    assert fc.split() == ["fc", "whole", "float32", "matmul", "all", "2.25", "0.25"]
     assert total == "a launch: predicted 10 ms, measured 8 ms (predicted / measured 1.25)"
     assert total_ms(COSTS) == 10.0
 

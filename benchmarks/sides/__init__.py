@@ -3,7 +3,7 @@
 import dataclasses
 
 OURS = "ours"
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,13 +20,13 @@ class Side:
     module: str
     package: str
     modes: tuple[str, ...]
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
 
 
 SIDES = {
-    OURS: Side("ours", "jax", ("1x1 call", "1x1 stream", "2x1 call")),
-    "openvino": Side("open_vino", "openvino", ("latency", "throughput")),
-    "onnxruntime": Side("onnx_runtime", "onnxruntime", ("default",), precisions=("float32",)),
+    OURS: Side("ours", "jax", ("1x1 call", "1x1 stream", "2x1 call"), PRECISIONS),
+    "openvino": Side("open_vino", "openvino", ("latency", "throughput"), PRECISIONS),
+    "onnxruntime": Side("onnx_runtime", "onnxruntime", ("default",), ("float32", "int8")),
     "pytorch": Side("pytorch", "torch", ("eager", "compile")),
     "flax": Side("flax_nnx", "flax", ("jax.jit",)),
 }

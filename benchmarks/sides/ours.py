@@ -1,6 +1,7 @@
 """Cambrian, compiled ahead of time and run through the executable's own interface."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -23,16 +24,19 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
     at_once = launches_at_once(shape.num_devices, threads, precision)
     devices, _ = acquire_devices(shape.num_devices, "cpu", at_once)
     planned_mesh, planned_batch = planned_as(shape, batch, at_once)
+    quantized = _quantized(problem) if precision == "int8" else None
+    network = problem.network if quantized is None else quantized.layers()
     program = models.build_program(
         problem.architecture,
         problem.variables,
-        models.make_plan(problem.network, planned_mesh, planned_batch, "cpu", precision),
+        models.make_plan(network, planned_mesh, planned_batch, "cpu", precision),
         make_mesh(shape, devices),
         image_size=problem.images.shape[1],
         batch_size=batch,
         precision=precision,
         mean=problem.mean,
         std=problem.std,
+        quantized=quantized,
     )
     # Drops the program, whose host weights would stay in memory for every batch size.
     executable = dataclasses.replace(engine.compile_program(program), program=None)
@@ -48,3 +52,15 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
         return list(outputs)[-1]
 
     return Runner(call) if way == "call" else Runner(stream, threads)
+
+
+@functools.cache
+def _quantized(problem: Problem):
+    return models.quantize(
+        problem.architecture,
+        problem.variables,
+        models.Calibration(problem.images, "the problem's images", max_top1_drop=100.0),
+        image_size=problem.images.shape[1],
+        mean=problem.mean,
+        std=problem.std,
+    )

@@ -11,7 +11,7 @@ from benchmarks.sides.client import Client, SideError
 from benchmarks.sides.result import Result
 
 # Largest relative error of the logits.
-LIMITS = {"float32": 1e-4, "bfloat16": 3e-2}
+LIMITS = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 0.3}
 _P = ParamSpec("_P")
 
 

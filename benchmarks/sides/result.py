@@ -15,7 +15,7 @@ class Result:
     Attributes:
       side: name of the side.
       mode: mode of execution.
-      precision: float32 or bfloat16.
+      precision: float32, bfloat16 or int8.
       relative_errors: batch size → relative error of the logits against the reference.
       images_per_second: batch size → images/s of each round.
       latency_ms: latency at batch size 1 of each round.
@@ -46,7 +46,7 @@ class Row:
 
     Attributes:
       side: name of the side.
-      precision: float32 or bfloat16.
+      precision: float32, bfloat16 or int8.
       mode: mode of execution.
       best_batch: batch size with the most images/s.
       images_per_second: images/s at that batch size.

@@ -32,10 +32,10 @@ def tune_table(configuration: Configuration) -> None:
             models.tune(
                 models.read_table(path, configuration.platform),
                 path,
-                models.network(model.architecture, model.image_size),
+                models.network(model.architecture, model.image_size, configuration.precision),
                 make_mesh(configuration.mesh, devices),
                 configuration.batch_size,
-                configuration.precision,
+                "float32" if configuration.precision == "int8" else configuration.precision,
                 launches_at_once=configuration.launches_at_once,
                 progress=_with_progress_bar,
             )

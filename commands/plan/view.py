@@ -27,13 +27,13 @@ def print_plan(plan: dict[str, dict], costs: Sequence[LayerCost], title: str, me
     """Prints a line for each layer, and the predicted and the measured time of a launch.
 
     Args:
-      plan: layer name → partition, lowering and micro_batch.
+      plan: layer name → partition, precision, lowering and micro_batch.
       costs: costs of its layers, in order.
       measured_ms: measured time of a launch.
     """
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("layer", no_wrap=True)
-    for name in ("partition", "lowering"):
+    for name in ("partition", "precision", "lowering"):
         table.add_column(name, no_wrap=True)
     for name in ("micro-batch", "ms", "communication ms", "weights MiB", "received MiB"):
         table.add_column(name, justify="right")
@@ -42,6 +42,7 @@ def print_plan(plan: dict[str, dict], costs: Sequence[LayerCost], title: str, me
         table.add_row(
             cost.name,
             layer["partition"],
+            layer["precision"],
             layer["lowering"],
             str(layer["micro_batch"] or "all"),
             f"{cost.compute_ms:.2f}",

@@ -61,4 +61,10 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if report.parity_max_relative_error is not None:
         agreement = report.parity_top1_agreement
         same = "" if agreement is None else f", same top-1 for {agreement:.1%}"
-        yield "parity", f"relative error {report.parity_max_relative_error:.1e} against unsharded float32{same}"
+        reference = "the same integers, unsharded" if report.quantization else "unsharded float32"
+        yield "parity", f"relative error {report.parity_max_relative_error:.1e} against {reference}{same}"
+    if report.quantization:
+        error, agreement = report.quantization["relative_error"], report.quantization["top1_agreement"]
+        same = "" if agreement is None else f", same top-1 for {agreement:.1%}"
+        count = report.quantization["num_images"]
+        yield "int8", f"relative error {error:.1e} against float32{same}, on {count} calibration images"

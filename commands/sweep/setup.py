@@ -13,7 +13,7 @@ import psutil
 
 from cambrian.commands.command_line import command_line
 from cambrian.commands.configuration import Configuration, default_batch_size
-from cambrian.commands.flags import DECIDED_BY_ARTIFACT, SWEEP_FLAGS, Flags, read_configuration
+from cambrian.commands.flags import DECIDED_BY_ARTIFACT, OF_INT8, SWEEP_FLAGS, Flags, read_configuration
 from cambrian.commands.images import choose_data, for_model, open_source
 from cambrian.commands.model import read_model
 from cambrian.commands.predict import predict
@@ -67,7 +67,8 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         without_sweep |= dict.fromkeys(DECIDED_BY_ARTIFACT)
 
     def arguments(cell: Cell, **chosen: Any) -> list[str]:
-        return command_line(flags, cell.flags | without_sweep | chosen)
+        unused = {} if cell.flags["precision"] == "int8" else dict.fromkeys(OF_INT8)
+        return command_line(flags, cell.flags | without_sweep | unused | chosen)
 
     def run_command(cell: Cell, num_images: int, output_dir: Path) -> list[str]:
         chosen = {"num_images": num_images} if num_images else {}

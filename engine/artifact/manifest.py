@@ -80,7 +80,7 @@ class Manifest:
       input_spec: spec of the inputs, or pytree of specs; likewise in JSON, where dicts, lists and tuples are
         `{"dict": {…}}`, `{"list": […]}` and `{"tuple": […]}`.
       output_spec: spec of the outputs, or pytree of specs.
-      plan: layer name → partition, lowering and micro_batch; empty for a user's function.
+      plan: layer name → partition, lowering, micro_batch and precision; empty for a user's function.
       rules: (pattern, partition spec) pairs of a user's function, as text.
       custom_calls: targets that the program calls, internal to the jaxlib and CPU that it was built with.
       metadata: facts of the program, such as preprocessing and labels.

@@ -1,4 +1,4 @@
-"""Parity: compares an executable with the unsharded float32 reference on one batch, the probe."""
+"""Parity: compares an executable with its unsharded reference on one batch, the probe."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,7 @@ def check(executable: "Executable", outputs: Any, reference: Any, tolerance: flo
     parity = compare(outputs, reference)
     if not parity.max_relative_error <= tolerance:
         raise ParityError(
-            f"{executable.name} ({executable.kind}) must agree with the unsharded float32 reference to a relative "
+            f"{executable.name} ({executable.kind}) must agree with the unsharded reference to a relative "
             f"error of {tolerance:g}, got {parity.max_relative_error:g}",
             parity,
         )

@@ -3,6 +3,7 @@
 import dataclasses
 
 from cambrian.models.lowerings import LOWERINGS, Call, Window
+from cambrian.models.lowerings.lowering import kernel_dtype
 from cambrian.sharding import Kind, LayerSpec, MeshShape, Partition
 from cambrian.sharding.plan_semantics import halo_rows
 
@@ -23,7 +24,7 @@ class LayerCase:
       out_channels: number of channels that the device computes.
       residual: whether the layer adds a residual.
       samples: number of samples computed at a time.
-      dtype: dtype of activations and kernels.
+      dtype: dtype of activations and kernels, which are int8 with activations of uint8 or int8.
       devices: number of devices of the mesh, or of concurrent launches on a single device; they share the host's cores.
     """
 
@@ -81,7 +82,12 @@ class LayerCase:
 
 def out_dtype(kind: str, dtype: str) -> str:
     """Returns the output dtype of a layer on activations of `dtype`: the same, except that logits are float32."""
-    return "float32" if kind == Kind.DENSE else dtype
+    return "float32" if kind == Kind.DENSE else "uint8" if kernel_dtype(dtype) == "int8" else dtype
+
+
+def dtype_of(layer: LayerSpec, precision: str) -> str:
+    """Returns the dtype of a layer's operands; in int8 those that aren't quantised are in float32."""
+    return layer.quantized or ("float32" if precision == "int8" else precision)
 
 
 def case_of(

@@ -8,7 +8,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
+from cambrian.models.costs.layer_case import LayerCase, case_of, dtype_of, lowerings_of
 from cambrian.models.costs.table import CostTable, Measurable, Transition
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import Kind, LayerSpec, Layout, MeshShape, Option, Partition, local_samples
@@ -35,7 +35,7 @@ class TableCosts:
       table: cost table.
       mesh: sizes of the mesh axes.
       batch_size: global number of samples per launch.
-      dtype: dtype of activations and kernels.
+      dtype: precision: dtype of activations and kernels, or int8.
       without: names of lowerings that aren't considered.
       outlook: how long what wasn't measured on this machine takes. As expected, a lowering that was only measured on a
         machine with other instruction sets isn't considered.
@@ -95,10 +95,10 @@ class TableCosts:
 
     def case(self, layer: LayerSpec, partition: Partition, lowering: str, samples: int) -> LayerCase:
         """Returns the case of a layer on this mesh, with `samples` at a time."""
-        return case_of(layer, partition, lowering, samples, self.dtype, self.mesh)
+        return case_of(layer, partition, lowering, samples, dtype_of(layer, self.dtype), self.mesh)
 
     def _lowerings(self, layer: LayerSpec, partition: Partition, samples: int) -> list[str]:
-        every = lowerings_of(layer, self.table.platform, self.dtype)
+        every = lowerings_of(layer, self.table.platform, dtype_of(layer, self.dtype))
         names = [name for name in every if name not in self.without]
         if self.outlook != Outlook.EXPECTED or not self.table.is_foreign:
             return names
@@ -114,6 +114,7 @@ class TableCosts:
             milliseconds=sum(times * self.milliseconds(part) for part, times in parts),
             weight_bytes=self._weight_bytes(case),
             working_bytes=self._working_bytes(case, samples),
+            precision="int8" if layer.quantized else case.dtype,
         )
 
     def _inside(self, layer: LayerSpec, partition: Partition, samples: int) -> list[Transition]:
@@ -128,18 +129,20 @@ class TableCosts:
         return []
 
     def _transition(self, operation: str, values: int) -> Transition:
+        if self.dtype == "int8":  # which takes as long to move as a quarter of the values in float32
+            return Transition(operation, str(self.mesh), max(1, values // 4), "float32")
         return Transition(operation, str(self.mesh), values, self.dtype)
 
     def _weight_bytes(self, case: LayerCase) -> int:
         if not case.has_weights:
             return 0
-        size = jnp.dtype(self.dtype).itemsize
+        size = jnp.dtype(case.dtype).itemsize
         kernel = case.kernel**2 * case.in_channels * case.out_channels
         return round(kernel * _growth(case.lowering, case.kernel)) * size + 4 * case.out_channels
 
     def _working_bytes(self, case: LayerCase, samples: int) -> int:
         """Bytes of input, output and residual of all local samples, and of float32 products of one micro-batch."""
-        size = jnp.dtype(self.dtype).itemsize
+        size = jnp.dtype(case.dtype).itemsize
         chunks = samples // case.samples
         made = math.prod(case.out_shape)
         held = math.prod(case.in_shape) + made * (2 if case.residual else 1)

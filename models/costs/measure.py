@@ -87,7 +87,7 @@ def _layers_of(case: LayerCase, mesh: Mesh, num_layers: int) -> tuple[Callable[[
 
     def values(shape: Sequence[int], dtype: str = case.dtype, scale: float = 1.0) -> np.ndarray:
         drawn = random.standard_normal(min(math.prod(shape), _MOST_DRAWN), np.float32) * np.float32(scale)
-        return np.resize(drawn.astype(dtype), shape)
+        return np.resize((abs(drawn) if dtype == "uint8" else drawn).astype(dtype), shape)
 
     kernels = [_kernel(case, values) for _ in range(num_layers if case.has_weights else 1)]
     bias = values((case.out_channels,), "float32")

@@ -7,7 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from cambrian.models.costs.files import mark_as_tuned, recording
-from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
+from cambrian.models.costs.layer_case import LayerCase, case_of, dtype_of, lowerings_of
 from cambrian.models.costs.layer_options import micro_batches
 from cambrian.models.costs.measure import measure_cases, measure_transition
 from cambrian.models.costs.table import CostTable, Transition
@@ -49,7 +49,7 @@ def tune(
       network: layers to measure.
       mesh: devices to measure on.
       batch_size: global number of samples per launch.
-      dtype: dtype of activations and kernels.
+      dtype: dtype of activations and kernels of layers that aren't quantised.
       launches_at_once: number of host threads that launch concurrently.
       progress: wrapper of the list of parts, such as a progress bar.
 
@@ -100,10 +100,10 @@ def _groups(network: Network, mesh: MeshShape, batch_size: int, dtype: str, plat
                 continue
             samples = local_samples(partition, mesh, batch_size)
             counts = {size or samples for size in micro_batches(layer, partition, samples, mesh)}
-            lowerings = tuple(lowerings_of(layer, platform, dtype))
+            lowerings = tuple(lowerings_of(layer, platform, dtype_of(layer, dtype)))
 
             def case(lowering: str, samples: int, layer=layer, partition=partition) -> LayerCase:
-                return case_of(layer, partition, lowering, samples, dtype, mesh)
+                return case_of(layer, partition, lowering, samples, dtype_of(layer, dtype), mesh)
 
             geometry = dataclasses.replace(case(lowerings[0], samples), samples=0)
             if geometry in groups:

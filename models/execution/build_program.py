@@ -26,8 +26,8 @@ from cambrian.sharding import (
 )
 from cambrian.sharding.plan_semantics import images_layout
 
-# Largest relative error of the logits against unsharded float32.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+# Largest relative error of the logits against unsharded float32, or of int8 against the same integers.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "int8": 2e-2}
 
 _BATCH_SPEC = {
     Layout.WHOLE: P(DATA_AXIS),
@@ -57,8 +57,9 @@ def build_program(
       name: name of the model.
       inputs: global shape (N, H, W, C) and dtype of the inputs of a launch; the outputs are (N, …) float32.
       reference: function `reference(inputs) -> outputs` on the host, unsharded, in float32.
-      precision: float32 in full precision, or bfloat16 operands with float32 accumulation.
-      tolerance: largest relative error of the outputs; None for 1e-4 in float32, 2e-2 in bfloat16.
+      precision: float32 in full precision, bfloat16 operands with float32 accumulation, or int8 for a network with
+        quantised layers, whose others are in float32.
+      tolerance: largest relative error of the outputs; None for 1e-4 in float32, 2e-2 in bfloat16 and int8.
       metadata: JSON-compatible facts stored with the program.
 
     Raises:
@@ -70,6 +71,7 @@ def build_program(
     shape, layers, batch_size = mesh_shape(mesh), network.layers, inputs.shape[0]
     plan.check(layers, shape, batch_size)
     check_lowerings(layers, plan)
+    dtype = "float32" if precision == "int8" else precision
     params, param_specs = place_params(layers, plan, network.params, shape, batch_size, precision)
 
     layout = images_layout(layers[0], plan[layers[0].name].partition)
@@ -89,8 +91,8 @@ def build_program(
 
     def local_apply(params: Sequence[jax.Array], images: jax.Array) -> jax.Array:
         local = [param[0] if is_cut else param for param, is_cut in zip(params, cut, strict=True)]
-        images = network.prepare(images).astype(precision)
-        outputs = apply_planned(layers, plan, params_by_layer(names, local), images, layout, isolate)
+        images = network.prepare(images).astype(dtype)
+        outputs = apply_planned(network, plan, params_by_layer(names, local), images, layout, isolate)
         return (outputs.reshape(outputs.shape[0], -1) if is_flat else outputs).astype("float32")
 
     apply = jax.shard_map(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from jax.sharding import Mesh
 
 from cambrian.models.costs.files import in_force, own_table, recording
-from cambrian.models.costs.layer_case import LayerCase, lowerings_of
+from cambrian.models.costs.layer_case import LayerCase, dtype_of, lowerings_of
 from cambrian.models.costs.layer_options import Outlook, TableCosts, micro_batches
 from cambrian.models.costs.machine import own_table_path
 from cambrian.models.costs.measure import measure_cases, measure_transition
@@ -250,7 +250,7 @@ class _Calibration:
         costs, table = _costs(self.plans, setting), self.plans.table
         samples = local_samples(partition, costs.mesh, costs.batch_size)
         expected_ms, least_ms = [], {}
-        for lowering in lowerings_of(layer, table.platform, setting.precision):
+        for lowering in lowerings_of(layer, table.platform, dtype_of(layer, setting.precision)):
             if is_left_out(lowering, table):
                 continue
             options = []

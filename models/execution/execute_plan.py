@@ -4,19 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from cambrian.models.costs.layer_case import out_dtype
+from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.lowerings import LOWERINGS, Finish, Window
-from cambrian.models.lowerings.lowering import Padding
-from cambrian.models.lowerings.pooling import max_pool, mean_pool
+from cambrian.models.lowerings.lowering import Padding, to_dtype
+from cambrian.models.lowerings.pooling import lowest, max_pool, mean_pool
 from cambrian.sharding import (
     Kind,
     LayerPlan,
     LayerSpec,
     Layout,
-    Network,
     Partition,
     Plan,
     halo_exchange,
@@ -31,12 +32,12 @@ _Values = dict[tuple[str | None, Layout], jax.Array]
 
 
 def apply_planned(
-    network: Network, plan: Plan, params: LayerParams, images: jax.Array, images_layout: Layout, isolate: bool
+    network: LayeredNetwork, plan: Plan, params: LayerParams, images: jax.Array, images_layout: Layout, isolate: bool
 ) -> jax.Array:
     """Computes the output of `network` on one device, with the collectives of `plan` over the model axis.
 
     Args:
-      network: layers in the order of computation.
+      network: layers, in the order of computation.
       plan: plan of the network.
       params: local parameters, as placed by `place_params`.
       images: local normalised images (N, H, W, C), of the dtype of the activations.
@@ -47,11 +48,10 @@ def apply_planned(
     Returns:
       Output (N, H', W', C') float32 of the last layer, in the output layout of its partition.
     """
-    tensors = _Tensors({(None, images_layout): images})
-    for number, part in enumerate(parts := loops(network, plan)):
+    tensors, last = _Tensors({(None, images_layout): images}), network.layers[-1]
+    for number, part in enumerate(parts := loops(network.layers, plan)):
         later = {name for other in parts[number + 1 :] for layer in other for name in (layer.input, layer.residual)}
-        _run_part(part, plan, params, tensors, later | {network[-1].name}, images.dtype, isolate)
-    last = network[-1]
+        _run_part(part, network, plan, params, tensors, later | {last.name}, images.dtype, isolate)
     return tensors.read(last.name, layouts(last, plan[last.name].partition)[1])
 
 
@@ -70,6 +70,7 @@ class _Tensors:
 
 def _run_part(
     part: Sequence[LayerSpec],
+    network: LayeredNetwork,
     plan: Plan,
     params: LayerParams,
     tensors: _Tensors,
@@ -90,7 +91,7 @@ def _run_part(
         for layer in part:
             layer_plan = plan[layer.name]
             operands = [local.read(name, layout) for name, layout in reads(layer, layer_plan.partition)]
-            run = layer_function(layer, layer_plan, dtype)
+            run = layer_function(layer, layer_plan, dtype, network)
             run = isolated(run) if isolate and not LOWERINGS[layer_plan.lowering].opaque else run
             made = layouts(layer, layer_plan.partition)[1]
             local.values[layer.name, made] = run(params.get(layer.name, ()), *operands)
@@ -128,20 +129,33 @@ def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return call
 
 
-def layer_function(layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype) -> Callable[..., jax.Array]:
+def layer_function(
+    layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype, network: LayeredNetwork
+) -> Callable[..., jax.Array]:
     """Returns the function (params, input, optional residual) → output of a layer on one device."""
+    integers = network.integers.get(layer.name)
+
+    def restored(x: jax.Array, name: str | None) -> jax.Array:
+        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype) * np.float32(network.scales[name])
 
     def compute(params: Sequence[jax.Array], x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         if layer.kind == Kind.MEAN_POOL:
-            return mean_pool(x, layer.in_shape[:2], plan.partition == Partition.ROWS).astype(dtype)
+            pooled = mean_pool(restored(x, layer.input), layer.in_shape[:2], plan.partition == Partition.ROWS)
+            return pooled.astype(dtype)
         if layer.kind == Kind.MAX_POOL:
-            x, padding = _pad_window(layer, plan.partition, x, fill=-jnp.inf)
+            x, padding = _pad_window(layer, plan.partition, x, fill=lowest(x.dtype))
             return max_pool(x, Window.square(layer.kernel, layer.stride, padding))
         *kernel, bias = params
         summed = plan.partition == Partition.INPUT_CHANNELS
-        x, padding = _pad_window(layer, plan.partition, x, fill=0.0)
+        if integers is None:
+            x, residual = restored(x, layer.input), None if residual is None else restored(residual, layer.residual)
+            finish = Finish(bias, residual, layer.relu, out_dtype(layer.kind, str(dtype)), summed)
+        else:
+            is_float = jnp.issubdtype(x.dtype, jnp.floating)
+            x = to_dtype(x * np.float32(1 / integers.in_scale), layer.quantized) if is_float else x
+            finish = Finish(bias, residual, layer.relu, integers.out_dtype, summed, integers.scales)
+        x, padding = _pad_window(layer, plan.partition, x, fill=0)
         window = Window.square(layer.kernel, layer.stride, padding)
-        finish = Finish(bias, residual, layer.relu, out_dtype(layer.kind, str(dtype)), summed)
         return LOWERINGS[plan.lowering].apply(x, kernel, window, finish)
 
     return compute

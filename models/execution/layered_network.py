@@ -9,16 +9,36 @@ import numpy as np
 from cambrian.sharding import Network
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Integers:
+    """How a quantised layer computes on 8-bit integers, see `cambrian.models.graph.quantize`.
+
+    Attributes:
+      scales: as in `cambrian.models.lowerings.Finish`.
+      out_dtype: uint8 or float32.
+      in_scale: scale by which an input in float32 becomes integers.
+    """
+
+    scales: tuple[float, float]
+    out_dtype: str
+    in_scale: float
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class LayeredNetwork:
     """A network for inference, on inputs (N, H, W, C).
 
     Attributes:
       layers: layers in the order of computation.
-      params: `LAYER.kernel` (height, width, in, out) and `LAYER.bias` (out,) of each layer with weights, float32.
+      params: `LAYER.kernel` (height, width, in, out) and `LAYER.bias` (out,) of each layer with weights, float32; of
+        quantised ones the kernel is int8 and the bias in units of the products.
       prepare: function from inputs to the images that the first layer reads, elementwise.
+      integers: quantised layer → how it computes.
+      scales: layer → scale of its uint8 output, where layers in float32 read it.
     """
 
     layers: Network
     params: Mapping[str, np.ndarray]
     prepare: Callable[[jax.Array], jax.Array]
+    integers: Mapping[str, Integers] = dataclasses.field(default_factory=dict)
+    scales: Mapping[str | None, float] = dataclasses.field(default_factory=dict)

@@ -38,7 +38,7 @@ def make_plan(
       mesh: sizes of the mesh axes.
       batch_size: global number of samples per launch.
       platform: cpu, gpu or tpu.
-      precision: float32 or bfloat16.
+      precision: float32, bfloat16, or int8 for a network with quantised layers, whose others are in float32.
       partition: restriction of the partitions, see `sharding.choose_plan`.
       memory_limit_bytes: memory limit of a device.
       table: cost table; None for the one in force on this machine.
@@ -61,6 +61,8 @@ def make_plan(
             element_bytes=jnp.dtype(precision).itemsize,
         )
 
+    if precision == "int8":  # which custom calls alone compute
+        return best(without=_SLOW_TO_COMPILE)
     plan = best(without=_CUSTOM_CALLS)
     if not _knows_custom_calls(table):
         return plan

@@ -7,8 +7,9 @@ from typing import TypeVar
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from cambrian.models.costs.layer_case import case_of
+from cambrian.models.costs.layer_case import case_of, dtype_of
 from cambrian.models.lowerings import LOWERINGS, Call
+from cambrian.models.lowerings.lowering import kernel_dtype
 from cambrian.sharding import MODEL_AXIS, MeshShape, Network, Partition, Plan, TensorSpec, local_samples
 
 _T = TypeVar("_T")
@@ -29,10 +30,12 @@ def place_params(
     Args:
       network: layers in the order of computation.
       plan: plan of the network.
-      folded: `LAYER.kernel` (kh, kw, C_in, C_out) and `LAYER.bias` (C_out,), float32.
+      folded: `LAYER.kernel` (kh, kw, C_in, C_out) and `LAYER.bias` (C_out,), float32; kernels of quantised layers are
+        int8.
       mesh: sizes of the mesh axes.
       batch_size: global number of samples per launch.
-      dtype: dtype of the kernels. Biases stay float32, the dtype in which they are added, except for opaque lowerings.
+      dtype: precision: dtype of the kernels, or int8. Biases stay float32, the dtype in which they are added, except
+        for opaque lowerings.
 
     Returns:
       The arrays and their specs, in the network's order: for each layer `LAYER.kernel`, or `LAYER.kernel.0`, `.1`, …
@@ -51,15 +54,15 @@ def place_params(
         layer_plan = plan[layer.name]
         partition = layer_plan.partition
         samples = layer_plan.micro_batch or local_samples(partition, mesh, batch_size)
-        case = case_of(layer, partition, layer_plan.lowering, samples, dtype, mesh)
+        case = case_of(layer, partition, layer_plan.lowering, samples, dtype_of(layer, dtype), mesh)
         call = case.call(relu=layer.relu, summed=partition == Partition.INPUT_CHANNELS)
         kernel_shards = _cut(folded[f"{layer.name}.kernel"], _KERNEL_CUT.get(partition), mesh.model)
-        of_shards = [local_kernels(shard, layer_plan.lowering, dtype, call) for shard in kernel_shards]
+        of_shards = [local_kernels(shard, layer_plan.lowering, case.dtype, call) for shard in kernel_shards]
         kernels = list(zip(*of_shards, strict=True))
         for number, shards in enumerate(kernels):
             add(f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else ""), shards)
         bias = folded[f"{layer.name}.bias"]
-        if LOWERINGS[layer_plan.lowering].opaque and not call.summed:
+        if LOWERINGS[layer_plan.lowering].opaque and not call.summed and not layer.quantized:
             bias = bias.astype(case.out_dtype)
         add(f"{layer.name}.bias", _cut(bias, _BIAS_CUT.get(partition), mesh.model))
     return arrays, tuple(specs)
@@ -68,7 +71,7 @@ def place_params(
 def local_kernels(kernel: np.ndarray, lowering: str, dtype: str, call: Call) -> list[np.ndarray]:
     """Transforms and packs a device's shard (kh, kw, C_in, C_out) of a kernel for its lowering."""
     transform, pack = LOWERINGS[lowering].transform, LOWERINGS[lowering].pack
-    arrays = [array.astype(dtype) for array in transform(kernel)]
+    arrays = [array.astype(kernel_dtype(dtype)) for array in transform(kernel)]
     return arrays if pack is None else [pack(array, call) for array in arrays]
 
 

@@ -24,6 +24,7 @@ from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.plan_of_graph import plan_of_graph
 from cambrian.models.graph.precision import in_bfloat16
+from cambrian.models.graph.quantization import Calibration, quantized
 from cambrian.models.graph.read_layers import NotLayered, read_layers
 from cambrian.models.graph.scan import nodes_and_repetitions
 from cambrian.models.graph.trace import trace
@@ -54,6 +55,7 @@ def build_program(
     tolerance: float | None = None,
     memory_limit_bytes: int | None = None,
     calibrate_s: float = 0.0,
+    calibration: Calibration | None = None,
 ) -> Program:
     """Makes a Program from `function(params, inputs) -> outputs`.
 
@@ -68,14 +70,15 @@ def build_program(
       inputs: global shape (N, …) and dtype of the inputs of a launch, as `program_from_function` takes them.
       mesh: mesh from `make_mesh`.
       name: name of the model.
-      precision: `float32`, the function's own, or `bfloat16` for its activations and kernels.
+      precision: `float32`, the function's own, `bfloat16` for its activations and kernels, or `int8`.
       partition: how the model axis cuts layers, as `cambrian.sharding.choose_plan` takes it; anything but `auto` and
         `samples` needs a function that consists of layers.
       tolerance: largest relative error of the outputs; None for 1e-4 in float32, 2e-2 in bfloat16 or where the function
-        itself computes in less than float32.
+        itself computes in less than float32, and in int8 as `quantized` says.
       memory_limit_bytes: memory limit of a device, for the plan of layers.
       calibrate_s: seconds in which to measure this machine's costs: of layers, where no table of it is there, then of
         lowerings.
+      calibration: for `int8`.
 
     Raises:
       UsageError: as `program_from_function` and `choose_plan`; if the mesh can't cut the samples of a function that
@@ -101,6 +104,7 @@ def build_program(
     local_samples = samples // (mesh.size if by_samples else shape.data)
     local = jax.tree.map(lambda each: jax.ShapeDtypeStruct((local_samples, *each.shape[1:]), each.dtype), inputs)
     graph, _ = trace(function, params, local)
+    given_tolerance = tolerance
     if tolerance is None:
         tolerance = TOLERANCE["bfloat16" if _has_narrow_floats(graph) else precision]
     stock = dataclasses.replace(stock, tolerance=tolerance)
@@ -108,6 +112,15 @@ def build_program(
         if value.shape != (expected := (local_samples, *spec.shape[1:])):
             raise UsageError(f"expected {spec.name} {expected} for {local_samples} samples, got {value.shape}")
     graph = optimized(graph)
+    reference = None
+    if precision == "int8":
+        if calibration is None:
+            raise UsageError(f"precision int8 needs calibration, samples of the inputs of {name}, got None")
+        found = quantized(graph, calibration)
+        graph, reference = found.graph, found.reference
+        metadata, notes = {**stock.metadata, "quantization": found.facts}, (*stock.notes, *found.notes)
+        tolerance = found.tolerance if given_tolerance is None else given_tolerance
+        stock = dataclasses.replace(stock, reference=reference, tolerance=tolerance, metadata=metadata, notes=notes)
     programs = []
     try:
         programs.append(_program_of_layers(read_layers(graph), stock, partition, memory_limit_bytes, calibrate_s))
@@ -124,7 +137,8 @@ def build_program(
         graph = in_bfloat16(graph) if precision == "bfloat16" else graph
         graph = choose_lowerings(graph, mesh.devices.flat[0], costs, end - time.perf_counter())
         programs.append(_program_of_graph(graph, stock, costs))
-    return fastest_program(programs, stock, stock_allowed=precision == "float32" and partition in ("auto", "samples"))
+    stock_allowed = precision == "float32" and partition in ("auto", "samples")
+    return fastest_program(programs, stock, stock_allowed=stock_allowed, reference=reference)
 
 
 def _has_narrow_floats(graph: Graph) -> bool:
@@ -153,7 +167,7 @@ def _program_of_layers(
         tolerance=stock.tolerance,
         metadata=stock.metadata,
     )
-    return dataclasses.replace(program, notes=(*program.notes, *chosen.notes))
+    return dataclasses.replace(program, notes=(*stock.notes, *program.notes, *chosen.notes))
 
 
 def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Program:

@@ -20,7 +20,13 @@ _CLEARLY_SLOWER = 3.0  # than the fastest, in the first launch, which may find i
 Launch = Callable[[], Any]
 
 
-def fastest_program(programs: Sequence[Program], stock: Program, *, stock_allowed: bool) -> Program:
+def fastest_program(
+    programs: Sequence[Program],
+    stock: Program,
+    *,
+    stock_allowed: bool,
+    reference: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Program:
     """Launches programs in turn on random inputs and returns the fastest whose results are those of `stock`.
 
     Args:
@@ -28,6 +34,7 @@ def fastest_program(programs: Sequence[Program], stock: Program, *, stock_allowe
       stock: the function as JAX compiles it.
       stock_allowed: whether `stock` itself may be returned, with a note why: if no results are right, or none of the
         others is faster.
+      reference: function from inputs to the right results; None for `stock`.
 
     Raises:
       UsageError: if no results are right and `stock` isn't allowed.
@@ -35,7 +42,7 @@ def fastest_program(programs: Sequence[Program], stock: Program, *, stock_allowe
     random = np.random.default_rng(0)
     inputs = jax.tree.map(lambda spec: _random_input(spec, random), stock.input_spec)
     launch_stock = _launch(stock, inputs)
-    expected = launch_stock()
+    expected = launch_stock() if reference is None else reference(inputs)
     launches, errors = {}, []
     for program in programs:
         launch = _launch(program, inputs)

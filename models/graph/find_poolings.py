@@ -13,7 +13,7 @@ _LARGEST = 16  # size of a window along a dimension: larger ones would be as man
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pool:
-    """The maximum or sum of each window, in any floating-point dtype.
+    """The maximum or sum of each window.
 
     Attributes:
       kind: max or sum.
@@ -31,6 +31,10 @@ class Pool:
     def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
         (array,) = arrays
         return [pool(array, self.sizes, self.strides, self.padding, self.kind).astype(self.dtype)]
+
+
+def is_max_pool(node: Node) -> bool:
+    return isinstance(node.operation, Pool) and node.operation.kind == "max"
 
 
 def find_poolings(graph: Graph) -> Graph:

@@ -1,14 +1,17 @@
 """The operation that passes build: a convolution or dense layer with what follows it, on images (N, H, W, C)."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cambrian.models.graph.graph import Constant, Node
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.activations import ACTIVATIONS
+from cambrian.models.lowerings.lowering import kernel_dtype, to_dtype
 from cambrian.models.lowerings.onednn import Convolution
 from cambrian.models.lowerings.onednn_forms import fused_activations
 
@@ -25,11 +28,12 @@ class FusedConvolution:
       out_channels: number of output channels of all groups.
       window: window of the convolution.
       groups: number of channel groups.
-      dtype: dtype of images and kernel.
-      out_dtype: dtype of residual and result; products accumulate in float32.
+      dtype: dtype of the images, and of the kernel, which is int8 with images of uint8 or int8.
+      out_dtype: dtype of the result and, but with integers, of the residual; products accumulate in float32.
       residual: whether a residual (N, H', W', C_out) is added.
       activation: a name of ACTIVATIONS, or None.
-      lowering: `native` (XLA's), `onednn`, or another of LOWERINGS.
+      scales: of integers, see `cambrian.models.lowerings.Finish`.
+      lowering: `native` (XLA's), `onednn`, or another of LOWERINGS. `native` computes integers in float32.
     """
 
     in_shape: tuple[int, ...]
@@ -40,11 +44,16 @@ class FusedConvolution:
     out_dtype: str = "float32"
     residual: bool = False
     activation: str | None = None
+    scales: tuple[float, float] = (1.0, 1.0)
     lowering: str = "native"
 
     @property
     def name(self) -> str:
         return "fused_convolution"
+
+    @property
+    def is_integer(self) -> bool:
+        return kernel_dtype(self.dtype) == "int8"
 
     @property
     def kernel_shape(self) -> tuple[int, int, int, int]:
@@ -68,13 +77,24 @@ class FusedConvolution:
     @property
     def onednn(self) -> Convolution:
         """The call of oneDNN that computes all of it."""
-        following = ["BIAS"] + ["BINARY_ADD"] * self.residual + ([self.activation] if self.activation else [])
+        linear = ["LINEAR"] * self.is_integer
+        following = ["BIAS", *linear] + ["BINARY_ADD", *linear] * self.residual
+        following += [self.activation] if self.activation else []
         return Convolution(
-            self.in_shape, self.out_channels, self.window, self.dtype, self.out_dtype, self.groups, tuple(following)
+            self.in_shape,
+            self.out_channels,
+            self.window,
+            self.dtype,
+            self.out_dtype,
+            self.groups,
+            tuple(following),
+            self.scales[: following.count("LINEAR")],
         )
 
     def candidates(self, platform: str) -> list[str]:
         """The lowerings that can compute it on a platform."""
+        if self.is_integer:
+            return ["onednn"]
         names = ["native"]
         if LOWERINGS["onednn"].obstacle(platform) is None and self.dtype in ("float32", "bfloat16"):
             names += ["onednn"] * (self.activation in (None, "RELU") or self.activation in fused_activations())
@@ -93,7 +113,8 @@ class FusedConvolution:
     def prepare(self, kernel: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
         """Transforms and packs a kernel of `kernel_shape` and a bias (C_out,), both float32, for the lowering."""
         if self.lowering == "onednn":
-            return [self.onednn.pack(kernel.astype(self.dtype)), bias.astype(self.out_dtype)]
+            bias = bias if self.is_integer else bias.astype(self.out_dtype)
+            return [self.onednn.pack(kernel.astype(kernel_dtype(self.dtype))), bias]
         if self.lowering == "native":
             return [kernel.astype(self.dtype), bias]
         lowering = LOWERINGS[self.lowering]
@@ -105,17 +126,19 @@ class FusedConvolution:
         *kernel, bias = operands[: len(operands) - self.residual]
         residual = operands[-1] if self.residual else None
         if self.lowering == "onednn":
-            following = [bias.astype(self.out_dtype), *([] if residual is None else [residual])]
-            return [self.onednn(images, kernel[0], following)]
+            bias = bias if self.is_integer else bias.astype(self.out_dtype)
+            return [self.onednn(images, kernel[0], [bias, *([] if residual is None else [residual])])]
         if self.lowering == "native":
+            dtype = "float32" if self.is_integer else self.dtype
             products = lax.conv_general_dilated(
-                images,
-                kernel[0].astype(self.dtype),
+                images.astype(dtype),
+                kernel[0].astype(dtype),
                 self.window.stride,
                 self.window.padding,
                 rhs_dilation=self.window.dilation,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,
+                precision=lax.Precision.HIGHEST if self.is_integer else None,
                 preferred_element_type=jnp.float32,
             )
             return [self._finish(products, bias, residual)]
@@ -136,8 +159,15 @@ class FusedConvolution:
         )
 
     def _finish(self, products: jax.Array, bias: jax.Array, residual: jax.Array | None) -> jax.Array:
-        return self._activated(Finish(bias, residual, relu=False, dtype="float32")(products))
+        return self._activated(Finish(bias, residual, relu=False, dtype="float32", scales=self.scales)(products))
 
     def _activated(self, products: jax.Array) -> jax.Array:
         activated = products if self.activation is None else ACTIVATIONS[self.activation](products)
-        return activated.astype(self.out_dtype)
+        return to_dtype(activated, self.out_dtype)
+
+
+def layer_name(node: Node) -> str:
+    """The name of a fused convolution: that of its kernel in the parameters, less the last part."""
+    kernel = node.inputs[1]
+    assert isinstance(kernel, Constant)
+    return re.sub(r"[./][^./]*$", "", kernel.path) or "layer"

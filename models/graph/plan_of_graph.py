@@ -18,15 +18,17 @@ def plan_of_graph(graph: Graph, partition: Partition, costs: MeasuredCosts) -> P
     layers, layer_costs, reasons = [], [], {}
     heavy = [(node, times) for node, times in nodes_and_repetitions(graph) if _is_heavy(node)]
     for number, (node, repetitions) in enumerate(heavy):
+        precision = str(node.outputs[0].dtype)
         name = f"{number:03d} {_title(node)}" + (f", {repetitions} times" if repetitions > 1 else "")
         operation = node.operation
         milliseconds, held = 0.0, sum(value.array.nbytes for value in node.inputs if isinstance(value, Constant))
         if isinstance(operation, FusedConvolution):
+            precision = "int8" if operation.is_integer else operation.dtype
             lowering, milliseconds = operation.lowering, repetitions * (costs.get(operation) or 0.0)
         else:
             lowering = "xla"
             reasons.setdefault(_reason(node), []).append(name)
-        layers.append((name, LayerPlan(partition, lowering)))
+        layers.append((name, LayerPlan(partition, lowering, precision=precision)))
         layer_costs.append(LayerCost(name, milliseconds, 0.0, held, 0))
     notes = tuple(f"left to XLA, {reason}: {', '.join(names)}" for reason, names in reasons.items())
     return Plan(tuple(layers), notes, tuple(layer_costs))

@@ -6,7 +6,6 @@ pooling, and the mean over all pixels. A ResNet consists of nothing else, beside
 
 import functools
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cambrian.models.execution.layered_network import LayeredNetwork
+from cambrian.models.execution.layered_network import Integers, LayeredNetwork
 from cambrian.models.graph.constants import compact, uniform_value
 from cambrian.models.graph.elementwise import is_elementwise
 from cambrian.models.graph.find_poolings import Pool
-from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value
 from cambrian.models.graph.passes import optimized
+from cambrian.models.graph.quantize import Dequantize, Quantize
 from cambrian.models.graph.trace import trace
 from cambrian.models.graph.views import view_of
 from cambrian.sharding import Kind, LayerSpec
@@ -53,7 +53,8 @@ def read_layers(graph: Graph) -> LayeredNetwork:
         reader.read(node)
     if not reader.layers or [reader.tensors.get(value) for value in graph.outputs] != [reader.layers[-1].name]:
         raise NotLayered("results other than the output of the last layer")
-    return LayeredNetwork(tuple(reader.layers), reader.params, functools.partial(_prepare, tuple(reader.before)))
+    prepare = functools.partial(_prepare, tuple(reader.before))
+    return LayeredNetwork(tuple(reader.layers), reader.params, prepare, reader.integers, reader.scales)
 
 
 def _prepare(before: tuple[Node, ...], inputs: jax.Array) -> jax.Array:
@@ -75,6 +76,9 @@ class _Reader:
         self.layers: list[LayerSpec] = []
         self.params: dict[str, np.ndarray] = {}
         self.before: list[Node] = []
+        self.integers: dict[str, Integers] = {}
+        self.scales: dict[str | None, float] = {}
+        self.quantized: dict[Value, float] = {}  # outputs of `Quantize` → scale
         self.tensors: dict[Value, str | None] = {graph.inputs[0]: None}  # value → the layer that makes it
         self.flat: set[Value] = set()  # outputs of dense layers and means
         self.padded: dict[Value, Node] = {}  # value → the padding that makes it, which a max pooling takes over
@@ -88,6 +92,12 @@ class _Reader:
             self.tensors = {node.output: None}
         elif isinstance(node.operation, FusedConvolution):
             self.read_convolution(node, node.operation)
+        elif isinstance(node.operation, Quantize):
+            self.tensors[node.output] = self.tensor(node.inputs[0])
+            self.quantized[node.output] = node.operation.scale
+        elif isinstance(node.operation, Dequantize):
+            self.tensors[node.output] = self.tensor(node.inputs[0])
+            self.scales[self.tensors[node.output]] = node.operation.scale
         elif node.name == "pad" and self.pads_max_pool(node):
             self.padded[node.output] = node
         elif isinstance(node.operation, Pool) and node.operation.kind == "max":
@@ -113,14 +123,14 @@ class _Reader:
         window, is_dense = operation.window, images in self.flat
         if operation.groups > 1 or window.dilation != (1, 1) or operation.activation not in (None, "RELU"):
             raise NotLayered("convolutions with groups, dilation or an activation other than ReLU")
-        if operation.dtype != "float32":
+        if operation.dtype != "float32" and not operation.is_integer:
             raise NotLayered(f"convolutions in {operation.dtype}")
         padding = {length for sides in window.padding for length in sides}
         if len({*window.size}) > 1 or len({*window.stride}) > 1 or len(padding) > 1:
             raise NotLayered("convolutions whose window isn't a square with the same padding on every side")
         name = self.add(
             Kind.DENSE if is_dense else Kind.CONV,
-            re.sub(r"[./][^./]*$", "", kernel.path) or "layer",
+            layer_name(node),
             images,
             node.output,
             kernel=window.size[0],
@@ -128,8 +138,11 @@ class _Reader:
             padding=padding.pop(),
             residual=self.tensor(residuals[0]) if residuals else None,
             relu=operation.activation == "RELU",
+            quantized=operation.dtype if operation.is_integer else "",
         )
         self.params |= {f"{name}.kernel": kernel.array, f"{name}.bias": bias.array}
+        if operation.is_integer:
+            self.integers[name] = Integers(operation.scales, operation.out_dtype, self.quantized.get(images, 1.0))
         if is_dense:
             self.flat.add(node.output)
 

@@ -1,6 +1,6 @@
 """The interface of lowerings, and the elementwise pass at the end of every layer.
 
-Images are (N, H, W, C). Products accumulate in float32 for operands of any dtype; float32 products have full precision
+Images are (N, H, W, C). Products accumulate in float32, or in int32 for integers; float32 products have full precision
 (no TF32).
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 from cambrian.sharding import sum_over_model_axis
@@ -50,7 +51,7 @@ class Call:
       in_shape: shape (N, H, W, C_in) of the images.
       out_channels: number of output channels.
       window: window of the convolution.
-      dtype: dtype of images and kernel.
+      dtype: dtype of the images, and of the kernel unless they are integers, see `kernel_dtype`.
       out_dtype: dtype of the result.
       residual: whether a residual is added.
       relu: whether a ReLU follows.
@@ -71,12 +72,17 @@ class Call:
 class Finish:
     """What follows the products of a convolution, in one pass: sum over the model axis, bias, residual, ReLU, cast.
 
+    Of integers: `((products + bias) * scales[0] + residual) * scales[1]`, ReLU, then the cast, which for uint8 rounds
+    half to even and saturates.
+
     Attributes:
       bias: (C_out,) float32.
       residual: (N, H', W', C_out), or None.
       relu: whether a ReLU is applied.
       dtype: dtype of the result.
       summed: whether the products are partial and summed over the model axis.
+      scales: factors of products with bias, and of their sum with the residual, of integers; the second is 1 without a
+        residual.
     """
 
     bias: jax.Array
@@ -84,15 +90,34 @@ class Finish:
     relu: bool
     dtype: DTypeLike
     summed: bool = False
+    scales: tuple[float, float] = (1.0, 1.0)
 
     def __call__(self, products: jax.Array) -> jax.Array:
-        """Turns products (N, H', W', C_out) float32 into the layer's output of the same shape."""
+        """Turns products (N, H', W', C_out), float32 or int32, into the layer's output of the same shape."""
         if self.summed:
             products = sum_over_model_axis(products)
-        y = products + self.bias
+        scale, out_scale = self.scales
+        y = products.astype(jnp.float32) + self.bias
+        if scale != 1:
+            # Rounded before the sum below, as oneDNN does: in one instruction with it, integers would differ at times.
+            y = lax.optimization_barrier(y * np.float32(scale))
         if self.residual is not None:
             y = y + self.residual.astype(y.dtype)
-        return (jax.nn.relu(y) if self.relu else y).astype(self.dtype)
+        y = y if out_scale == 1 else y * np.float32(out_scale)
+        return to_dtype(jax.nn.relu(y) if self.relu else y, self.dtype)
+
+
+def to_dtype(y: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Casts float32 to a dtype; to integers by rounding half to even, saturated."""
+    if not jnp.issubdtype(dtype, jnp.integer):
+        return y.astype(dtype)
+    limits = jnp.iinfo(dtype)
+    return jnp.clip(jnp.round(y), limits.min, limits.max).astype(dtype)
+
+
+def kernel_dtype(dtype: str) -> str:
+    """The dtype of the kernel for images of this dtype: the same, or int8 for integers."""
+    return "int8" if dtype == "uint8" else dtype
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,7 +134,7 @@ class Lowering:
       obstacle: function from a platform (cpu, gpu, tpu) to why the lowering can't be used there with this version of
         jaxlib; None if it can.
       dtypes: operand dtypes for which the lowering is accurate enough: the logits of a network stay within a relative
-        error of 1e-5 of unsharded float32 in float32, 1e-2 in bfloat16.
+        error of 1e-5 of unsharded float32 in float32, 1e-2 in bfloat16; integers are exact.
       slow_to_compile: whether XLA takes a large part of a second to compile a few layers.
       custom_call: target of the custom call that `apply` makes, which is internal to one version of jaxlib and can't be
         serialized; None if `apply` consists of StableHLO operations.

@@ -5,8 +5,8 @@ is used only after a probe has computed small convolutions correctly.
 
 oneDNN stores kernels in blocks of output channels and reorders a kernel in any other order at every launch, which takes
 most of the time for small batches. So kernels are packed once, at build: (groups, C_out / block, kh, kw, C_in / pair,
-block, pair), where two bfloat16 values form a pair. oneDNN doesn't expose the block size that it uses for a call. A
-probe finds it; if no known block size gives the correct result, the kernel isn't packed.
+block, pair), where two bfloat16 or four int8 values form a pair. oneDNN doesn't expose the block size that it uses for
+a call. A probe finds it; if no known block size gives the correct result, the kernel isn't packed.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ import jax
 import numpy as np
 
 from cambrian.models.lowerings.activations import ACTIVATIONS
-from cambrian.models.lowerings.lowering import Window
+from cambrian.models.lowerings.lowering import Window, kernel_dtype
 
 TARGET = "__onednn$convolution"
 _BLOCKS = (64, 48, 32, 16)
 # Kernels are packed only if their input channels are a multiple of this: oneDNN pads others.
-_IN_CHANNELS = {"float32": 1, "bfloat16": 32}
+_IN_CHANNELS = {"float32": 1, "bfloat16": 32, "uint8": 64}
 _MOST_DRAWN = 1_000_003
 _CHANNELS_OF_GROUP = 16  # likewise for the input and the output channels of each group
 
@@ -36,11 +36,13 @@ class Convolution:
       in_shape: shape (N, H, W, C_in) of the images.
       out_channels: number of output channels of all groups.
       window: window of the convolution.
-      dtype: dtype of images and kernel.
-      out_dtype: dtype of the result and of the operands of `following`; products accumulate in float32.
+      dtype: dtype of the images, and of the kernel, which is int8 with images of uint8 or int8.
+      out_dtype: dtype of the result and, but with integers, of the operands of `following`. Products accumulate in
+        float32, of integers in int32; results of uint8 are rounded half to even and saturate.
       groups: number of channel groups, each with its own kernel.
-      following: operations fused after the convolution, in order: BIAS and BINARY_ADD, with an operand each, and
-        ACTIVATIONS.
+      following: operations fused after the convolution, in order: BIAS and BINARY_ADD, with an operand each, LINEAR,
+        which multiplies by the next one of `factors`, and ACTIVATIONS.
+      factors: of LINEAR.
     """
 
     in_shape: tuple[int, ...]
@@ -50,6 +52,7 @@ class Convolution:
     out_dtype: str
     groups: int = 1
     following: tuple[str, ...] = ()
+    factors: tuple[float, ...] = ()
 
     @property
     def kernel_shape(self) -> tuple[int, int, int, int]:
@@ -72,7 +75,7 @@ class Convolution:
 
     def pack(self, kernel: np.ndarray) -> np.ndarray:
         """Packs a kernel of `kernel_shape` into oneDNN's order, in one dimension; returns it unchanged if unknown."""
-        block = _block(self)
+        block = _block(dataclasses.replace(self, factors=(1.0,) * len(self.factors)))
         return kernel if block is None else _packed(kernel, self.groups, block)
 
     def _configuration(self, packed: bool) -> dict:
@@ -93,7 +96,7 @@ class Convolution:
                 "strides": [str(stride) for stride in self.window.stride],
                 "window_dilations": [str(dilation) for dilation in self.window.dilation],
             },
-            "fusions": {"ops": list(self.following)},
+            "fusions": {"ops": list(self.following), "alpha": list(self.factors)},
             "optimization_config": {"weights_prepacked": packed},
         }
 
@@ -118,6 +121,8 @@ def _block(convolution: Convolution) -> int | None:
     """Returns the block size that oneDNN uses for a call: the one that gives one output pixel correctly."""
     _, _, in_channels, out_channels = convolution.kernel_shape
     groups = convolution.groups
+    if convolution.dtype == "int8":  # to kernels for signed images oneDNN appends sums
+        return None
     if in_channels % _IN_CHANNELS[convolution.dtype]:
         return None
     if groups > 1 and (in_channels % _CHANNELS_OF_GROUP or out_channels // groups % _CHANNELS_OF_GROUP):
@@ -132,12 +137,16 @@ def _block(convolution: Convolution) -> int | None:
     row, column = (size // 2 for size in convolution.out_shape[1:3])
     expected = _output_pixel(images[0].astype(np.float32), kernel, convolution, row, column)
     shapes = {"BIAS": (convolution.out_channels,), "BINARY_ADD": convolution.out_shape}
-    zeros = [np.zeros(shapes[name], convolution.out_dtype) for name in convolution.following if name in shapes]
+    is_integer = convolution.dtype == "uint8"
+    dtypes = {"BIAS": "float32", "BINARY_ADD": "uint8"} if is_integer else dict.fromkeys(shapes, convolution.out_dtype)
+    zeros = [np.zeros(shapes[name], dtypes[name]) for name in convolution.following if name in shapes]
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         apply = jax.jit(convolution.__call__)  # without indexing, which XLA would have to compile
         for block in _BLOCKS:
-            got = np.asarray(apply(images, _packed(kernel.astype(convolution.dtype), groups, block), zeros))
+            got = np.asarray(
+                apply(images, _packed(kernel.astype(kernel_dtype(convolution.dtype)), groups, block), zeros)
+            )
             if np.allclose(got[0, row, column].astype(np.float32), expected, 1e-2):
                 return block
     return None
@@ -157,7 +166,7 @@ def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolutio
     for name in convolution.following:
         if name in ACTIVATIONS:
             pixel = np.asarray(ACTIVATIONS[name](jax.numpy.asarray(pixel)))
-    return pixel
+    return np.clip(np.rint(pixel), 0, 255) if convolution.out_dtype == "uint8" else pixel
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The lowering of a layer to one oneDNN call: convolution, bias, residual and ReLU."""
+"""The lowering of a layer to one oneDNN call: convolution, bias, residual, ReLU and, of integers, scaling."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window
+from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window, kernel_dtype
 from cambrian.models.lowerings.onednn import TARGET, Convolution, obstacle
 
 
@@ -17,21 +17,30 @@ def _apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Fi
     )
     # The sum over devices comes between products and bias.
     if finish.summed:
-        return finish(_convolution(call)(x, kernel[0]).astype(jnp.float32))
-    operands = [finish.bias.astype(finish.dtype)] + ([] if finish.residual is None else [finish.residual])
-    return _convolution(call)(x, kernel[0], operands)
+        products = _convolution(call)(x, kernel[0])
+        return finish(products if _is_integer(call) else products.astype(jnp.float32))
+    bias = finish.bias if _is_integer(call) else finish.bias.astype(finish.dtype)
+    operands = [bias] + ([] if finish.residual is None else [finish.residual])
+    return _convolution(call, finish.scales)(x, kernel[0], operands)
 
 
-def _convolution(call: Call) -> Convolution:
-    following = ["BIAS"] + ["BINARY_ADD"] * call.residual + ["RELU"] * call.relu
+def _convolution(call: Call, scales: Sequence[float] = (1.0, 1.0)) -> Convolution:
+    linear = ["LINEAR"] * _is_integer(call)
+    following = ["BIAS", *linear] + ["BINARY_ADD", *linear] * call.residual + ["RELU"] * call.relu
+    out_dtype = "int32" if call.summed and _is_integer(call) else call.out_dtype
     return Convolution(
         call.in_shape,
         call.out_channels,
         call.window,
         call.dtype,
-        out_dtype=call.out_dtype,
+        out_dtype=out_dtype,
         following=() if call.summed else tuple(following),
+        factors=() if call.summed else tuple(scales[: following.count("LINEAR")]),
     )
+
+
+def _is_integer(call: Call) -> bool:
+    return kernel_dtype(call.dtype) == "int8"
 
 
 def _pack(kernel: np.ndarray, call: Call) -> np.ndarray:
@@ -44,6 +53,7 @@ ONEDNN = Lowering(
     supports=lambda size, stride: True,
     pack=_pack,
     obstacle=obstacle,
+    dtypes=("float32", "bfloat16", "uint8", "int8"),
     custom_call=TARGET,
     opaque=True,
 )

@@ -1,4 +1,6 @@
-"""Which activations oneDNN's call fuses, tried once for each version of jaxlib on each kind of CPU.
+"""Which forms oneDNN's call takes, tried once for each version of jaxlib on each kind of CPU.
+
+The forms are the activations that it fuses, and products of 8-bit integers.
 
 An unknown name in a call ends the process. So a child process tries them one by one, and the user's cache folder keeps
 the answer.
@@ -18,21 +20,40 @@ import jaxlib
 import numpy as np
 
 from cambrian.models.lowerings.activations import ACTIVATIONS
-from cambrian.models.lowerings.lowering import Window
+from cambrian.models.lowerings.lowering import Finish, Window
 from cambrian.models.lowerings.onednn import Convolution
-from cambrian.sharding.host import cache_dir, cpu_model
+from cambrian.sharding.host import cache_dir, cpu_features, cpu_model
 
 _TIME_LIMIT_S = 60.0
+_INT8 = "INT8"
+_FORMS = (*ACTIVATIONS, _INT8)
+# Without these instructions oneDNN adds products of 8-bit integers in 16 bits, which saturate.
+_INT8_FEATURES = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _CHILD = "from cambrian.models.lowerings.onednn_forms import try_here; try_here()"
 
 
-@functools.cache
 def fused_activations() -> frozenset[str]:
     """Returns the names in ACTIVATIONS that oneDNN computes correctly after a convolution."""
+    return _forms() & ACTIVATIONS.keys()
+
+
+def int8_obstacle(platform: str) -> str | None:
+    """Returns why oneDNN can't multiply 8-bit integers on this platform with this version of jaxlib; None if it can."""
+    if platform != "cpu":
+        return f"oneDNN runs on cpu, not on {platform}"
+    if not _INT8_FEATURES & cpu_features():
+        return f"{cpu_model()} has none of the instructions {', '.join(sorted(_INT8_FEATURES))}"
+    if _INT8 not in _forms():
+        return f"oneDNN's call of jaxlib {jaxlib.__version__} doesn't compute them correctly"
+    return None
+
+
+@functools.cache
+def _forms() -> frozenset[str]:
     path = _path()
     with contextlib.suppress(OSError, ValueError):
-        return frozenset(json.loads(path.read_text())) & ACTIVATIONS.keys()
-    found = _tried(list(ACTIVATIONS))
+        return frozenset(json.loads(path.read_text())) & {*_FORMS}
+    found = _tried(list(_FORMS))
     # Without a cache folder that can be written, the next process tries again.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +63,7 @@ def fused_activations() -> frozenset[str]:
 
 def _path() -> Path:
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"jaxlib {jaxlib.__version__} {cpu_model()}")
-    return cache_dir() / "onednn" / f"{name}.json"
+    return cache_dir() / "onednn" / f"forms-{name}.json"
 
 
 def _tried(names: list[str]) -> frozenset[str]:
@@ -67,20 +88,54 @@ def _tried(names: list[str]) -> frozenset[str]:
 
 
 def try_here() -> None:
-    """Does what `fused_activations` asks for on standard input: prints for each name whether its result is right."""
+    """Tries the forms named on standard input, and prints for each whether its result is right."""
     jax.config.update("jax_platforms", "cpu")
-    window = Window.square(3, 1, ((1, 1), (1, 1)))
-    random = np.random.default_rng(0)
     for name in json.load(sys.stdin):
-        call = Convolution((1, 6, 6, 16), 16, window, "float32", "float32", following=("BIAS", name))
-        plain = Convolution((1, 6, 6, 16), 16, window, "float32", "float32", following=("BIAS",))
-        images = random.standard_normal(call.in_shape, np.float32)
-        kernel = random.standard_normal(call.kernel_shape, np.float32) / 6
-        bias = random.standard_normal(16, np.float32)
         try:
-            got, products = (jax.jit(each.__call__)(images, kernel, [bias]) for each in (call, plain))
-            is_right = bool(np.allclose(got, ACTIVATIONS[name](products), rtol=1e-4, atol=1e-4))
+            is_right = _multiplies_int8() if name == _INT8 else _fuses(name)
         except jax.errors.JaxRuntimeError:  # XLA rejects the call
             is_right = False
         print(json.dumps([name, is_right]), flush=True)
     os._exit(0)
+
+
+_WINDOW = Window.square(3, 1, ((1, 1), (1, 1)))
+
+
+def _fuses(activation: str) -> bool:
+    random = np.random.default_rng(0)
+    call = Convolution((1, 6, 6, 16), 16, _WINDOW, "float32", "float32", following=("BIAS", activation))
+    plain = Convolution((1, 6, 6, 16), 16, _WINDOW, "float32", "float32", following=("BIAS",))
+    images = random.standard_normal(call.in_shape, np.float32)
+    kernel = random.standard_normal(call.kernel_shape, np.float32) / 6
+    bias = random.standard_normal(16, np.float32)
+    got, products = (jax.jit(each.__call__)(images, kernel, [bias]) for each in (call, plain))
+    return bool(np.allclose(got, ACTIVATIONS[activation](products), rtol=1e-4, atol=1e-4))
+
+
+def _multiplies_int8() -> bool:
+    """Whether products, a residual and two scales give what `Finish` gives, up to a rounding that is a tie."""
+    random = np.random.default_rng(0)
+    plain = Convolution((1, 6, 6, 64), 64, _WINDOW, "uint8", "int32")
+    images = random.integers(128, 256, plain.in_shape).astype(np.uint8)
+    kernel = random.integers(-128, 128, plain.kernel_shape).astype(np.int8)
+    kernel[..., 0] = 127  # the largest sums
+    bias = random.normal(0, 1e4, 64).astype(np.float32)
+    scales = (2.0**-12, 0.75)
+    products = jax.jit(plain.__call__)(images, kernel)
+    exact = jax.lax.conv_general_dilated(
+        images.astype(np.int32),
+        kernel.astype(np.int32),
+        (1, 1),
+        _WINDOW.padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    is_right = bool((products == exact).all())
+    for residual in (random.integers(0, 256, plain.out_shape).astype(np.uint8), random.normal(0, 64, plain.out_shape)):
+        residual = residual if residual.dtype == np.uint8 else residual.astype(np.float32)
+        following = ("BIAS", "LINEAR", "BINARY_ADD", "LINEAR", "RELU")
+        call = Convolution(plain.in_shape, 64, _WINDOW, "uint8", "uint8", following=following, factors=scales)
+        got = np.asarray(jax.jit(call.__call__)(images, kernel, [bias, residual]), np.int32)
+        finish = Finish(bias, jax.numpy.asarray(residual), relu=True, dtype="uint8", scales=scales)
+        is_right &= bool((abs(got - np.asarray(finish(exact), np.int32)) <= 1).all())
+    return is_right

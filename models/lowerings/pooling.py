@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from cambrian.models.lowerings import Window
 from cambrian.sharding import sum_over_model_axis
@@ -38,6 +39,11 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
     """Computes the maximum of each window of images (N, H, W, C), padded with the lowest value."""
     padding = ((0, 0), *window.padding, (0, 0))
     return pool(x, (1, *window.size, 1), (1, *window.stride, 1), padding, "max").astype(x.dtype)
+
+
+def lowest(dtype: DTypeLike) -> float:
+    """The lowest value of a dtype."""
+    return -np.inf if jnp.issubdtype(dtype, jnp.floating) else int(jnp.iinfo(dtype).min)
 
 
 def mean_pool(x: jax.Array, size: tuple[int, int], summed: bool) -> jax.Array:

@@ -50,7 +50,7 @@ def choose_plan(
     if memory_limit_bytes is not None and memory_bytes(choices) > memory_limit_bytes:
         choices = fastest_within(trellis, memory_limit_bytes)
     layers = tuple(
-        (layer.name, LayerPlan(cut, option.lowering, option.micro_batch))
+        (layer.name, LayerPlan(cut, option.lowering, option.micro_batch, option.precision))
         for layer, (cut, option) in zip(network, choices, strict=True)
     )
     plan = Plan(layers, notes)

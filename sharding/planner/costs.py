@@ -19,6 +19,7 @@ class Option:
         of input_channels) but without the transitions around it.
       weight_bytes: bytes of the layer's parameters on each device.
       working_bytes: bytes of everything else that a device holds while it computes the layer.
+      precision: float32, bfloat16 or int8.
     """
 
     lowering: str
@@ -26,6 +27,7 @@ class Option:
     milliseconds: float
     weight_bytes: int
     working_bytes: int
+    precision: str = "float32"
 
 
 class Costs(Protocol):
@@ -50,4 +52,4 @@ Geometry = tuple
 def geometry(layer: LayerSpec) -> Geometry:
     """Returns the fields that the cost of a layer depends on: all but the names."""
     window = (layer.kernel, layer.stride, layer.padding)
-    return layer.kind, layer.in_shape, layer.out_shape, window, layer.residual is not None, layer.relu
+    return layer.kind, layer.in_shape, layer.out_shape, window, layer.residual is not None, layer.relu, layer.quantized

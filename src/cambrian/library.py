@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import jax
+import numpy as np
 
 from cambrian import engine
+from cambrian.commands.calibration import read_calibration
 from cambrian.commands.classifier import Classifier
 from cambrian.commands.configuration import (
     CALIBRATE_S,
@@ -21,13 +23,14 @@ from cambrian.commands.configuration import (
 )
 from cambrian.commands.images import open_source
 from cambrian.commands.model import Model, default_model, read_model
-from cambrian.commands.program import classifier_program, function_program, model_program
+from cambrian.commands.program import check_int8, classifier_program, function_program, model_program
 from cambrian.commands.run.classify import Prediction, classify, images_of
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh
 from cambrian.sharding.host import acquire_devices, divide_host, launches_at_once, return_freed_memory
 
 if TYPE_CHECKING:
+    from cambrian.models import Calibration
     from cambrian.models.graph.optimized_function import OptimizedFunction
 
 
@@ -199,6 +202,8 @@ def compile(
     name: str = "",
     tolerance: float | None = None,
     calibrate_s: float = CALIBRATE_S,
+    calibration: np.ndarray | str | os.PathLike | None = None,
+    max_top1_drop: float = 0.5,
 ) -> Executable:
     """Compiles a model for a mesh, ahead of time.
 
@@ -216,7 +221,8 @@ def compile(
         batch of a function that consists of more than layers (see `partition`) and comes without rules.
       batch_size: number of samples of a launch over all devices, a multiple of DATA, or of MODEL × DATA where both
         cut the batch; 0 lets Cambrian choose.
-      precision: float32, bfloat16, or auto: for a ResNet bfloat16 where it is faster, otherwise the model's own.
+      precision: float32, bfloat16, int8 (see docs/int8.md), or auto: for a ResNet bfloat16 where it is faster,
+        otherwise the model's own.
       partition: how the model axis cuts layers: auto, samples, rows, channels or intra_sample. The last three need a
         model that consists of layers alone, as a ResNet does: convolutions with square windows, dense layers, bias,
         residual, ReLU, max pooling, and the mean over all pixels.
@@ -228,13 +234,17 @@ def compile(
         0.10, compute side by side.
       name: of the program of a classifier, module or function; empty for the model's own.
       tolerance: of a classifier, module or function: largest relative error of the outputs against float32 on one
-        device; None for 1e-4, or 2e-2 in bfloat16.
+        device; None for 1e-4, or 2e-2 in bfloat16; in int8 against the same integers.
       calibrate_s: seconds in which to measure what decides a ResNet's plan, precision and batch size, where no cost
         table of this machine is there, and the lowerings of a function; 0 for none. What was measured is kept in the
         user's cache folder.
+      calibration: of int8: inputs (M, …), at least 16; for a ResNet or classifier also a folder of images, `cifar10` or
+        `cifar10_sample`, which None means.
+      max_top1_drop: of int8: percentage points of top-1 that may be lost on the calibration inputs.
 
     Raises:
-      UsageError: if an argument is out of its range, the devices don't suffice, or the mesh can't cut the model.
+      UsageError: if an argument is out of its range, the devices don't suffice, the mesh can't cut the model, or the
+        machine can't compute in int8.
       OutOfMemory: if no plan fits the devices.
     """
     if model is None or isinstance(model, (str, os.PathLike)):
@@ -246,6 +256,9 @@ def compile(
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     check_range("threads", threads, *RANGES["threads"])
     check_range("calibrate_s", calibrate_s, *RANGES["calibrate_s"])
+    check_range("max_top1_drop", max_top1_drop, *RANGES["max_top1_drop"])
+    if calibration is not None and precision != "int8":
+        raise UsageError(f"calibration belongs to precision int8, got it with {precision}")
     if isinstance(model, (Model, Classifier)) and (params, spec, rules) != (None, None, None):
         kind = "ResNet" if isinstance(model, Model) else "classifier"
         raise UsageError(f"params, spec and rules belong to a function or module, got them with a {kind}")
@@ -254,6 +267,9 @@ def compile(
     return_freed_memory(shape.num_devices)
     devices, notes = acquire_devices(shape.num_devices, platform, at_once)
     device_mesh = make_mesh(shape, devices)
+    quantization, told = None, ()
+    if precision == "int8":
+        quantization, told = _calibration(model, calibration, max_top1_drop, devices[0].platform)
     if is_planned:
         program = model_program(
             model,
@@ -263,6 +279,7 @@ def compile(
             partition=partition,
             launches_at_once=at_once,
             calibrate_s=calibrate_s,
+            calibration=quantization,
         )
     elif isinstance(model, Classifier):
         program = classifier_program(
@@ -274,6 +291,7 @@ def compile(
             name=name,
             tolerance=tolerance,
             calibrate_s=calibrate_s,
+            calibration=quantization,
         )
     else:
         program = function_program(
@@ -288,9 +306,29 @@ def compile(
             name=name,
             tolerance=tolerance,
             calibrate_s=calibrate_s,
+            calibration=quantization,
         )
     executable = engine.compile_program(program)
-    return Executable.of(dataclasses.replace(executable, notes=(*notes, *executable.notes)))
+    return Executable.of(dataclasses.replace(executable, notes=(*notes, *told, *executable.notes)))
+
+
+def _calibration(
+    model: Any, given: np.ndarray | str | os.PathLike | None, max_top1_drop: float, platform: str
+) -> tuple["Calibration", tuple[str, ...]]:
+    from cambrian.models import Calibration
+
+    check_int8(platform)
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        return Calibration(np.asarray(given), "the caller's", max_top1_drop=max_top1_drop), ()
+    named = "cifar10_sample" if given is None else os.fspath(given)
+    if isinstance(model, Model):
+        config = model.config
+        facts = config.preprocessing, config.labels, config.num_classes, model.trained
+    elif isinstance(model, Classifier):
+        facts = model.preprocessing, model.labels, len(model.labels), model.trained
+    else:
+        raise UsageError(f"precision int8 needs calibration, inputs (M, …) of the function or module, got {given}")
+    return read_calibration(*facts, calibration_data=named, max_top1_drop=max_top1_drop)
 
 
 _ON_CPU = ("auto", "cpu")
@@ -310,6 +348,8 @@ def optimize(model: Any, params: Any = None, *, precision: str = "auto") -> "Opt
     Raises:
       UsageError: if `model` is no such model, or the precision is unknown.
     """
+    if precision == "int8":
+        raise UsageError("int8 is calibrated: cambrian.compile takes the calibration, cambrian.optimize none")
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     from cambrian.models.frameworks import as_function

@@ -1,0 +1,261 @@
+"""int8: integers as a float64 simulation computes them on every mesh, calibration, and the budget of accuracy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import sliding_window_view
+
+from cambrian.models.costs.table import CostTable
+from cambrian.models.execution.layered_network import LayeredNetwork
+from cambrian.models.execution.make_plan import make_plan
+from cambrian.models.graph.build_program import build_program as build_function
+from cambrian.models.graph.calibrate import METHODS, Observed, evaluator, largest_of_channels, observe
+from cambrian.models.graph.equalize import equalize
+from cambrian.models.graph.passes import optimized
+from cambrian.models.graph.quantization import Calibration, Quantized, quantized
+from cambrian.models.graph.quantize import quantizable, quantize as quantize_pass
+from cambrian.models.graph.read_layers import read_layers
+from cambrian.models.graph.trace import trace
+from cambrian.models.lowerings.onednn_forms import int8_obstacle
+from cambrian.models.resnet.architecture import Architecture
+from cambrian.models.resnet.build_program import build_program, quantize
+from cambrian.models.resnet.variables import random_variables
+from cambrian.sharding import Kind, MeshShape, UsageError, make_mesh
+
+pytestmark = pytest.mark.skipif(int8_obstacle("cpu") is not None, reason=str(int8_obstacle("cpu")))
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 256, (24, 32, 32, 3), np.uint8)
+# Two blocks with a residual each, one of them across a change of shape; and a stem that pools.
+ARCHITECTURES = {
+    "cifar": Architecture("cifar", (2, 1), True, 10, width=32),
+    "imagenet": Architecture("imagenet", (1, 1), False, 10, width=64),
+}
+
+
+@functools.cache
+def quantized_resnet(stem: str, max_top1_drop: float = 100.0) -> Quantized:
+    architecture = ARCHITECTURES[stem]
+    calibration = Calibration(IMAGES, "noise", max_top1_drop=max_top1_drop)
+    return quantize(architecture, random_variables(architecture), calibration, image_size=32, mean=MEAN, std=STD)
+
+
+def simulated(network: LayeredNetwork, images: np.ndarray) -> np.ndarray:
+    """The logits in float64, from the definition of each layer alone."""
+    pixels = ((images / 255 - MEAN) / STD).astype(np.float32)
+    tensors: dict[str | None, np.ndarray] = {None: pixels}  # uint8, or floats
+    for layer in network.layers:
+        x, integers = tensors[layer.input], network.integers.get(layer.name)
+        residual = None if layer.residual is None else tensors[layer.residual].astype(np.float64)
+        if integers is None and x.dtype == np.uint8 and layer.kind != Kind.MAX_POOL:
+            x = x * network.scales[layer.input]
+        if integers is not None and x.dtype != np.uint8:
+            x = rounded(x * np.float32(1 / integers.in_scale), layer.quantized)
+        if layer.kind == Kind.MEAN_POOL:
+            y = x.mean((1, 2), keepdims=True)
+        elif layer.kind == Kind.MAX_POOL:
+            y = windows(layer, x).max((4, 5))
+        else:
+            kernel, bias = (network.params[f"{layer.name}.{name}"].astype(np.float64) for name in ("kernel", "bias"))
+            y = np.tensordot(windows(layer, x.astype(np.float64)), kernel, ((4, 5, 3), (0, 1, 2))) + bias
+            scale, out_scale = (1.0, 1.0) if integers is None else integers.scales
+            y = y * scale if residual is None else (y * scale + residual) * out_scale
+            y = np.maximum(y, 0) if layer.relu else y
+            y = rounded(y) if integers is not None and integers.out_dtype == "uint8" else y
+        tensors[layer.name] = y
+    return tensors[network.layers[-1].name].reshape(len(images), -1)
+
+
+def windows(layer, x: np.ndarray) -> np.ndarray:
+    sides = (layer.padding, layer.padding)
+    padded = np.pad(x, ((0, 0), sides, sides, (0, 0)))  # with zeros: what is pooled is never negative
+    found = sliding_window_view(padded, (layer.kernel, layer.kernel), axis=(1, 2))
+    return found[:, :: layer.stride, :: layer.stride]
+
+
+def rounded(y: np.ndarray, dtype: str = "uint8") -> np.ndarray:
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(y), limits.min, limits.max).astype(dtype)
+
+
+def outputs_of(program, images: np.ndarray) -> np.ndarray:
+    shardings = [spec.sharding(program.mesh) for spec in program.param_specs]
+    params = jax.device_put(list(program.params), shardings)
+    return np.asarray(jax.jit(program.apply)(params, jax.device_put(images, program.input_spec.sharding(program.mesh))))
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("stem", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "mesh, partition",
+    [("1x1", "auto"), ("2x4", "samples"), ("4x2", "rows"), ("2x2", "channels"), ("4x2", "intra_sample")],
+)
+def test_integers_are_those_of_a_float64_simulation(stem, mesh, partition):
+    found, shape = quantized_resnet(stem), MeshShape.parse(mesh)
+    network = read_layers(found.graph)
+    plan = make_plan(network.layers, shape, 24, "cpu", "int8", partition, table=CostTable("cpu"))
+    assert {plan[layer.name].precision for layer in network.layers if layer.quantized} == {"int8"}
+    program = build_program(
+        ARCHITECTURES[stem],
+        {},
+        plan,
+        make_mesh(shape, jax.devices()),
+        image_size=32,
+        batch_size=24,
+        precision="int8",
+        quantized=found,
+    )
+    expected = simulated(network, IMAGES)
+    reference = found.reference(IMAGES)
+    # In float64 a value between two integers may round to the other one.
+    assert relative_error(reference, expected) <= 1e-2
+    assert relative_error(outputs_of(program, IMAGES), reference) <= 1e-5
+    assert program.tolerance == max(1e-2, 2 * found.facts["relative_error"])
+    dtypes = {spec.name: spec.dtype for spec in program.param_specs}
+    assert dtypes["conv1.kernel"] == dtypes["layer1.0.conv2.kernel"] == "int8" and dtypes["fc.kernel"] == "float32"
+    assert program.metadata["quantization"]["num_images"] == 24
+
+
+def test_the_last_layer_and_what_reads_negative_values_keep_float32():
+    def function(params, x):
+        x = jax.nn.relu(x @ params["first"])
+        x = jax.nn.relu(x @ params["inner"])
+        x = x @ params["linear"]
+        x = jax.nn.relu(x @ params["after_linear"])
+        return x @ params["last"]
+
+    params = {name: RANDOM.standard_normal((64, 64), np.float32) / 8 for name in ("first", "inner", "linear", "last")}
+    params["after_linear"] = params["inner"]
+    graph = optimized(trace(function, params, jax.ShapeDtypeStruct((4, 64), "float32"))[0])
+    assert [node.inputs[1].path for node in quantizable(graph)] == ["first", "inner", "linear"]
+
+
+def test_scales_by_each_rule():
+    sample = np.concatenate([np.linspace(0, 1, 100_000, dtype=np.float32), np.float32([100.0])])
+    scales = {method: Observed(0.0, 100.0, sample).scale(method).scale for method in METHODS}
+    assert scales["minmax"] == pytest.approx(100 / 255)
+    assert scales["percentile"] == pytest.approx(1 / 255, rel=1e-3)
+
+    def error(scale: float) -> float:
+        return float(np.square(np.clip(np.rint(sample / scale), 0, 255) * scale - sample).mean())
+
+    assert error(scales["mse"]) <= min(error(scales["minmax"]), error(scales["percentile"]))
+    signed = Observed(-3.0, 2.0, np.linspace(-3, 2, 1000, dtype=np.float32)).scale("minmax")
+    assert signed == (pytest.approx(3 / 127), "int8")
+    assert Observed(0.0, 0.0, np.zeros(3, np.float32)).scale("mse").scale > 0  # an activation that is always off
+
+
+def test_rescaled_channels_give_the_same_and_lose_less():
+    params = {name: RANDOM.standard_normal((64, 64), np.float32) / 8 for name in "abc"}
+    uneven = np.logspace(-2, 2, 64, dtype=np.float32)
+    params["a"], params["b"] = params["a"] * uneven, params["b"] / uneven[:, None]
+
+    def function(params, x):
+        return jax.nn.relu(jax.nn.relu(x @ params["a"]) @ params["b"]) @ params["c"]
+
+    inputs = RANDOM.standard_normal((32, 64), np.float32)
+    graph = optimized(trace(function, params, jax.ShapeDtypeStruct((32, 64), "float32"))[0])
+    exact = np.asarray(function(params, inputs))
+
+    def error(graph) -> float:
+        nodes = quantizable(graph)
+        _, observed = observe(graph, nodes, [inputs])
+        made = quantize_pass(graph, {value: found.scale("minmax") for value, found in observed.items()}, {*nodes})
+        return relative_error(evaluator(made)(inputs)[0], exact)
+
+    equalized = equalize(graph, largest_of_channels(graph, [inputs]))
+    assert relative_error(evaluator(equalized)(inputs)[0], exact) <= 1e-5
+    assert error(equalized) < 0.02 < 0.2 < error(graph)
+
+
+def function_with_a_layer_that_loses() -> tuple:
+    """A classifier one of whose layers has an outlier in its kernel, so that 8 bits leave nothing of the rest."""
+    params = {name: RANDOM.standard_normal((64, 64), np.float32) / 8 for name in "abcde"}
+    params["a"][:, 0], params["b"][0, 0] = 0.0, 2000.0  # which multiplies zeros alone
+
+    def function(params, x):
+        a = jax.nn.relu(x @ params["a"])
+        b = jax.nn.relu(a @ params["b"])
+        c = jax.nn.relu(b @ params["c"])
+        return c @ params["d"] + (jnp.tanh(a) + jnp.tanh(b)) @ params["e"]  # tanh fixes the scales of a and b
+
+    return function, params
+
+
+def test_layers_stay_in_float32_until_the_budget_holds():
+    function, params = function_with_a_layer_that_loses()
+    inputs = RANDOM.standard_normal((64, 64), np.float32)
+    graph = optimized(trace(function, params, jax.ShapeDtypeStruct((16, 64), "float32"))[0])
+    loose = quantized(graph, Calibration(inputs, "noise", max_top1_drop=100.0))
+    assert loose.facts["float32_layers"] == [] and loose.facts["top1_drop"] > 10
+    found = quantized(graph, Calibration(inputs, "noise", max_top1_drop=5.0))
+    assert found.facts["float32_layers"] == ["b"] and found.facts["top1_drop"] <= 5
+    assert found.notes == ("1 of 3 layers stay in float32, to lose at most 5 points of top-1: b",)
+    with pytest.raises(UsageError, match="int8 loses more top-1 than max_top1_drop allows"):
+        quantized(graph, Calibration(inputs, "noise", max_top1_drop=-1.0))
+
+
+def test_any_function_of_layers_and_more_has_int8():
+    params = {
+        "first": RANDOM.standard_normal((3, 3, 3, 64), np.float32) / 5,
+        "inner": RANDOM.standard_normal((3, 3, 64, 64), np.float32) / 24,
+        "last": RANDOM.standard_normal((64, 10), np.float32) / 8,
+    }
+
+    def function(params, x):
+        def conv(x, name):
+            return jax.lax.conv_general_dilated(
+                x, params[name], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        x = jax.nn.relu(conv(x, "first"))
+        x = jnp.tanh(jax.nn.relu(conv(x, "inner")))
+        return x.mean((1, 2)) @ params["last"]
+
+    samples = RANDOM.standard_normal((32, 8, 8, 3), np.float32)
+    inputs, mesh = jax.ShapeDtypeStruct((8, 8, 8, 3), "float32"), make_mesh(MeshShape(1, 2), jax.devices())
+    program = build_function(
+        function, params, inputs, mesh, name="net", precision="int8", calibration=Calibration(samples, "noise")
+    )
+    assert program.plan is not None
+    assert [plan.precision for _, plan in program.plan.layers] == ["int8", "int8", "float32"]
+    got = outputs_of(program, samples[:8])
+    assert relative_error(got, program.reference(samples[:8])) <= 1e-3
+    assert 1e-4 < relative_error(got, np.asarray(function(params, samples[:8]))) < 0.05
+    with pytest.raises(UsageError, match="precision int8 needs calibration, samples of the inputs of net, got None"):
+        build_function(function, params, inputs, mesh, name="net", precision="int8")
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (IMAGES[:15], "int8 needs at least 16 calibration images, got 15: noise"),
+        (np.repeat(IMAGES[:1], 20, axis=0), "int8 needs calibration images that differ, got equal ones: noise"),
+    ],
+)
+def test_bad_calibration_is_refused(inputs, message):
+    with pytest.raises(UsageError, match=message):
+        Calibration(inputs, "noise")
+
+
+def test_a_network_without_inner_layers_is_refused():
+    graph = optimized(
+        trace(lambda p, x: x @ p, np.eye(64, dtype=np.float32), jax.ShapeDtypeStruct((4, 64), "float32"))[0]
+    )
+    with pytest.raises(UsageError, match="the network has none of them"):
+        quantized(graph, Calibration(RANDOM.standard_normal((16, 64), np.float32), "noise"))
+
+
+def test_without_the_instructions_there_is_no_int8(monkeypatch):
+    from cambrian.models.lowerings import onednn_forms
+
+    monkeypatch.setattr(onednn_forms, "cpu_features", lambda: frozenset({"avx2"}))
+    assert "has none of the instructions amx_int8, avx512_vnni, avx_vnni" in str(int8_obstacle("cpu"))
+    assert int8_obstacle("gpu") == "oneDNN runs on cpu, not on gpu"
