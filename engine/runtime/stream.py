@@ -141,8 +141,10 @@ def _ordered_map(
         room.release(threads)  # wakes the threads that wait for room
         deadline = time.monotonic() + _PATIENCE_S
         for worker in workers:
+            if worker in working and not in_this_process:
+                continue
             worker.join(max(0.0, deadline - time.monotonic()))
-            if in_this_process and worker in working:
+            if worker in working:
                 worker.join()
 
     # Daemons, because an abandoned generator must not keep the interpreter from exiting; but a thread inside JAX could
