@@ -16,8 +16,8 @@ from cambrian.engine.artifact.manifest import MANIFEST
 from cambrian.engine.artifact.save import compute_parts, save, write_artifact
 from cambrian.engine.artifact.serialization import NotSerializable
 from cambrian.engine.errors import ArtifactExists, DamagedArtifact
-from cambrian.engine.runtime.compile import compile_program, jit_program
-from cambrian.sharding import UsageError, make_mesh
+from cambrian.engine.runtime.compile import compile_program
+from cambrian.sharding import UsageError, jit_program, make_mesh
 from toy_program import MESH, toy_program
 
 

@@ -16,8 +16,7 @@ from jax.extend.mlir import deserialize_portable_artifact
 from jax.interpreters import mlir
 
 from cambrian.engine.errors import one_line
-from cambrian.engine.runtime.compile import jit_program
-from cambrian.sharding import Program, UsageError
+from cambrian.sharding import Program, UsageError, jit_program
 
 # Marks of shardings. JAX 0.10 exports none of them for our programs, its older partitioner the first three.
 _HARMLESS_TARGETS = ("Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape")

@@ -8,7 +8,7 @@ from jax.export import Exported
 from jax.sharding import Mesh
 
 from cambrian.engine.runtime.executable import Analysis, Executable
-from cambrian.sharding import Program, Specs, TensorSpec, abstract, aligned, shardings
+from cambrian.sharding import Program, Specs, TensorSpec, abstract, aligned, compile_apply, shardings
 from cambrian.sharding.host import without_compilation_cache
 
 
@@ -30,18 +30,6 @@ def compile_program(program: Program) -> Executable:
         notes=program.notes,
         program=program,
     )
-
-
-def compile_apply(program: Program) -> jax.stages.Compiled:
-    """Traces and compiles the program's `apply`, without moving its parameters."""
-    lowered = jit_program(program).lower(*program.abstract_arguments())
-    with without_compilation_cache():
-        return lowered.compile()
-
-
-def jit_program(program: Program):
-    """Returns the program's `apply` under `jax.jit`, with its output sharding."""
-    return jax.jit(program.apply, out_shardings=shardings(program.output_spec, program.mesh))
 
 
 def compile_exported(

@@ -180,11 +180,13 @@ def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Pro
         TensorSpec(f"constant.{number:04d}", array.shape, str(array.dtype)) for number, array in enumerate(small)
     )
 
+    structure = jax.tree.structure(stock.output_spec)
+
     def local_apply(params: Sequence[jax.Array], inputs: Any) -> Any:
         known = {**scalars, **dict(zip(constants, params, strict=True))}
         arrays = {constant: jnp.broadcast_to(array, constant.shape) for constant, array in known.items()}
         outputs = graph.evaluate(arrays, jax.tree.leaves(inputs))
-        return jax.tree.unflatten(jax.tree.structure(stock.output_spec), outputs)
+        return jax.tree.unflatten(structure, outputs)
 
     apply = jax.shard_map(
         local_apply,

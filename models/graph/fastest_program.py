@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cambrian.sharding import Program, TensorSpec, UsageError, aligned, shardings
-from cambrian.sharding.host import without_compilation_cache
+from cambrian.sharding import Program, TensorSpec, UsageError, aligned, compile_apply, shardings
 
 _ROUNDS, _SECONDS = 5, 4.0
 _LEAST_GAIN = 1.02
@@ -109,8 +108,7 @@ def _relative_error(got: Any, expected: Any) -> float:
 def _launch(program: Program, inputs: Any) -> Launch:
     params = jax.device_put(list(map(aligned, program.params)), shardings(list(program.param_specs), program.mesh))
     placed = jax.device_put(inputs, shardings(program.input_spec, program.mesh))
-    with without_compilation_cache():
-        compiled = jax.jit(program.apply).lower(params, placed).compile()
+    compiled = compile_apply(program)
     return lambda: compiled(params, placed)
 
 
