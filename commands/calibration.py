@@ -85,7 +85,10 @@ def _source(calibration_data: str, data: str) -> tuple[ImageSource, tuple[str, .
         chosen, split = data, _SPLIT
     else:
         chosen, split, notes = _SAMPLE, "test", (_SAMPLE_NOTE,)
-    source, _ = open_source(chosen, split=split)
+    try:
+        source, _ = open_source(chosen, split=split)
+    except UsageError as error:
+        raise UsageError(f"calibration_data: {error}") from None
     return EvenSample(source, NUM_IMAGES) if len(source) > NUM_IMAGES else source, notes
 
 

@@ -31,6 +31,11 @@ def test_a_run_is_calibrated_on_the_training_split_and_says_so(command):
     "flags, error",
     [
         (("--calibration_data", "pictures"), "--calibration_data belongs to precision int8, got auto"),
+        (
+            ("--precision", "int8", "--calibration_data", "nowhere", "--mesh", "1x1"),
+            "calibration_data: data must be auto, cifar10, cifar10_sample, synthetic or a folder of images, got "
+            "'nowhere': No such file or directory",
+        ),
         (("--precision", "int8", "--max_top1_drop", "101"), "max_top1_drop must be from 0 to 100, got 101.0"),
         (("--precision", "int8", "--mode", "train"), "mode train trains in float32 or bfloat16, got precision int8"),
     ],
