@@ -176,6 +176,8 @@ class _Calibration:
 
     def fastest(self, precisions: Sequence[str], batch_sizes: Sequence[int]) -> Setting:
         """Returns the fastest setting, after measuring what decides it in all precisions and at its batch size."""
+        if not any(map(self._own.has_measured, precisions)):  # how fast this machine is, for the first batch size
+            self._measure(Setting(precisions[0], min(batch_sizes)), share=0.0)
         batch_size, refined = self.plans.largest(precisions, batch_sizes).batch_size, []
         while batch_size not in refined and (self._left_s > 0 or not refined):
             self._refine([Setting(precision, batch_size) for precision in precisions])
