@@ -118,12 +118,19 @@ def _batch(found: Flags, configuration: Configuration) -> None:
     batch_command(configuration, found)
 
 
+def _loadgen(found: Flags, configuration: Configuration) -> None:
+    from cambrian.commands.loadgen.loadgen import loadgen_command
+
+    loadgen_command(configuration, found)
+
+
 _MODES: dict[str, Callable[[Flags, Configuration], None]] = {
     "run": _run,
     "compile": _compile,
     "plan": _plan,
     "train": _train,
     "batch": _batch,
+    "loadgen": _loadgen,
 }
 
 

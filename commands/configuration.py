@@ -30,6 +30,8 @@ RANGES = MappingProxyType(
         "workers": (1, 2**16),
         "timeout_s": (1, 7 * 24 * 3600),
         "calibrate_s": (0, 3600),
+        "min_duration_s": (0, 7 * 24 * 3600),
+        "min_query_count": (1, 10**9),
     }
 )
 MAX_DEVICES = 2**16

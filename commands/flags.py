@@ -12,12 +12,19 @@ from absl import flags
 from cambrian.commands.config_file import DEFAULT_CONFIG, ConfigFile, read_config_file, read_reported_flags
 from cambrian.commands.configuration import CALIBRATE_S, EXECUTIONS, PRECISIONS, RANGES, Configuration, check_range
 from cambrian.commands.flag_parsers import Named, OneOrMore
+from cambrian.commands.loadgen.settings import (
+    DECIDED_BY_RULES,
+    LOADGEN_FLAGS,
+    SCENARIOS,
+    TEST_MODES,
+    LoadGenSettings,
+)
 from cambrian.sharding import PARTITIONS, MeshShape, UsageError
 from cambrian.sharding.host import PLATFORMS
 
-MODES = ("run", "compile", "plan", "train", "batch")
+MODES = ("run", "compile", "plan", "train", "batch", "loadgen")
 SEARCHES = ("grid", "auto")
-OBJECTIVES = ("images_per_second", "latency_ms_p99", "wall_ms")
+OBJECTIVES = ("images_per_second", "latency_ms_p90", "latency_ms_p99", "wall_ms")
 # Flags that a sweep can vary, in the order in which it names a configuration.
 STARRED = (
     "mesh",
@@ -62,7 +69,8 @@ _OF_A_RESNET = ("config", "image_size", "resize", "tune")
 _MODE_HELP = (
     "run: classify images. compile: build and save the artefact, print its path. "
     "plan: show the executable's plan and how long a launch takes. train: train weights. "
-    "batch: classify images on a Ray cluster, by an artefact."
+    "batch: classify images on a Ray cluster, by an artefact. "
+    "loadgen: run a test of MLPerf's LoadGen."
 )
 
 
@@ -117,6 +125,17 @@ def define_flags(values: flags.FlagValues) -> None:
     real("max_top1_drop", 0.5, f"int8: points of top-1 that may be lost on those images, {_range('max_top1_drop')}.")
     boolean("tune", False, "Mode plan: measure all that this machine's cost table lacks, for minutes.")
     real("calibrate_s", CALIBRATE_S, "Seconds in which a build may measure a CPU that no cost table is of. 0: none.")
+    choice("scenario", SCENARIOS[0], SCENARIOS, f"Mode loadgen: one of {', '.join(SCENARIOS)}.")
+    choice(
+        "test_mode",
+        TEST_MODES[0],
+        TEST_MODES,
+        f"Mode loadgen: one of {', '.join(TEST_MODES)}. FindPeakPerformance: the highest rate of scenario Server.",
+    )
+    real("target_qps", None, "Mode loadgen: samples per second, to send (Server) or to expect (Offline).")
+    real("min_duration_s", 10, f"Mode loadgen: least seconds of a test, {_range('min_duration_s')}.")
+    integer("min_query_count", 100, f"Mode loadgen: least queries of a test, {_range('min_query_count')}.")
+    boolean("mlperf_rules", False, "Mode loadgen: durations, counts and bound of MLPerf's image classification.")
     boolean("skip_bad_images", False, "Skip images that can't be read, and list them in the report.")
     integer("seed", 0, "Seed of random weights, synthetic images and training.")
     integer("workers", 1, f"Mode batch: processes of the cluster that classify, {_range('workers')}.")
@@ -125,7 +144,7 @@ def define_flags(values: flags.FlagValues) -> None:
     integer("repeats", 3, f"Sweep: runs of each configuration, {_range('repeats')}.")
     choice("search", "grid", SEARCHES, "Sweep: grid runs every configuration, auto the promising ones.")
     choice("objective", "images_per_second", OBJECTIVES, "Sweep: report key to optimise.")
-    real("max_latency_ms", None, "Sweep: upper limit on latency_ms_p99.")
+    real("max_latency_ms", None, "Sweep: upper limit on latency_ms_p99. Mode loadgen: Server's latency bound [100].")
     real("min_top1", None, f"Sweep: lower limit on top1, {_range('min_top1')}.")
     real("timeout_s", 1800, f"Sweep: seconds after which a build or run is ended, {_range('timeout_s')}.")
     boolean("fresh", False, "Sweep: remove earlier results from its directory and start over.")
@@ -221,14 +240,16 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
             raise UsageError(f"{source} must set flags of main.py, got {name!r}")
         if name in always or name not in given:
             values[name] = _parse(own[name], value, source)
-    if values["mode"] == "train" and "mesh" not in given and values["mesh"] == own["mesh"].default:
+    if values["mode"] in ("train", "loadgen") and "mesh" not in given and values["mesh"] == own["mesh"].default:
         values["mesh"] = "1x1"
-    for name in SWEEP_FLAGS:
+    for name in (*SWEEP_FLAGS, *LOADGEN_FLAGS):
         if name in RANGES and (value := values[name]) is not None:
             check_range(name, value, *RANGES[name])
     defaults = {name: flag.default for name, flag in own.items()}
     found = Flags(MappingProxyType(values), MappingProxyType(defaults), given, config)
-    if not found.is_sweep and (alone := [name for name in SWEEP_FLAGS if name in given]):
+    bounds_server = values["mode"] == "loadgen" and values["scenario"] == "Server"
+    of_sweeps = [name for name in SWEEP_FLAGS if name != "max_latency_ms" or not bounds_server]
+    if not found.is_sweep and (alone := [name for name in of_sweeps if name in given]):
         raise UsageError(
             f"--{alone[0]} requires a sweep, several values of one of {', '.join(STARRED)}, got one configuration"
         )
@@ -293,6 +314,15 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
         raise UsageError(f"--tune belongs to mode plan, got mode {mode}")
     fields = Configuration.__dataclass_fields__
     values = {name: value for name, value in found.values.items() if name in fields} | dict(chosen or {})
+    if mode == "loadgen":
+        if found["mlperf_rules"] and (decided := [name for name in DECIDED_BY_RULES if name in found.given]):
+            raise UsageError(f"MLPerf's rules decide {decided[0]}: leave --{decided[0]} out, got {found[decided[0]]}")
+        if found["skip_bad_images"]:
+            raise UsageError("LoadGen decides which images it asks for: leave --skip_bad_images out")
+        test = LoadGenSettings.of(found.values)
+        values["batch_size"] = values["batch_size"] or test.batch_size(MeshShape.parse(values["mesh"]))
+    elif others := [name for name in LOADGEN_FLAGS if name in found.given]:
+        raise UsageError(f"--{others[0]} belongs to mode loadgen, got mode {mode}")
     return Configuration(
         **values
         | {

@@ -25,10 +25,12 @@ REPORT = "report.json"
 PREDICTIONS, CLASSES, CONFUSION = "predictions.csv", "classes.csv", "confusion.png"
 JOB, ROWS = "job.json", "rows"  # of a batch job; its rows stay when it is started again
 METRICS, CURVES, MODEL = "metrics.csv", "curves.png", "model"
+LOADGEN_LOGS = tuple(f"mlperf_log_{name}" for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json"))
 TRAINED_PRECISIONS = ("float32", "bfloat16")  # in which a training evaluates its weights
 # Every file that a run or a training writes, but for its checkpoints.
 RESULTS = (
     *(PREDICTIONS, CLASSES, CONFUSION, METRICS, CURVES),
+    *LOADGEN_LOGS,
     *(f"{MODEL}/{name}" for name in ("config.json", "preprocessor_config.json", "model.safetensors")),
     *(name.replace(".", f"_{end}.") for name in (CLASSES, CONFUSION) for end in TRAINED_PRECISIONS),
 )

@@ -22,9 +22,10 @@ class Report:
     `status` is running, ok, out_of_memory, interrupted or failed. It is `running` from before the first result until
     the end: in the report of a process that was killed, nothing was measured, and predictions.csv holds whole batches.
     Times are in milliseconds, fractions from 0 to 1. `executable` is native, portable or online; `build_ms` is None if
-    the artefact was cached. `summary` stands for its keys, which exclude loading. With several cards, `each_card` holds
-    what each computed, at which rate, and how it `ended` if it ended early; mesh and device_count are those of one
-    card, and host memory is that of all. `classes` holds a `ClassAccuracy` per class. `parity_*` compare the
+    the artefact was cached. `summary` stands for its keys, which exclude loading; in mode loadgen, throughput and
+    latency are LoadGen's, and `loadgen` holds scenario, test mode and `LoadGenResult`. With several cards, `each_card`
+    holds what each computed, at which rate, and how it `ended` if it ended early; mesh and device_count are those of
+    one card, and host memory is that of all. `classes` holds a `ClassAccuracy` per class. `parity_*` compare the
     executable's probe with the unsharded float32 reference; in int8 with the same integers, unsharded. `quantization`
     says how they were calibrated and how far they are from float32; None without.
     """
@@ -55,6 +56,7 @@ class Report:
     first_inference_ms: float | None = None
     summary: Summary = Summary()
     each_card: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    loadgen: dict[str, Any] | None = None
     top1: float | None = None
     top1_interval_95: tuple[float, float] | None = None
     top5: float | None = None

@@ -34,11 +34,18 @@ def run_command(configuration: Configuration, flags: Flags) -> None:
     print(f"report and predictions in {output_dir}")
 
 
-def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tuple[Report, Path]:
+# (executable, images, configuration, output folder, report, function to call before the first result)
+Work = Callable[[Executable | Cards, ModelImages, Configuration, Path, Report, Callable[[], None]], None]
+
+
+def run_configuration(
+    configuration: Configuration, flags: dict[str, Any], work: Work | None = None
+) -> tuple[Report, Path]:
     """Classifies the configuration's images and writes report.json and predictions.csv.
 
     Args:
       flags: as the report shows them.
+      work: what to do with executable and images instead of classifying them.
 
     Returns:
       The report and its folder.
@@ -68,13 +75,13 @@ def run_configuration(configuration: Configuration, flags: dict[str, Any]) -> tu
             report.request(configuration)
         with reporting(report, output_dir) as start:
             for note in notes:
-                _note(note, report)
+                add_note(note, report)
             try:
                 with ready(configuration) as (executable, costs):
                     report.build_ms, report.load_ms = costs.build_ms, costs.load_ms
                     report.predicted_memory_bytes_per_device = costs.device_memory_bytes
                     report.predicted_host_memory_bytes = costs.host_memory_bytes
-                    _run(executable, configuration, source, output_dir, report, start)
+                    _run(executable, configuration, source, output_dir, report, start, work or _classify)
             except ParityError as error:
                 report.compare(error.parity)
                 raise
@@ -92,6 +99,7 @@ def _run(
     output_dir: Path,
     report: Report,
     start: Callable[[], None],
+    work: Work,
 ) -> None:
     check_classifier(executable.name, executable.metadata)
     report.describe(executable)
@@ -103,20 +111,25 @@ def _run(
     report.data = images.description
     for note in (*data_notes, *executable.notes, *notes):
         if note not in report.notes:
-            _note(note, report)
-    start()
-    _classify(executable, images, configuration, output_dir, report)
+            add_note(note, report)
+    work(executable, images, configuration, output_dir, report, start)
     if report.skipped_images:
         skipped = counted(len(report.skipped_images), "unreadable image")
-        _note(f"{skipped} skipped, listed as skipped_images in the report", report)
+        add_note(f"{skipped} skipped, listed as skipped_images in the report", report)
     if isinstance(executable, Executable) and executable.parity is None:
         report.describe(check_parity(executable))
 
 
 def _classify(
-    executable: Executable | Cards, images: ModelImages, configuration: Configuration, output_dir: Path, report: Report
+    executable: Executable | Cards,
+    images: ModelImages,
+    configuration: Configuration,
+    output_dir: Path,
+    report: Report,
+    start: Callable[[], None],
 ) -> None:
     """Writes predictions and accuracy; if an exception ends it, report and predictions agree on the finished part."""
+    start()
     tally, timeline, accuracy = Tally.of(executable, images), Timeline(), None
     batches = classify(
         executable,
@@ -146,12 +159,13 @@ def _classify(
             report.measure_cards(executable, timeline)
             for card in executable.cards:
                 if card.ended and card.is_ready:
-                    _note(f"card {card.index} {card.ended}: its batches went to the others", report)
+                    add_note(f"card {card.index} {card.ended}: its batches went to the others", report)
     if accuracy is not None and tally.confusion is not None:
         title = f"{executable.name}, {report.precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
         write_accuracy(output_dir, accuracy, tally.confusion, title)
 
 
-def _note(note: str, report: Report) -> None:
+def add_note(note: str, report: Report) -> None:
+    """Prints a deviation from the request, and adds it to the report."""
     print_note(note)
     report.notes.append(note)

@@ -1,6 +1,7 @@
 """The short table at the end of a run."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.table import Table
 
@@ -29,7 +30,8 @@ def _title(report: Report) -> str:
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
     data, count = report.data or "", f"{report.num_images} of "
-    yield "images", data if data.startswith(count) else count + data
+    yield "images", data if report.loadgen or data.startswith(count) else count + data
+    yield from _loadgen_rows(report.loadgen or {})
     if report.skipped_images:
         yield "skipped", counted(len(report.skipped_images), "unreadable image")
     times = report.summary
@@ -42,7 +44,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if times.latency_ms_p50 is not None:
         percentiles = (times.latency_ms_p50, times.latency_ms_p90, times.latency_ms_p99)
         yield (
-            "batch latency ms",
+            "query latency ms" if report.loadgen and report.loadgen.get("latency_ms_p50") else "batch latency ms",
             ", ".join(f"p{percent} {value:.0f}" for percent, value in zip((50, 90, 99), percentiles, strict=True)),
         )
     if times.decode_ms is not None:
@@ -52,7 +54,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "wall ms", f"{times.wall_ms:.0f}"
     if report.top1 is not None:
         shares = (("top-1", report.top1, report.top1_interval_95), ("top-5", report.top5, report.top5_interval_95))
-        yield "accuracy", ", ".join(share_with_interval(*share) for share in shares)
+        yield "accuracy", ", ".join(share_with_interval(*share) for share in shares if share[1] is not None)
     build = "artefact was there" if report.build_ms is None else f"{report.build_ms:.0f}"
     if report.load_ms is not None:
         yield "build, load ms", f"{build}, {report.load_ms:.0f}"
@@ -68,3 +70,16 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         same = "" if agreement is None else f", same top-1 for {agreement:.1%}"
         count = report.quantization["num_images"]
         yield "int8", f"relative error {error:.1e} against float32{same}, on {count} calibration images"
+
+
+def _loadgen_rows(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if not result:
+        return
+    test = f"{result['scenario']}, {result['test_mode']}"
+    if "result" not in result:
+        yield "LoadGen", test
+        return
+    queries = "1 query" if result["num_queries"] == 1 else f"{result['num_queries']} queries"
+    yield "LoadGen", f"{test}: {result['result']}, {queries} at {result['target_qps']:.4g} samples/s"
+    for reason in result["reasons"]:
+        yield "reason", reason

@@ -13,7 +13,7 @@ class Objective:
     """A report key to optimise, under constraints.
 
     Attributes:
-      key: images_per_second (maximised), latency_ms_p99 or wall_ms (minimised).
+      key: images_per_second (maximised), latency_ms_p90, latency_ms_p99 or wall_ms (minimised).
       max_latency_ms: upper limit on latency_ms_p99; None for no limit.
       min_top1: lower limit on top1, from 0 to 1; None for no limit.
     """
@@ -34,6 +34,8 @@ class Objective:
 
     def violation(self, values: Mapping[str, Any]) -> str | None:
         """Describes the constraint that report values violate; None if there is none."""
+        if (values.get("loadgen") or {}).get("result") == "INVALID":
+            return f"LoadGen must find it VALID, got INVALID: {'; '.join(values['loadgen']['reasons'])}"
         latency, top1 = values.get("latency_ms_p99"), values.get("top1")
         if self.max_latency_ms is not None and (latency is None or latency > self.max_latency_ms):
             got = "none" if latency is None else f"{latency:.1f}"

@@ -100,7 +100,8 @@ def rank(
             best = by_images[0 if complete else max(by_images)]
             standing = Standing(**common, status=OK, reports=tuple(best), complete=complete)
             keys = ("latency_ms_p99", "top1")
-            violation = objective.violation({key: standing.median(key) for key in keys})
+            verdict = next((r["loadgen"] for r in best if (r.get("loadgen") or {}).get("result") == "INVALID"), None)
+            violation = objective.violation({key: standing.median(key) for key in keys} | {"loadgen": verdict})
             if standing.median(objective.key) is None:
                 violation = f"expected a value of {objective.key}, got none: no image could be read"
             standings.append(dataclasses.replace(standing, eligible=violation is None, reason=violation))

@@ -15,6 +15,7 @@ from cambrian.commands.command_line import command_line
 from cambrian.commands.configuration import Configuration, default_batch_size
 from cambrian.commands.flags import DECIDED_BY_ARTIFACT, OF_INT8, SWEEP_FLAGS, Flags, read_configuration
 from cambrian.commands.images import choose_data, for_model, open_source
+from cambrian.commands.loadgen.settings import LOADGEN_FLAGS
 from cambrian.commands.model import read_model
 from cambrian.commands.predict import predict
 from cambrian.commands.program import build_digest
@@ -28,7 +29,7 @@ from cambrian.engine.artifact.versions import versions
 from cambrian.sharding import UsageError
 from cambrian.sharding.host import acquire_devices, cpu_model
 
-_MODES = ("run", "compile")
+_MODES = ("run", "compile", "loadgen")
 _MAX_CONFIGURATIONS = 10_000
 # Flags that don't identify a sweep.
 _NOT_OF_THE_COMMAND = ("output_dir", "fresh", "dry_run", "debug")
@@ -61,8 +62,13 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
 
     configurations, refused = _configurations(flags, grid)
     model, labels, num_logits = _model(next(iter(configurations.values())))
-    num_images = _count_images(configurations, refused, labels, num_logits) if mode == "run" else {}
+    num_images = _count_images(configurations, refused, labels, num_logits) if mode != "compile" else {}
     without_sweep: dict[str, Any] = dict.fromkeys(SWEEP_FLAGS)
+    if mode == "loadgen":
+        if flags["search"] == "auto":
+            raise UsageError("a test of LoadGen has no images to leave out: --search must be grid, got auto")
+        if flags["scenario"] == "Server":
+            del without_sweep["max_latency_ms"]
     if artifact:
         without_sweep |= dict.fromkeys(DECIDED_BY_ARTIFACT)
 
@@ -75,7 +81,9 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         return [*program, *arguments(cell, output_dir=str(output_dir), **chosen)]
 
     def build_command(cell: Cell) -> list[str]:
-        return [*program, *arguments(cell, mode="compile", output_dir=None)]
+        # LoadGen's scenario has a say in the batch size.
+        chosen = dict.fromkeys(LOADGEN_FLAGS) | {"batch_size": configurations[cell].batch_size}
+        return [*program, *arguments(cell, mode="compile", output_dir=None, max_latency_ms=None, **chosen)]
 
     typed = _as_typed(Path(program[-1]))
     command = shlex.join([*typed, *command_line(flags, dict.fromkeys(_NOT_OF_THE_COMMAND))])

@@ -7,7 +7,12 @@ from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import Standing
 from cambrian.commands.sweep.result import OK, OVERFLOW
 
-UNITS = {"images_per_second": "images/s", "latency_ms_p99": "ms latency p99", "wall_ms": "ms"}
+UNITS = {
+    "images_per_second": "images/s",
+    "latency_ms_p90": "ms latency p90",
+    "latency_ms_p99": "ms latency p99",
+    "wall_ms": "ms",
+}
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -1,0 +1,1 @@
+"""`--mode loadgen`: MLPerf's LoadGen asks, the executable answers, LoadGen judges."""

@@ -1,0 +1,126 @@
+"""`--mode loadgen`: a test of MLPerf's LoadGen, with its logs and its verdict in the report."""
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlperf_loadgen as loadgen  # pyright: ignore[reportMissingImports]
+import numpy as np
+
+from cambrian.commands.accuracy.accuracy import wilson_interval
+from cambrian.commands.configuration import Configuration
+from cambrian.commands.flags import Flags
+from cambrian.commands.images import ModelImages
+from cambrian.commands.loadgen.queries import Samples, run_test
+from cambrian.commands.loadgen.results import read_classes, read_result
+from cambrian.commands.loadgen.settings import LoadGenSettings
+from cambrian.commands.report import Report
+from cambrian.commands.run.classify import numbered_alike
+from cambrian.commands.run.run import add_note, run_configuration
+from cambrian.commands.run.table import print_table
+from cambrian.engine.cards import Cards
+from cambrian.engine.runtime.executable import Executable
+from cambrian.engine.runtime.metrics import Timeline
+from cambrian.engine.runtime.stream import stream
+from cambrian.sharding import UsageError
+
+_MEASURED_S = 1.0
+
+
+def loadgen_command(configuration: Configuration, flags: Flags) -> None:
+    """Runs a test of LoadGen and prints its result; raises as `run_configuration`."""
+    settings = LoadGenSettings.of(flags.values)
+    report, output_dir = run_configuration(
+        configuration, dict(flags.values), functools.partial(_answer_loadgen, settings)
+    )
+    print_table(report)
+    print(f"report and LoadGen's logs in {output_dir}")
+
+
+def _answer_loadgen(
+    settings: LoadGenSettings,
+    executable: Executable | Cards,
+    images: ModelImages,
+    configuration: Configuration,
+    output_dir: Path,
+    report: Report,
+    start: Callable[[], None],
+) -> None:
+    assert isinstance(executable, Executable)  # the flags refuse cards in this mode
+    measures_accuracy = settings.test_mode in ("AccuracyOnly", "SubmissionRun")
+    if measures_accuracy and not (executable.metadata["trained"] and numbered_alike(executable, images)):
+        raise UsageError(
+            f"test_mode {settings.test_mode} needs trained weights, and images labelled with the model's classes, "
+            f"got {executable.name} with {images.description}"
+        )
+    batch_size, query = executable.batch_size, settings.samples_per_query
+    is_stream = settings.scenario in ("SingleStream", "MultiStream")  # one query after another
+    launch_s = _seconds_a_batch(executable, 1 if is_stream else configuration.threads)
+    test_settings = settings.test_settings(batch_size, launch_s)
+    if len(images) < (needed := settings.num_images_needed(test_settings)):
+        rules = ", by MLPerf's rules" if settings.mlperf_rules else ""
+        raise UsageError(
+            f"scenario {settings.scenario} needs at least {needed} images{rules}, "
+            f"got {len(images)} of {images.description}"
+        )
+    start()
+    if is_stream and query % batch_size:
+        add_note(f"each query of {settings.scenario}, {query} samples, is padded to batches of {batch_size}", report)
+    least_s = 1e-3 * test_settings.min_duration_ms
+    print(f"LoadGen, {settings.scenario}, {settings.test_mode}: at least {least_s:g} s a test", file=sys.stderr)
+    samples, timeline = Samples(images, configuration.threads), Timeline()
+    try:
+        run_test(
+            executable,
+            samples,
+            len(images),
+            test_settings,
+            _log_settings(output_dir),
+            threads=configuration.threads,
+            max_delay_s=settings.max_delay_s(test_settings),
+            timeline=timeline,
+        )
+    finally:
+        report.measure(timeline.summary(), timeline.num_samples, [], None)
+    report.loadgen = {"scenario": settings.scenario, "test_mode": settings.test_mode}
+    if settings.test_mode != "AccuracyOnly":
+        result = read_result(output_dir, settings)
+        report.loadgen |= dataclasses.asdict(result)
+        latencies = {
+            name: value
+            for name in ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99")
+            if (value := getattr(result, name)) is not None
+        }
+        report.summary = dataclasses.replace(report.summary, images_per_second=result.samples_per_second, **latencies)
+    if measures_accuracy:
+        classes = read_classes(output_dir)
+        hits = sum(samples.labels[index] == predicted for index, predicted in classes.items())
+        report.top1, report.top1_interval_95 = hits / len(classes), wilson_interval(hits, len(classes))
+
+
+def _seconds_a_batch(executable: Executable, threads: int) -> float:
+    """Measures the time of a batch at the throughput of so many host threads."""
+    spec, ends = executable.input_spec, []
+    inputs = np.zeros(spec.shape, spec.dtype)
+    executable(inputs)  # runs a deferred probe
+    begin = time.perf_counter()
+
+    def batches() -> Iterator[np.ndarray]:
+        while len(ends) <= threads or ends[-1] - begin < _MEASURED_S:
+            yield inputs
+
+    for _ in stream(executable, batches(), threads=threads):
+        ends.append(time.perf_counter())
+    return (ends[-1] - begin) / len(ends)
+
+
+def _log_settings(output_dir: Path) -> Any:
+    settings = loadgen.LogSettings()
+    settings.log_output.outdir = str(output_dir)
+    settings.log_output.copy_summary_to_stdout = False
+    settings.enable_trace = False
+    return settings

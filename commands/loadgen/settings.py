@@ -1,0 +1,122 @@
+"""Which test LoadGen runs: scenario, mode and limits, in LoadGen's own terms."""
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cambrian.sharding import MeshShape, UsageError
+
+SCENARIOS = ("Offline", "Server", "SingleStream", "MultiStream")
+TEST_MODES = ("PerformanceOnly", "AccuracyOnly", "SubmissionRun", "FindPeakPerformance")
+LOADGEN_FLAGS = ("scenario", "test_mode", "target_qps", "min_duration_s", "min_query_count", "mlperf_rules")
+DECIDED_BY_RULES = ("min_duration_s", "min_query_count", "max_latency_ms")
+MOST_LOADED = 1024  # images in memory during a performance test, as in MLPerf's image classification
+
+_BENCHMARK = "resnet50"  # MLPerf's image classification, in LoadGen's mlperf.conf
+_MULTI_STREAM_SAMPLES = 8
+_DELAY_SHARE = 0.1  # of the latency bound, that a query of scenario Server may wait for others to fill its batch
+_FIRST_RATE_SHARE = 1 / 8  # of the executable's throughput, with which a search for the highest rate starts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadGenSettings:
+    """A test of LoadGen.
+
+    Attributes:
+      scenario: Offline (all samples at once), Server (queries of one sample, as a Poisson process), SingleStream (one
+        sample after another) or MultiStream (eight samples after eight samples).
+      test_mode: PerformanceOnly, AccuracyOnly, SubmissionRun (both), or FindPeakPerformance, which searches the highest
+        rate of scenario Server.
+      target_qps: samples per second to expect (Offline) or to send (Server; in a search, the first rate). None: chosen
+        by measuring.
+      max_latency_ms: bound on the 99th percentile of latency in scenario Server. None: LoadGen's, 100 ms.
+      mlperf_rules: whether MLPerf's settings for image classification decide, with its durations, counts and bound.
+
+    Raises:
+      UsageError: if the values contradict each other, or LoadGen isn't installed.
+    """
+
+    scenario: str
+    test_mode: str
+    target_qps: float | None
+    max_latency_ms: float | None
+    min_duration_s: float
+    min_query_count: int
+    mlperf_rules: bool
+
+    def __post_init__(self):
+        if importlib.util.find_spec("mlperf_loadgen") is None:
+            raise UsageError(
+                "mode loadgen needs the extra mlperf (pip install 'cambrian[mlperf]'), got no module mlperf_loadgen"
+            )
+        searches = self.test_mode == "FindPeakPerformance"
+        if self.target_qps is not None and not (0 < self.target_qps < math.inf):
+            raise UsageError(f"target_qps must be above 0 samples per second, got {self.target_qps:g}")
+        if searches and self.scenario != "Server":
+            raise UsageError(f"test_mode FindPeakPerformance searches in scenario Server, got {self.scenario}")
+        if self.scenario == "Server" and self.target_qps is None and not (searches or self.test_mode == "AccuracyOnly"):
+            raise UsageError(
+                "scenario Server needs --target_qps, or --test_mode FindPeakPerformance to find the highest, got none"
+            )
+        if self.target_qps is not None and self.scenario not in ("Server", "Offline"):
+            raise UsageError(f"target_qps belongs to scenarios Server and Offline, got {self.scenario}")
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> "LoadGenSettings":
+        """The test that flags describe."""
+        return cls(**{field.name: flags[field.name] for field in dataclasses.fields(cls)})
+
+    @property
+    def samples_per_query(self) -> int:
+        """Samples that LoadGen asks for at once, except in scenario Offline."""
+        return _MULTI_STREAM_SAMPLES if self.scenario == "MultiStream" else 1
+
+    def batch_size(self, mesh: MeshShape) -> int:
+        """The batch size for this scenario; 0 for the default one."""
+        if self.scenario == "Offline":
+            return 0
+        wanted = 8 * mesh.num_devices if self.scenario == "Server" else self.samples_per_query
+        return mesh.data * -(-wanted // mesh.data)
+
+    def test_settings(self, batch_size: int, launch_s: float) -> Any:
+        """Makes LoadGen's settings.
+
+        Args:
+          launch_s: seconds a batch of `batch_size` takes, at the executable's throughput.
+
+        Returns:
+          An `mlperf_loadgen.TestSettings`.
+        """
+        import mlperf_loadgen as loadgen  # pyright: ignore[reportMissingImports]
+
+        settings = loadgen.TestSettings()
+        settings.FromConfig("", _BENCHMARK, self.scenario, 0)  # 0: mlperf.conf, which LoadGen contains
+        settings.scenario = getattr(loadgen.TestScenario, self.scenario)
+        settings.mode = getattr(loadgen.TestMode, self.test_mode)
+        if not self.mlperf_rules:
+            settings.min_duration_ms = round(1e3 * self.min_duration_s)
+            settings.min_query_count = self.min_query_count
+            settings.performance_sample_count_override = 0
+            default_ns = loadgen.TestSettings().server_target_latency_ns
+            settings.server_target_latency_ns = (
+                default_ns if self.max_latency_ms is None else round(1e6 * self.max_latency_ms)
+            )
+        query_ns = 1e9 * launch_s * -(-self.samples_per_query // batch_size)
+        settings.single_stream_expected_latency_ns = settings.multi_stream_expected_latency_ns = query_ns
+        throughput = batch_size / launch_s
+        settings.offline_expected_qps = self.target_qps or throughput
+        first = throughput * (_FIRST_RATE_SHARE if self.test_mode == "FindPeakPerformance" else 1)
+        settings.server_target_qps = self.target_qps or first
+        # One step of the search is 1 query per second, or less than a tenth of a low first rate.
+        settings.server_find_peak_qps_decimals_of_precision = max(0, math.ceil(1 - math.log10(throughput)))
+        return settings
+
+    def max_delay_s(self, test_settings: Any) -> float:
+        """Seconds that a query may wait for others to fill its batch."""
+        return _DELAY_SHARE * 1e-9 * test_settings.server_target_latency_ns if self.scenario == "Server" else 0.0
+
+    def num_images_needed(self, test_settings: Any) -> int:
+        """The number of distinct images that LoadGen loads for a query or, by the rules, for a test."""
+        return max(self.samples_per_query, test_settings.performance_sample_count_override)

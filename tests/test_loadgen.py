@@ -1,0 +1,256 @@
+"""MLPerf's LoadGen drives executables: scenarios, accuracy, verdicts, and what ends a test early."""
+
+import importlib.util
+import json
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mlperf_loadgen")
+
+from cambrian.commands.flags import read_configuration
+from cambrian.commands.images import UnreadableImage
+from cambrian.commands.loadgen.loadgen import loadgen_command
+from cambrian.commands.loadgen.queries import Queries
+from cambrian.commands.loadgen.results import read_result
+from cambrian.commands.loadgen.settings import LoadGenSettings
+from cambrian.commands.run.run import run_configuration
+from cambrian.commands.sweep.setup import sweep_of_flags
+from cambrian.sharding import MeshShape, UsageError
+from command import LABELS, read_report, write_images
+from flag_values import parse
+
+NETS = f"""
+import numpy as np
+import cambrian
+
+
+def linear(params, images):
+    return images.reshape(len(images), -1) @ params["kernel"]
+
+
+def classifier():
+    kernel = np.random.default_rng(0).standard_normal((192, 10), np.float32)
+    return cambrian.Classifier(linear, {{"kernel": kernel}}, cambrian.Preprocessing((8, 8), (8, 8)), labels={LABELS})
+"""
+NUM_IMAGES = 13  # no multiple of a query or a batch
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a model and images of two classes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(NETS)
+    write_images(tmp_path / "images", [f"{LABELS[index % 2]}/{index}.png" for index in range(NUM_IMAGES)])
+    return tmp_path
+
+
+def flags_of(*given: object):
+    return parse("--mode", "loadgen", "--model", "nets.py:classifier", "--data", "images", "--execution", "online",
+                 "--platform", "cpu", "--output_dir", "out", *given)  # fmt: skip
+
+
+def run(folder, *given: object) -> dict:
+    flags = flags_of("--min_duration_s", "0.1", *given)
+    loadgen_command(read_configuration(flags), flags)
+    return read_report(folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "given", "batch_size", "reason"),
+    [
+        ("Offline", ("--batch_size", "4"), 4, None),
+        ("Server", ("--target_qps", "500", "--max_latency_ms", "5000", "--min_query_count", "500"), 8, None),
+        ("SingleStream", ("--min_query_count", "70"), 1, None),
+        ("SingleStream", ("--batch_size", "2", "--min_query_count", "5", "--min_duration_s", "0"), 2, "64 queries"),
+        ("MultiStream", ("--min_query_count", "10", "--min_duration_s", "0"), 8, "662 queries for early stopping"),
+        ("MultiStream", ("--batch_size", "3", "--min_query_count", "700"), 3, None),
+    ],
+)
+def test_loadgen_judges_each_scenario(folder, capsys, scenario, given, batch_size, reason):
+    report = run(folder, "--scenario", scenario, *given)
+    result = report["loadgen"]
+    assert (result["scenario"], result["test_mode"]) == (scenario, "PerformanceOnly")
+    assert (report["batch_size"], report["mesh"], report["status"]) == (batch_size, "1x1", "ok")
+    out = capsys.readouterr().out
+    if reason is None:
+        assert (result["result"], result["reasons"]) == ("VALID", [])
+    else:
+        assert result["result"] == "INVALID"
+        assert any(reason in given for given in result["reasons"])
+    assert f"{scenario}, PerformanceOnly: {result['result']}" in out
+    queries = 1 if scenario == "Offline" else int(flags_of(*given)["min_query_count"])
+    assert result["num_queries"] >= queries
+    samples = {"Offline": 100, "MultiStream": 8 * queries}.get(scenario, queries)
+    assert report["num_images"] >= samples
+    assert report["images_per_second"] == result["samples_per_second"] > 0
+    if scenario != "Offline":
+        assert report["latency_ms_p99"] == result["latency_ms_p99"] >= result["latency_ms_p50"] > 0
+    pads = scenario.endswith("Stream") and (8 if scenario == "MultiStream" else 1) % batch_size
+    assert bool(pads) == any("is padded to batches of" in note for note in report["notes"])
+    assert "Result is : " + result["result"] in (folder / "out" / "mlperf_log_summary.txt").read_text()
+
+
+@pytest.mark.parametrize("scenario", ["Offline", "Server", "SingleStream", "MultiStream"])
+def test_accuracy_from_loadgens_log_is_that_of_a_run(folder, scenario):
+    flags = parse("--model", "nets.py:classifier", "--data", "images", "--mesh", "1x1", "--platform", "cpu",
+                  "--execution", "online", "--output_dir", "run")  # fmt: skip
+    expected, _ = run_configuration(read_configuration(flags), dict(flags.values))
+    assert expected.top1 is not None and 0 < expected.top1 < 1
+    report = run(folder, "--scenario", scenario, "--test_mode", "AccuracyOnly")
+    assert (report["top1"], report["top1_interval_95"]) == (expected.top1, list(expected.top1_interval_95 or ()))
+    entries = json.loads((folder / "out" / "mlperf_log_accuracy.json").read_text())
+    assert {entry["qsl_idx"] for entry in entries} == set(range(NUM_IMAGES))
+    assert report["loadgen"] == {"scenario": scenario, "test_mode": "AccuracyOnly"}
+
+
+def test_a_submission_run_measures_both(folder):
+    report = run(folder, "--test_mode", "SubmissionRun")
+    assert report["loadgen"]["result"] == "VALID" and report["top1"] is not None
+
+
+def test_a_search_whose_first_rate_is_too_slow_says_so(folder):
+    report = run(folder, "--scenario", "Server", "--test_mode", "FindPeakPerformance", "--max_latency_ms", "0.0001")
+    assert report["loadgen"]["result"] == "INVALID"
+    assert "Reduce target QPS to improve latency." in report["loadgen"]["reasons"]
+
+
+def test_the_rate_that_a_search_found_is_read_from_the_log(tmp_path):
+    values = {
+        "effective_target_qps": 8,
+        "generic_message": "FindPeakPerformance: Found peak performance field: 44.000000",
+        "result_validity": "INVALID",
+        "result_invalid_reason": "Reduce it. ",
+        "early_stopping_met": False,
+        "early_stopping_result": " * Run unsuccessful.  * Processed 9 queries.",
+        "result_query_count": 9,
+        "result_scheduled_samples_per_sec": 43.5,
+        **{f"result_{percent}.00_percentile_latency_ns": 1e6 * percent for percent in (50, 90, 99)},
+    }
+    lines = [
+        ":::MLLOG " + json.dumps({"key": key, "value": value, "metadata": {"is_error": False}})
+        for key, value in values.items()
+    ]
+    (tmp_path / "mlperf_log_detail.txt").write_text("\n".join(lines) + "\n")
+    settings = LoadGenSettings.of(flags_of("--scenario", "Server", "--test_mode", "FindPeakPerformance").values)
+    result = read_result(tmp_path, settings)
+    assert (result.target_qps, result.samples_per_second, result.latency_ms_p90) == (44, 43.5, 90)
+    assert result.reasons == ("Reduce it.", "Early stopping not satisfied: Run unsuccessful. Processed 9 queries.")
+    (tmp_path / "mlperf_log_detail.txt").write_text("")
+    with pytest.raises(RuntimeError, match="LoadGen must write its result to "):
+        read_result(tmp_path, settings)
+
+
+def test_an_unreadable_image_ends_the_test_and_loadgen(folder):
+    (folder / "images" / "ant" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(UnreadableImage):
+        run(folder, "--scenario", "SingleStream")
+    report = read_report(folder / "out")
+    assert report["status"] == "failed" and "0.png" in report["failure_reason"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "cambrian-loadgen"]
+
+
+class Asked:
+    """What LoadGen gives for a sample."""
+
+    def __init__(self, number: int):
+        self.id = self.index = number
+
+
+def test_samples_wait_for_a_full_batch_no_longer_than_the_delay():
+    queries = Queries(batch_size=3, max_delay_s=0.2)
+    batches = queries.batches()
+    queries.issue([Asked(number) for number in range(4)])
+    begin = time.perf_counter()
+    assert [sample.index for sample in next(batches)] == [0, 1, 2]
+    assert time.perf_counter() - begin < 0.2
+    assert [sample.index for sample in next(batches)] == [3]
+    assert time.perf_counter() - begin >= 0.19
+    queries.issue([Asked(4)])
+    queries.flush()
+    assert [sample.index for sample in next(batches)] == [4]
+    queries.end()
+    assert list(batches) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--scenario Online", "scenario must be one of Offline, Server, SingleStream, MultiStream, got 'Online'"),
+        ("--target_qps 0", "target_qps must be above 0 samples per second, got 0"),
+        ("--target_qps nan", "target_qps must be above 0 samples per second, got nan"),
+        ("--scenario Server", "scenario Server needs --target_qps, or --test_mode FindPeakPerformance to find the"),
+        ("--scenario SingleStream --target_qps 1", "target_qps belongs to scenarios Server and Offline, got Single"),
+        ("--test_mode FindPeakPerformance", "test_mode FindPeakPerformance searches in scenario Server, got Offline"),
+        ("--min_duration_s -1", "min_duration_s must be from 0 to 604800, got -1"),
+        ("--min_query_count 0", "min_query_count must be from 1 to 1000000000, got 0"),
+        ("--max_latency_ms 1", "--max_latency_ms requires a sweep"),
+        ("--mlperf_rules --min_duration_s 1", "MLPerf's rules decide min_duration_s: leave --min_duration_s out, got "),
+        ("--skip_bad_images", "LoadGen decides which images it asks for: leave --skip_bad_images out"),
+        ("--mode run --scenario Server", "--scenario belongs to mode loadgen, got mode run"),
+    ],
+)
+def test_flags_that_make_no_sense(given, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read_configuration(flags_of(*given.split()))
+
+
+def test_a_missing_extra_is_one_line_with_its_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"mode loadgen needs the extra mlperf \(pip install 'cambrian\[mlperf\]'\)"):
+        read_configuration(flags_of())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--scenario MultiStream --num_images 7", "scenario MultiStream needs at least 8 images, got 7 of 7 of 13 "),
+        ("--mlperf_rules", "scenario Offline needs at least 1024 images, by MLPerf's rules, got 13 of folder images"),
+    ],
+)
+def test_too_few_images_are_refused_before_anything_is_written(folder, given, message):
+    flags = flags_of(*given.split())
+    with pytest.raises(UsageError, match=re.escape(message)):
+        loadgen_command(read_configuration(flags), flags)
+    assert not (folder / "out").exists()
+
+
+def test_accuracy_needs_labels(folder):
+    write_images(folder / "unlabelled", ["1.png"])
+    flags = flags_of("--data", "unlabelled", "--test_mode", "AccuracyOnly")
+    with pytest.raises(UsageError, match="test_mode AccuracyOnly needs trained weights, and images labelled with"):
+        loadgen_command(read_configuration(flags), flags)
+
+
+def test_batches_fit_the_scenario_and_the_mesh():
+    def batch_size(scenario: str, mesh: str) -> int:
+        given = ("--scenario", scenario, "--target_qps", "1") if scenario == "Server" else ("--scenario", scenario)
+        return LoadGenSettings.of(flags_of(*given).values).batch_size(MeshShape.parse(mesh))
+
+    assert [batch_size("SingleStream", mesh) for mesh in ("1x1", "4x1", "4x8")] == [1, 1, 8]
+    assert [batch_size("MultiStream", mesh) for mesh in ("1x1", "1x3", "1x16")] == [8, 9, 16]
+    assert [batch_size("Server", mesh) for mesh in ("1x1", "2x2")] == [8, 32]
+    assert batch_size("Offline", "1x1") == 0
+
+
+def test_a_sweep_runs_the_scenario_and_builds_for_its_batch():
+    flags = flags_of("--execution", "offline", "--scenario", "Server", "--test_mode", "FindPeakPerformance",
+                     "--max_latency_ms", "50", "--batch_size", "1,2", "--objective", "latency_ms_p90")  # fmt: skip
+    sweep = sweep_of_flags(flags, ["main.py"])
+    cell = sweep.grid.cells[1]
+    command = " ".join(sweep.run_command(cell, 0, sweep.path))
+    assert "--mode loadgen" in command and "--max_latency_ms 50" in command and "--batch_size 2" in command
+    assert "--objective" not in command
+    assert sweep.build_command is not None
+    built = " ".join(sweep.build_command(cell))
+    assert "--mode compile" in built and "--batch_size 2" in built and "scenario" not in built and "ms" not in built
+    invalid = {"result": "INVALID", "reasons": ["Reduce target QPS to improve latency."]}
+    assert sweep.objective.violation({"latency_ms_p99": 1.0, "loadgen": invalid}) == (
+        "LoadGen must find it VALID, got INVALID: Reduce target QPS to improve latency."
+    )
+    with pytest.raises(UsageError, match="--search must be grid, got auto"):
+        sweep_of_flags(flags_of("--batch_size", "1,2", "--search", "auto"), ["main.py"])
+    np.testing.assert_equal(sweep.num_images, dict.fromkeys(sweep.grid.cells, NUM_IMAGES))
