@@ -30,7 +30,7 @@ from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.engine.runtime.stream import stream
 
-_PATIENCE_S = 10.0  # for LoadGen to end after a failure
+_PATIENCE_S = 3.0  # for LoadGen to end after a failure
 
 
 class Sample(NamedTuple):

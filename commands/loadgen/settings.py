@@ -17,7 +17,8 @@ MOST_LOADED = 1024  # images in memory during a performance test, as in MLPerf's
 _BENCHMARK = "resnet50"  # MLPerf's image classification, in LoadGen's mlperf.conf
 _MULTI_STREAM_SAMPLES = 8
 _DELAY_SHARE = 0.1  # of the latency bound, that a query of scenario Server may wait for others to fill its batch
-_FIRST_RATE_SHARE = 1 / 8  # of the executable's throughput, with which a search for the highest rate starts
+_OFFLINE_MARGIN = 1.2  # a test that is shorter than it must be is INVALID
+_FIRST_RATE_SHARE = 1 / 4  # of the executable's throughput, with which a search for the highest rate starts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class LoadGenSettings:
         query_ns = 1e9 * launch_s * -(-self.samples_per_query // batch_size)
         settings.single_stream_expected_latency_ns = settings.multi_stream_expected_latency_ns = query_ns
         throughput = batch_size / launch_s
-        settings.offline_expected_qps = self.target_qps or throughput
+        settings.offline_expected_qps = self.target_qps or _OFFLINE_MARGIN * throughput
         first = throughput * (_FIRST_RATE_SHARE if self.test_mode == "FindPeakPerformance" else 1)
         settings.server_target_qps = self.target_qps or first
         # One step of the search is 1 query per second, or less than a tenth of a low first rate.
