@@ -125,13 +125,8 @@ def define_flags(values: flags.FlagValues) -> None:
     real("max_top1_drop", 0.5, f"int8: points of top-1 that may be lost on those images, {_range('max_top1_drop')}.")
     boolean("tune", False, "Mode plan: measure all that this machine's cost table lacks, for minutes.")
     real("calibrate_s", CALIBRATE_S, "Seconds in which a build may measure a CPU that no cost table is of. 0: none.")
-    choice("scenario", SCENARIOS[0], SCENARIOS, f"Mode loadgen: one of {', '.join(SCENARIOS)}.")
-    choice(
-        "test_mode",
-        TEST_MODES[0],
-        TEST_MODES,
-        f"Mode loadgen: one of {', '.join(TEST_MODES)}. FindPeakPerformance: the highest rate of scenario Server.",
-    )
+    choice("scenario", SCENARIOS[0], SCENARIOS, "Mode loadgen: which samples LoadGen asks for at once.")
+    choice("test_mode", TEST_MODES[0], TEST_MODES, "Mode loadgen. FindPeakPerformance: Server's highest rate.")
     real("target_qps", None, "Mode loadgen: samples per second, to send (Server) or to expect (Offline).")
     real("min_duration_s", 10, f"Mode loadgen: least seconds of a test, {_range('min_duration_s')}.")
     integer("min_query_count", 100, f"Mode loadgen: least queries of a test, {_range('min_query_count')}.")

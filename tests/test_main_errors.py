@@ -40,7 +40,7 @@ CASES = {
     "--precision int4": "precision must be one of auto, float32, bfloat16, int8, got 'int4'",
     "--partition columns": "partition must be one of auto, samples, rows, channels, intra_sample, got 'columns'",
     "--platform npu": "platform must be one of auto, cpu, gpu, tpu, got 'npu'",
-    "--mode fly": "mode must be one of run, compile, plan, train, batch, got 'fly'",
+    "--mode fly": "mode must be one of run, compile, plan, train, batch, loadgen, got 'fly'",
     "--execution later": "execution must be one of offline, online, got 'later'",
     "--device_memory_limit 5": "device_memory_limit must be a number and one of B, KiB, MiB, GiB, TiB, KB, MB, GB, TB, "
     "such as 512MiB, got '5'",

@@ -63,9 +63,9 @@ def test_cards_are_an_axis():
         (("--mesh", "1x2,4by8"), "a mesh must be written MODELxDATA, such as 4x8, got '4by8'"),
         (("--precision", "float32,int4"), "precision must be one of auto, float32, bfloat16, int8, got 'int4'"),
         (("--mesh", "1x2,1x4", "--batch_size", "3"), "batch_size must be a multiple of the data axis"),
-        (("--mesh", "1x2,1x4", "--mode", "fly"), "mode must be run or compile for a sweep, got 'fly'"),
-        (("--mesh", "1x1,1x2", "--mode", "train"), "mode must be run or compile for a sweep, got 'train'"),
-        (("--mesh", "1x1,1x2", "--mode", "plan"), "mode must be run or compile for a sweep, got 'plan'"),
+        (("--mesh", "1x2,1x4", "--mode", "fly"), "mode must be run or compile or loadgen for a sweep, got 'fly'"),
+        (("--mesh", "1x1,1x2", "--mode", "train"), "mode must be run or compile or loadgen for a sweep, got 'train'"),
+        (("--mesh", "1x1,1x2", "--mode", "plan"), "mode must be run or compile or loadgen for a sweep, got 'plan'"),
         (
             ("--mesh", "1x2,1x4", "--data", "absent"),
             "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images",
