@@ -16,6 +16,7 @@ from cambrian.commands.model import weights_path
 from cambrian.engine.artifact.cache import artifact_key, default_artifact_dir, load_or_build
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import canonical_json
+from cambrian.engine.errors import ParityError
 from cambrian.engine.runtime.compile import compile_program
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.parity import probe_inputs, reference_outputs, run_probe
@@ -42,7 +43,8 @@ def make_executable(configuration: Configuration, defer_probe: bool = False, may
 
     An offline executable is always loaded from an artefact, which is built first if need be. Its probe is compared with
     the reference, or with `defer_probe` the first launch may do that (see `load`). For an online one `check_parity`
-    does that later, because the reference takes longer than the start.
+    does that later, because the reference takes longer than the start. Where a precision that was left open fails the
+    probe, float32 is used, with a note.
 
     Args:
       may_build: whether to build an offline executable, rather than to raise UsageError, where there is no artefact.
@@ -50,6 +52,17 @@ def make_executable(configuration: Configuration, defer_probe: bool = False, may
     Raises:
       UsageError, DamagedArtifact, ParityError: as `cambrian.engine.load`.
     """
+    try:
+        return _make(configuration, defer_probe)
+    except ParityError as error:
+        if configuration.artifact or configuration.user_model or configuration.precision != "auto":
+            raise
+        made = _make(dataclasses.replace(configuration, precision="float32"), defer_probe)
+        notes = (f"precision float32 instead of a faster one: {error}", *made.executable.notes)
+        return dataclasses.replace(made, executable=dataclasses.replace(made.executable, notes=notes))
+
+
+def _make(configuration: Configuration, defer_probe: bool) -> Made:
     start = time.perf_counter()
     if configuration.artifact:
         path = Path(configuration.artifact)
