@@ -53,16 +53,16 @@ def make_executable(configuration: Configuration, defer_probe: bool = False, may
       UsageError, DamagedArtifact, ParityError: as `cambrian.engine.load`.
     """
     try:
-        return _make(configuration, defer_probe)
+        return _make(configuration, defer_probe, may_build)
     except ParityError as error:
         if configuration.artifact or configuration.user_model or configuration.precision != "auto":
             raise
-        made = _make(dataclasses.replace(configuration, precision="float32"), defer_probe)
+        made = _make(dataclasses.replace(configuration, precision="float32"), defer_probe, may_build)
         notes = (f"precision float32 instead of a faster one: {error}", *made.executable.notes)
         return dataclasses.replace(made, executable=dataclasses.replace(made.executable, notes=notes))
 
 
-def _make(configuration: Configuration, defer_probe: bool) -> Made:
+def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> Made:
     start = time.perf_counter()
     if configuration.artifact:
         path = Path(configuration.artifact)

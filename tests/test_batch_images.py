@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import re
+import tempfile
 
 import jax
 import numpy as np
@@ -155,7 +156,7 @@ def test_an_artifact_comes_through_the_object_store_where_its_path_is_not_seen(a
 
 def test_cores_are_reserved_once(monkeypatch, tmp_path):
     chosen = []
-    monkeypatch.setattr(core_reservation.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 6}, raising=False)
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: chosen.append(set(cores)), raising=False)
     monkeypatch.setattr(core_reservation, "_held", held := [])
