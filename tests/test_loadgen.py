@@ -56,7 +56,7 @@ def flags_of(*given: object):
 
 
 def run(folder, *given: object) -> dict:
-    parsed = flags_of("--min_duration_s", "0.1", *given)
+    parsed = flags_of("--min_duration_s", "0", *given)  # no result depends on how fast this machine is
     loadgen_command(read_configuration(parsed), parsed)
     return read_report(folder / "out")
 
@@ -67,8 +67,8 @@ def run(folder, *given: object) -> dict:
         ("Offline", ("--batch_size", "4"), 4, None),
         ("Server", ("--target_qps", "500", "--max_latency_ms", "5000", "--min_query_count", "500"), 8, None),
         ("SingleStream", ("--min_query_count", "70"), 1, None),
-        ("SingleStream", ("--batch_size", "2", "--min_query_count", "5", "--min_duration_s", "0"), 2, "64 queries"),
-        ("MultiStream", ("--min_query_count", "10", "--min_duration_s", "0"), 8, "662 queries for early stopping"),
+        ("SingleStream", ("--batch_size", "2", "--min_query_count", "5"), 2, "64 queries"),
+        ("MultiStream", ("--min_query_count", "10"), 8, "662 queries for early stopping"),
         ("MultiStream", ("--batch_size", "3", "--min_query_count", "700"), 3, None),
     ],
 )
