@@ -56,7 +56,7 @@ def test_an_end_is_a_result_and_the_sweep_goes_on(tmp_path, end):
 )
 def test_a_kill_is_told_apart_by_the_systems_count(tmp_path, monkeypatch, kills, status, overflow, reason):
     counts = iter([5, 5 + kills] if kills is not None else [None, None])
-    monkeypatch.setattr(process, "_oom_kills", lambda: next(counts, 6))
+    monkeypatch.setattr(process, "oom_kills", lambda: next(counts, 6))
     script = f"[ $3 = 1 ] && kill -KILL $$\n{SCRIPT}"
     outcome = run(make_sweep(tmp_path / "sweep", make_grid(threads=(1,)), script=script, repeats=1))
     (standing,) = outcome.standings
