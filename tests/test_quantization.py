@@ -115,9 +115,9 @@ def test_integers_are_those_of_a_float64_simulation(stem, mesh, partition):
     )
     expected = simulated(network, IMAGES)
     reference = found.reference(IMAGES)
-    # In float64 a value between two integers may round to the other one.
+    # In another precision or order of a sum, a value between two integers may round to the other one.
     assert relative_error(reference, expected) <= 1e-2
-    assert relative_error(outputs_of(program, IMAGES), reference) <= 1e-5
+    assert relative_error(outputs_of(program, IMAGES), reference) <= 1e-3
     assert program.tolerance == max(1e-2, 2 * found.facts["relative_error"])
     dtypes = {spec.name: spec.dtype for spec in program.param_specs}
     assert dtypes["conv1.kernel"] == dtypes["layer1.0.conv2.kernel"] == "int8" and dtypes["fc.kernel"] == "float32"
