@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import jax
 import numpy as np
 
 from benchmarks.sides.problem import Problem, Runner
@@ -19,10 +20,9 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
 
     `mode` is a mesh and a way to launch: `1x1 call`, one batch after another, or `1x1 stream`, by two host threads.
     """
-    mesh, way = mode.split()
-    shape, threads = MeshShape.parse(mesh), _THREADS[way]
-    at_once = launches_at_once(shape.num_devices, threads, precision)
-    devices, _ = acquire_devices(shape.num_devices, "cpu", at_once)
+    way = mode.split()[1]
+    shape, threads, at_once = _settings(mode, precision)
+    devices = acquire(mode, precision)
     planned_mesh, planned_batch = planned_as(shape, batch, at_once)
     quantized = _quantized(problem) if precision == "int8" else None
     network = problem.network if quantized is None else quantized.layers()
@@ -52,6 +52,19 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
         return list(outputs)[-1]
 
     return Runner(call) if way == "call" else Runner(stream, threads)
+
+
+def acquire(mode: str, precision: str) -> list[jax.Device]:
+    """Returns the devices of a mode; first called before JAX starts, which then keeps its number of devices."""
+    shape, _, at_once = _settings(mode, precision)
+    return acquire_devices(shape.num_devices, "cpu", at_once)[0]
+
+
+def _settings(mode: str, precision: str) -> tuple[MeshShape, int, int]:
+    """Mesh, number of host threads, and number of launches at once."""
+    mesh, way = mode.split()
+    shape, threads = MeshShape.parse(mesh), _THREADS[way]
+    return shape, threads, launches_at_once(shape.num_devices, threads, precision)
 
 
 @functools.cache
