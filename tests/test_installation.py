@@ -84,7 +84,7 @@ def test_the_wheel_holds_cambrian_alone_with_its_data(wheel):
         assert f"cambrian/{name}" in names
     in_checkout = {path.relative_to(ROOT).as_posix() for part in OURS for path in (ROOT / part).rglob("*.py")}
     in_wheel = {name.removeprefix("cambrian/") for name in names if name.endswith(".py")}
-    assert in_wheel == in_checkout | {"__init__.py", "library.py"}
+    assert in_wheel == in_checkout | {path.name for path in (ROOT / "src" / "cambrian").glob("*.py")}
 
 
 def test_the_library_works_beside_folders_of_the_same_names(installed, project):
