@@ -11,10 +11,8 @@ from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import MeshShape, Network, Plan, UsageError, choose_plan, total_ms
 
 # An executable with custom calls can't be serialized, so it is compiled at each start. Its plan must be faster by this
-# factor to be chosen. It contains lowerings that are slow to compile only with custom calls of their own, and only if
-# they make it faster by the second factor.
+# factor to be chosen, and excludes lowerings that are slow to compile.
 _WORTH_COMPILING = 1.1
-_WORTH_COMPILING_SLOWLY = 1.02
 _CUSTOM_CALLS = frozenset(name for name, lowering in LOWERINGS.items() if lowering.custom_call)
 _SLOW_TO_COMPILE = frozenset(name for name, lowering in LOWERINGS.items() if lowering.slow_to_compile)
 
@@ -68,23 +66,18 @@ def make_plan(
         return plan
     if (reason := LOWERINGS["onednn"].obstacle(platform)) is not None:
         return dataclasses.replace(plan, notes=(*plan.notes, f"planned without oneDNN: {reason}"))
-    quick, slow = best(without=_SLOW_TO_COMPILE), best(without=_SLOW_TO_COMPILE - _CUSTOM_CALLS)
-    compiled = quick if _gain(quick, slow) < _WORTH_COMPILING_SLOWLY else slow
-    return plan if _gain(plan, compiled) < _WORTH_COMPILING else compiled
+    compiled = best(without=_SLOW_TO_COMPILE)
+    gain = total_ms(plan.costs) / total_ms(compiled.costs)
+    return plan if gain < _WORTH_COMPILING else compiled
 
 
 def is_left_out(lowering: str, table: CostTable) -> bool:
     """Whether a lowering appears in plans without custom calls alone, and the table knows some with them."""
-    return lowering in _SLOW_TO_COMPILE - _CUSTOM_CALLS and _knows_custom_calls(table)
+    return lowering in _SLOW_TO_COMPILE and _knows_custom_calls(table)
 
 
 def _knows_custom_calls(table: CostTable) -> bool:
     return any(case.lowering in _CUSTOM_CALLS for case in table.cases)
-
-
-def _gain(plan: Plan, other: Plan) -> float:
-    """How many times as fast `other` is predicted to be."""
-    return total_ms(plan.costs) / total_ms(other.costs)
 
 
 def check_lowerings(network: Network, plan: Plan) -> None:

@@ -135,7 +135,7 @@ class Lowering:
         jaxlib; None if it can.
       dtypes: operand dtypes for which the lowering is accurate enough: the logits of a network stay within a relative
         error of 1e-5 of unsharded float32 in float32, 1e-2 in bfloat16; integers are exact.
-      slow_to_compile: whether XLA takes a large part of a second to compile a few layers.
+      slow_to_compile: whether XLA takes several times as long to compile it as the other lowerings.
       custom_call: target of the custom call that `apply` makes, which is internal to one version of jaxlib and can't be
         serialized; None if `apply` consists of StableHLO operations.
       opaque: whether `apply` is just the custom call, which XLA never fuses and which adds a bias of `finish.dtype`

@@ -58,7 +58,7 @@ def onednn_winograd(outputs: int) -> Lowering:
 
     # On operands rounded to bfloat16, the transform of F(4 × 4) costs the logits one digit too many.
     dtypes = ("float32", "bfloat16") if outputs == 2 else ("float32",)
-    return Lowering(transform, apply, supports, pack, obstacle, dtypes, slow_to_compile=True, custom_call=TARGET)
+    return Lowering(transform, apply, supports, pack, obstacle, dtypes, custom_call=TARGET)
 
 
 def _stack(matrix: np.ndarray, terms: Sequence[jax.Array], axis: int) -> jax.Array:

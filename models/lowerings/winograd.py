@@ -80,7 +80,7 @@ def winograd_2d(outputs: int, split: bool = False) -> Lowering:
 
     # On operands rounded to bfloat16, the transform of F(4 × 4) costs the logits one digit too many.
     dtypes = ("float32", "bfloat16") if outputs == 2 else ("float32",)
-    return Lowering(transform, apply, supports, dtypes=dtypes, slow_to_compile=True)
+    return Lowering(transform, apply, supports, dtypes=dtypes, slow_to_compile=split)
 
 
 def winograd_1d(outputs: int) -> Lowering:
@@ -109,7 +109,7 @@ def winograd_1d(outputs: int) -> Lowering:
         y = jnp.stack([combine(row, products) for row in a], axis=3)
         return finish(y.reshape(x.shape[0], rows, tile_columns * outputs, -1)[:, :, :columns])
 
-    return Lowering(transform, apply, supports, slow_to_compile=True)
+    return Lowering(transform, apply, supports)
 
 
 def supports(size: int, stride: int) -> bool:
