@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         Portable,
         load_portable,
     )
-    from cambrian.library import Cards, Executable, compile, load, optimize, resnet
+    from cambrian.executable import Cards, Executable
+    from cambrian.library import compile, load, optimize, resnet
     from cambrian.sharding import MeshShape, OutOfMemory, Preprocessing, Program, TensorSpec, UsageError
     from cambrian.sharding.host import HostSettings, host
 
@@ -66,11 +67,11 @@ __all__ = [
 _MODULES = {
     "Analysis": "engine",
     "ArtifactExists": "engine",
-    "Cards": "library",
+    "Cards": "executable",
     "CardsEnded": "engine",
     "Classifier": "commands.classifier",
     "DamagedArtifact": "engine",
-    "Executable": "library",
+    "Executable": "executable",
     "HostSettings": "sharding.host",
     "MeshShape": "sharding",
     "Model": "commands.model",
