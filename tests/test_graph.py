@@ -1,7 +1,6 @@
 """Rewritten functions give what JAX gives, and passes recognise arithmetic however it is written."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,58 +14,12 @@ import cambrian.sharding
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings, with_lowering
 from cambrian.models.graph.constants import compact
 from cambrian.models.graph.find_poolings import Pool
-from cambrian.models.graph.fused_convolution import FusedConvolution
-from cambrian.models.graph.graph import Graph, rewritten
+from cambrian.models.graph.graph import rewritten
 from cambrian.models.graph.passes import optimized
-from cambrian.models.graph.precision import Bits, Cast, in_bfloat16
+from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.scan import Scan, nodes_and_repetitions
 from cambrian.models.graph.trace import trace
-
-RANDOM = np.random.default_rng(0)
-
-
-def draw(*shape: int) -> np.ndarray:
-    return RANDOM.standard_normal(shape, np.float32)
-
-
-def evaluate(graph: Graph, inputs: np.ndarray) -> list[np.ndarray]:
-    constants = {constant: jnp.asarray(constant.array) for constant in graph.constants()}
-    return [np.asarray(output) for output in jax.jit(lambda x: graph.evaluate(constants, [x]))(inputs)]
-
-
-def rewrite(function, params, inputs) -> Graph:
-    """The optimised graph, after its results have been compared with the function's."""
-    graph = optimized(trace(function, params, inputs)[0])
-    expected = np.asarray(jax.jit(function)(params, inputs))
-    (got,) = evaluate(graph, inputs)
-    assert got.dtype == expected.dtype
-    assert np.allclose(got, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
-    return graph
-
-
-def fused(graph: Graph) -> list[FusedConvolution]:
-    return [node.operation for node in graph.nodes if isinstance(node.operation, FusedConvolution)]
-
-
-def others(graph: Graph) -> list[str]:
-    return [node.name for node in graph.nodes if not isinstance(node.operation, FusedConvolution)]
-
-
-def conv(x, kernel, stride=1, padding: Any = "SAME", numbers=("NHWC", "HWIO", "NHWC"), **more):
-    strides = (stride,) * (x.ndim - 2)
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, **more)
-
-
-def batch_norm(x, p, axis=-1):
-    shape = [1] * x.ndim
-    shape[axis] = x.shape[axis]
-    mean, var, scale, shift = (p[name].reshape(shape) for name in ("mean", "var", "scale", "shift"))
-    return (x - mean) * lax.rsqrt(var + 1e-5) * scale + shift
-
-
-def norm_params(channels: int) -> dict[str, np.ndarray]:
-    names = ("mean", "var", "scale", "shift")
-    return {name: draw(channels) if name != "var" else RANDOM.uniform(0.5, 2, channels).astype("f") for name in names}
+from graph_cases import batch_norm, conv, draw, evaluate, fused, norm_params, others, rewrite
 
 
 def test_batch_norm_residual_and_activation_become_one_operation():
@@ -330,99 +283,6 @@ def test_costs_are_measured_once_and_kept(tmp_path):
     choose_lowerings(graph, jax.devices()[0], costs, seconds=60.0)
     assert costs.path.exists() is bool(lines)
     assert not lines or costs.path.read_text().splitlines() == lines
-
-
-def test_bfloat16_stores_activations_and_keeps_statistics_and_the_last_layer():
-    params = {"first": draw(8, 16) / 3, "scale": draw(16), "last": draw(16, 4) / 4}
-
-    def function(p, x):
-        y = jax.nn.silu(x @ p["first"])
-        mean = y.mean(-1, keepdims=True)
-        y = (y - mean) * lax.rsqrt(((y - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * p["scale"]
-        return y @ p["last"]
-
-    x = draw(32, 8)
-    graph = in_bfloat16(optimized(trace(function, params, x)[0]))
-    assert [(each.dtype, each.out_dtype) for each in fused(graph)] == [("bfloat16",) * 2, ("float32",) * 2]
-    assert {str(n.output.dtype) for n in graph.nodes if n.name in ("reduce_sum", "rsqrt")} == {"float32"}
-    expected = np.asarray(function(params, x))
-    (got,) = evaluate(graph, x)
-    assert got.dtype == np.float32
-    assert 1e-5 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-2
-
-
-def test_bfloat16_is_moved_as_integers():
-    """XLA:CPU concatenates, pads and slices bfloat16 in float32."""
-
-    def function(p, x):
-        y = jax.nn.relu(conv(x, p["first"]))
-        y = jnp.concatenate([y, jnp.flip(y[..., :4], 1)], -1)
-        return (
-            conv(jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0)), constant_values=0.5), p["last"]).mean((1, 2)) @ p["head"]
-        )
-
-    params = {"first": draw(3, 3, 4, 8) / 6, "last": draw(1, 1, 12, 16) / 4, "head": draw(16, 3)}
-    x = draw(2, 6, 6, 4)
-    graph = in_bfloat16(optimized(trace(function, params, x)[0]))
-    moves = [node for node in graph.nodes if node.name in ("concatenate", "rev", "slice", "pad")]
-    assert [type(node.operation) for node in moves] == [Bits] * 4
-    expected = np.asarray(function(params, x))
-    (got,) = evaluate(graph, x)
-    assert np.linalg.norm(got - expected) < 1e-2 * np.linalg.norm(expected)
-
-
-def test_each_reduction_converts_its_bfloat16_operand_itself():
-    """XLA would store a conversion that two operations read, in float32."""
-
-    def function(p, x):
-        y = jax.nn.relu(x @ p["first"])
-        mean, square = y.mean(-1, keepdims=True), (y * y).mean(-1, keepdims=True)
-        return ((y - mean) * lax.rsqrt(square - mean * mean + 1e-5)) @ p["last"]
-
-    params, x = {"first": draw(8, 16) / 3, "last": draw(16, 4) / 4}, draw(32, 8)
-    graph = in_bfloat16(optimized(trace(function, params, x)[0]))
-    casts = [node.operation for node in graph.nodes if isinstance(node.operation, Cast)]
-    # The input's; the activations' for their difference from the mean, for the mean, and for the squares.
-    expected_casts = [("bfloat16", 0), ("float32", 0), ("float32", 1), ("float32", 2)]
-    assert sorted((cast.dtype, cast.barriers) for cast in casts) == expected_casts
-    expected = np.asarray(function(params, x))
-    (got,) = evaluate(graph, x)
-    assert np.linalg.norm(got - expected) < 1e-2 * np.linalg.norm(expected)
-
-
-def test_products_of_activations_take_bfloat16_and_give_float32():
-    def function(p, x):
-        y = x @ p["in"]
-        weights = jax.nn.softmax(jnp.einsum("nqd,nkd->nqk", y, y) / 4)
-        return jnp.einsum("nqk,nkd->nqd", weights, y) @ p["out"]
-
-    params, x = {"in": draw(8, 16) / 3, "out": draw(16, 4) / 4}, draw(2, 6, 8)
-    graph = in_bfloat16(optimized(trace(function, params, x)[0]))
-    products = [node for node in graph.nodes if node.name == "dot_general"]
-    assert [[str(value.dtype) for value in (*node.inputs, node.output)] for node in products] == [
-        ["bfloat16", "bfloat16", "float32"]
-    ] * 2
-    expected = np.asarray(function(params, x))
-    (got,) = evaluate(graph, x)
-    assert np.linalg.norm(got - expected) < 1e-2 * np.linalg.norm(expected)
-
-
-def test_norms_in_float32_are_folded_where_a_network_computes_in_bfloat16():
-    params = {"kernel": draw(3, 3, 4, 8) / 6, "norm": norm_params(8)}
-
-    def function(p, x):
-        y = conv(x.astype("bfloat16"), p["kernel"].astype("bfloat16"))
-        return jax.nn.relu(batch_norm(y.astype("float32"), p["norm"]).astype("bfloat16"))
-
-    x = draw(2, 6, 6, 4)
-    graph = optimized(trace(function, params, x)[0])
-    assert [(each.dtype, each.out_dtype, each.activation) for each in fused(graph)] == [("bfloat16",) * 2 + ("RELU",)]
-    assert others(graph) == ["convert_element_type"]
-    expected = np.asarray(function(params, x), np.float32)
-    for each in (graph, in_bfloat16(graph)):
-        (got,) = evaluate(each, x)
-        assert str(got.dtype) == "bfloat16"
-        assert np.linalg.norm(got.astype(np.float32) - expected) < 1e-2 * np.linalg.norm(expected)
 
 
 @pytest.mark.slow
