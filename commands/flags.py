@@ -245,6 +245,8 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
     bounds_server = values["mode"] == "loadgen" and values["scenario"] == "Server"
     of_sweeps = [name for name in SWEEP_FLAGS if name != "max_latency_ms" or not bounds_server]
     if not found.is_sweep and (alone := [name for name in of_sweeps if name in given]):
+        if alone[0] == "max_latency_ms" and values["mode"] == "loadgen":
+            raise UsageError(f"--max_latency_ms bounds scenario Server or ranks a sweep, got {values['scenario']}")
         raise UsageError(
             f"--{alone[0]} requires a sweep, several values of one of {', '.join(STARRED)}, got one configuration"
         )

@@ -1,4 +1,4 @@
-"""Which forms oneDNN's call takes, tried once for each version of jaxlib on each kind of CPU.
+"""Which forms oneDNN's call takes, tried once for each version of jaxlib and set of CPU features.
 
 The forms are the activations that it fuses, and products of 8-bit integers.
 
@@ -8,9 +8,9 @@ the answer.
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +62,8 @@ def _forms() -> frozenset[str]:
 
 
 def _path() -> Path:
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"jaxlib {jaxlib.__version__} {cpu_model()}")
-    return cache_dir() / "onednn" / f"forms-{name}.json"
+    features = hashlib.sha256(" ".join(sorted(cpu_features())).encode()).hexdigest()[:12]
+    return cache_dir() / "onednn" / f"forms-jaxlib-{jaxlib.__version__}-{features}.json"
 
 
 def _tried(names: list[str]) -> frozenset[str]:

@@ -22,7 +22,7 @@ def computes_bfloat16(platform: str) -> bool:
     """
     if platform != "cpu":
         return True
-    return "amx_bf16" in cpu_features() or ("avx512_bf16" in cpu_features() and "Intel" not in cpu_model())
+    return "amx_bf16" in cpu_features() or ("avx512_bf16" in cpu_features() and cpu_vendor() != "GenuineIntel")
 
 
 def cpu_model() -> str:
