@@ -174,7 +174,8 @@ def load_variables(model: ResNet, variables: Variables) -> None:
     """
     check_variables(model.architecture, variables)
     for name, variable in _variables_by_name(model).items():
-        variable.set_value(jnp.array(variables[name], variable.get_value().dtype))
+        # A copy, which jnp.array would compile a program of each shape to make.
+        variable.set_value(jax.device_put(np.array(variables[name], variable.get_value().dtype)))
 
 
 def variables_of(model: ResNet) -> dict[str, np.ndarray]:
