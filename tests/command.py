@@ -1,8 +1,10 @@
-"""Runs main.py as a user does: in a process of its own, with cache, configuration and data folders of its own."""
+"""Runs main.py with cache, configuration and data folders of its own: as a user does, or within the tests' process."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
+import io
 import json
 import os
 import subprocess
@@ -10,11 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+from absl.flags import FlagValues
 from PIL import Image
 from safetensors.numpy import save_file
 
+from cambrian.commands import cli
+from cambrian.commands.flags import define_flags
 from cambrian.models.checkpoints.naming import torchvision_name
 from cambrian.models.costs.files import line_of, read_table
 from cambrian.models.costs.machine import SHIPPED, TUNED, own_table_path, this_machine
@@ -90,7 +96,6 @@ class Command:
             "XDG_CONFIG_HOME": str(home / "config"),
             "TFDS_DATA_DIR": str(home / "data"),
         }
-        self._num_runs = 0
         # An own cost table: plans are the same on every machine, quick to compile, and can be serialized.
         costs = home / "cache" / "cambrian" / "costs" / own_table_path("cpu").name
         costs.parent.mkdir(parents=True, exist_ok=True)
@@ -127,8 +132,7 @@ class Command:
 
     def run(self, *flags: object, **options: Any) -> Run:
         """Runs it with these flags and a new output folder, to a good end."""
-        self._num_runs += 1
-        output_dir = self.home / f"output-{self._num_runs}"
+        output_dir = self.home / f"output-{len(list(self.home.glob('output-*')))}"
         outcome = self(*flags, "--output_dir", output_dir, **options)
         assert outcome.exit_code == 0, outcome.stderr
         assert all(line.startswith(REMARKS) for line in outcome.stderr.splitlines()), outcome.stderr
@@ -142,6 +146,28 @@ class Command:
         """Flags of a run of SMALL with given weights, which are written to `home`."""
         weights = write_checkpoint(self.home / "small.safetensors", SMALL)
         return ["--weights", str(weights), "--image_size", "8", "--precision", "float32"]
+
+
+class CommandHere(Command):
+    """The same within this process, without the seconds that another one takes to start."""
+
+    def __call__(self, *flags: object) -> Outcome:
+        values = FlagValues()
+        define_flags(values)
+        with (
+            contextlib.chdir(self.home),
+            mock.patch.dict(os.environ, self.environment),
+            mock.patch.object(cli, "FLAGS", values),
+            mock.patch.object(sys, "path", [*sys.path]),
+            contextlib.redirect_stdout(io.StringIO()) as stdout,
+            contextlib.redirect_stderr(io.StringIO()) as stderr,
+        ):
+            try:
+                exit_code = cli._main(cli._parse_flags([str(ROOT / "main.py"), *map(str, flags)]))
+            except SystemExit as end:
+                exit_code = end.code
+        assert isinstance(exit_code, int)
+        return Outcome(exit_code, stdout.getvalue(), stderr.getvalue())
 
 
 @functools.cache

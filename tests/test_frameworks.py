@@ -110,63 +110,10 @@ class Mixer(nn.Module):
         return nn.Dense(4)(nn.LayerNorm()(x).mean(1))
 
 
-class Transformer(nn.Module):
-    """A vision transformer's encoder on patches, or a language model's on embedded tokens."""
-
-    causal: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        if self.causal:
-            x = nn.Embed(11, 16)(x)
-        else:
-            x = nn.Conv(16, (4, 4), strides=4)(x)
-            x = x.reshape(x.shape[0], -1, x.shape[-1])
-        mask = nn.make_causal_mask(x[..., 0]) if self.causal else None
-        for _ in range(2):
-            x = x + nn.MultiHeadDotProductAttention(4)(nn.LayerNorm()(x), mask=mask)
-            x = x + nn.Dense(16)(nn.gelu(nn.Dense(32)(nn.LayerNorm()(x)), approximate=False))
-        return nn.Dense(4)(x if self.causal else x.mean(1))
-
-
-class UNet(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        skips = []
-        for features in (4, 8):
-            x = nn.relu(nn.GroupNorm(2)(nn.Conv(features, (3, 3))(x)))
-            skips.append(x)
-            x = nn.max_pool(x, (2, 2), (2, 2))
-        for features, skip in zip((8, 4), reversed(skips), strict=True):
-            x = nn.ConvTranspose(features, (2, 2), strides=(2, 2))(x)
-            x = nn.relu(nn.Conv(features, (3, 3))(jax.numpy.concatenate([x, skip], -1)))
-        return nn.Conv(2, (1, 1))(x)
-
-
-class Audio(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        for dilation in (1, 2, 4):
-            x = nn.leaky_relu(nn.Conv(8, (3,), kernel_dilation=dilation)(x))
-            x = x * nn.sigmoid(nn.Dense(8)(x.mean(1, keepdims=True)))
-        return nn.Dense(4)(x.mean(1))
-
-
-@pytest.mark.parametrize(
-    ("model", "inputs", "least_taken"),
-    [
-        pytest.param(Mixer(), images(2, 16, 16, 3), 10, marks=pytest.mark.slow, id="mixer"),
-        pytest.param(Transformer(), images(2, 16, 16, 3), 14, marks=pytest.mark.slow, id="vit"),
-        pytest.param(
-            Transformer(causal=True), RANDOM.integers(0, 11, (2, 6), np.int32), 13, marks=pytest.mark.slow, id="gpt"
-        ),
-        pytest.param(UNet(), images(2, 16, 16, 3), 7, marks=pytest.mark.slow, id="unet"),
-        pytest.param(Audio(), images(2, 24, 3), 7, marks=pytest.mark.slow, id="audio"),
-    ],
-)
-def test_networks_of_linen(model, inputs, least_taken):
-    variables = jax.jit(model.init)(jax.random.key(0), inputs)
-    check(model, variables, inputs, least_taken=least_taken)
+@pytest.mark.slow
+def test_a_network_of_linen():
+    inputs = images(2, 16, 16, 3)
+    check(Mixer(), jax.jit(Mixer().init)(jax.random.key(0), inputs), inputs, least_taken=10)
 
 
 class Nnx(nnx.Module):

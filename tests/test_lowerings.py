@@ -11,7 +11,7 @@ from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.onednn import Convolution
 from cambrian.models.lowerings.winograd import filtering_matrices
 
-PADDINGS = {"same": None, "halo": ((0, 0), (1, 1)), "none": ((0, 0), (0, 0))}
+NO_PADDING = ((0, 0), (0, 0))
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
 CASES = [
     (name, size, stride)
@@ -47,25 +47,25 @@ def test_every_window_has_a_lowering_that_needs_no_library_and_every_lowering_a_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "padding", [pytest.param("same", marks=pytest.mark.slow), pytest.param("halo", marks=pytest.mark.slow), "none"]
-)
 @pytest.mark.parametrize("name, size, stride", CASES)
-def test_lowering_is_the_convolution_at_every_image_size(name, size, stride, padding):
+def test_lowering_is_the_convolution_at_every_image_size_and_padding(name, size, stride):
     lowering = usable(name)
-    sides = (size - 1) // 2
-    pads = PADDINGS[padding] or ((sides, sides), (sides, sides))
-    if size == 1:
-        pads = ((0, 0), (0, 0))  # a 1×1 kernel pads nothing
     random = np.random.default_rng(0)
     kernel = random.standard_normal((size, size, 5, 6), np.float32)
-    sizes = [one for one in (1, 3, 8, 9) if all(one + sum(pad) >= size for pad in pads)]  # a window must fit
-    batches = [random.standard_normal((2, one, one, 5), np.float32) for one in sizes]
-    weights = [jnp.asarray(array) for array in lowering.transform(kernel)]
-    window, finish = Window.square(size, stride, pads), plain(6, "float32")
-    every = jax.jit(lambda batches, w: [lowering.apply(x, w, window, finish) for x in batches])(batches, weights)
-    for images, got in zip(batches, every, strict=True):
-        expected = convolve(images, kernel, stride, pads)
+    weights, finish = [jnp.asarray(array) for array in lowering.transform(kernel)], plain(6, "float32")
+    same = (size // 2, size // 2)
+    paddings = [(same, same), ((0, 0), (1, 1)), NO_PADDING] if size > 1 else [NO_PADDING]
+    cases = [
+        (random.standard_normal((2, length, length, 5), np.float32), Window.square(size, stride, padding))
+        for length, padding in itertools.product((1, 3, 8, 9), paddings)
+        if all(length + sum(pad) >= size for pad in padding)  # a window must fit
+    ]
+    batches = [images for images, _ in cases]
+    every = jax.jit(
+        lambda batches, w: [lowering.apply(x, w, case[1], finish) for x, case in zip(batches, cases, strict=True)]
+    )(batches, weights)
+    for (images, window), got in zip(cases, every, strict=True):
+        expected = convolve(images, kernel, stride, window.padding)
         assert got.dtype == jnp.float32 and got.shape == expected.shape
         assert relative_error(got, expected) <= TOLERANCE["float32"]
 
@@ -142,13 +142,13 @@ def test_onednn_computes_the_same_of_a_packed_kernel(name, in_channels, out_chan
 def test_onednn_computes_the_same_of_a_packed_kernel_of_few_channels(in_channels):
     usable("onednn")
     random = np.random.default_rng(6)
-    convolution = Convolution((1, 4, 4, in_channels), 256, Window.square(1, 1, ((0, 0), (0, 0))), "float32", "float32")
+    convolution = Convolution((1, 4, 4, in_channels), 256, Window.square(1, 1, NO_PADDING), "float32", "float32")
     images = random.standard_normal(convolution.in_shape, np.float32)
     kernel = random.standard_normal(convolution.kernel_shape, np.float32)
     packed = convolution.pack(kernel)
     assert packed.ndim == 1
     got = jax.jit(lambda x, w: convolution(x, w))(images, packed)
-    assert relative_error(got, convolve(images, kernel, 1, ((0, 0), (0, 0)))) <= TOLERANCE["float32"]
+    assert relative_error(got, convolve(images, kernel, 1, NO_PADDING)) <= TOLERANCE["float32"]
 
 
 def test_onednn_says_why_it_cannot_be_used_elsewhere():
@@ -159,9 +159,7 @@ def test_onednn_keeps_a_float32_result_of_bfloat16_operands():
     lowering, random = usable("onednn"), np.random.default_rng(5)
     x = random.standard_normal((2, 1, 1, 64), np.float32).astype("bfloat16")
     kernel = random.standard_normal((1, 1, 64, 10), np.float32).astype("bfloat16")
-    got = lowering.apply(
-        jnp.asarray(x), [jnp.asarray(kernel)], Window.square(1, 1, ((0, 0), (0, 0))), plain(10, "float32")
-    )
-    expected = convolve(x, kernel, 1, ((0, 0), (0, 0)))
+    got = lowering.apply(jnp.asarray(x), [jnp.asarray(kernel)], Window.square(1, 1, NO_PADDING), plain(10, "float32"))
+    expected = convolve(x, kernel, 1, NO_PADDING)
     assert got.dtype == jnp.float32
     assert relative_error(got, expected) <= TOLERANCE["float32"]

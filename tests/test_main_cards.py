@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from cambrian.sharding.host import host_cores
-from command import Command, read_predictions, read_report
+from command import Command, CommandHere, read_predictions, read_report
 from waiting import settle
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(host_cores() < 2, reason="one core has no two cards")]
@@ -40,7 +40,7 @@ def test_two_cards_build_once_and_predict_as_one_process_does(command, flags, ru
     assert report["build_ms"] > 0 and 0 < report["parity_max_relative_error"] < 1e-4
     assert report["peak_host_memory_bytes"] > 3 * 100 * 2**20  # of three processes with JAX
     assert "2 cards, mesh 1x2" in run.outcome.stdout
-    alone = command.run(*flags, "--num_images", 93)
+    alone = CommandHere(command.home).run(*flags, "--num_images", 93)
     assert [row["image"] for row in run.predictions] == [row["image"] for row in alone.predictions]
     assert [row["predicted"] for row in run.predictions] == [row["predicted"] for row in alone.predictions]
 

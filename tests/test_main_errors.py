@@ -2,20 +2,18 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from absl.flags import FlagValues
 
-from cambrian.commands import cli
-from cambrian.commands.flags import define_flags, read_configuration
+from cambrian.commands.flags import read_configuration
 from cambrian.commands.output import output_folder, reporting
 from cambrian.commands.report import Report
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.sharding import OutOfMemory, UsageError
 from cambrian.sharding.host import host_cores
-from command import Command, Outcome, read_report, write_checkpoint, write_images
+from command import Command, CommandHere, Outcome, read_report, write_checkpoint, write_images
 from flag_values import parse
 
 TINY = "--config tiny.py"
@@ -84,20 +82,6 @@ CASES = {
     "--config other.json": "other.json must set flags of main.py, got 'depth'",
     "--config threads.json": "threads.json: threads must be an integer, or several different ones, "
     "separated by commas, got None",
-}
-# Some for each place in which a request can be refused; the others are refused in this process.
-AS_A_PROCESS = (
-    "--nonsense 3",
-    "photos",
-    "--config threads.json",
-    "--mode train --mesh 2x1",
-    f"{TINY} --mesh 1x2 --weights depth.safetensors",
-    f"{TINY} --mesh 4x1 --partition rows",
-    "--artifact absent",
-    "--output_dir file/output",
-)
-# The same, refused before anything is written.
-NOTHING_WRITTEN = {
     "--config syntax.py": "config syntax.py must run without an error, got SyntaxError: ",
     "--config exit.py": "config exit.py must run without an error, got SystemExit: ",
     "--config deep.json": "config must be a report.json with flags, got deep.json: RecursionError ",
@@ -111,12 +95,7 @@ NOTHING_WRITTEN = {
     "--weights fifo": "weights must be a file or a folder, got the FIFO fifo",
     "--config fifo.json": "config must be a file or a folder, got the FIFO fifo.json",
     "--flagfile fifo": "unknown flag --flagfile; --help lists all flags",
-    "--mode train --data classes --batch_size 8": "batch_size must be at most the 4 training images, got 8",
-}
-
-
-# The same, refused by the parser.
-NOT_PARSED = {
+    "--mode train --data split --batch_size 8": "batch_size must be at most the 4 training images, got 8",
     "--thread 3": "unknown flag --thread; did you mean --threads?",
     "--threads=2-8": "threads must be an integer, or several different ones, separated by commas, got '2-8'",
     "--precision float32,float32": "precision must be text, or several different ones, separated by commas, "
@@ -128,60 +107,61 @@ NOT_PARSED = {
     "--seed 1 --mesh": "--mesh must have a value, got none",
     "--mesh --threads 2": "--mesh must have a value, got the next flag, --threads",
 }
+# Some for each place in which a request can be refused, and those that may wait forever.
+AS_A_PROCESS = (
+    "--nonsense 3",
+    "photos",
+    f"{TINY} --mesh 4x1 --partition rows",
+    "--weights fifo",
+    "--config fifo.json",
+    "--flagfile fifo",
+)
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory) -> Command:
+def command(tmp_path_factory) -> CommandHere:
     home = tmp_path_factory.mktemp("home")
-    command = Command(home)
+    command = CommandHere(home)
     (home / "empty").mkdir()
     (home / "file").touch()
     write_images(home / "images", ["a.png", "b.png", "c.png"])
     write_images(home / "classes", ["sky/a.png"])
+    folders = ("train/a", "train/b", "test/a", "test/b")
+    write_images(home / "split", [f"{folder}/{index}.png" for folder in folders for index in range(2)])
     small = Architecture("cifar", (1,), False, 10)
     write_checkpoint(home / "depth.safetensors", small)
     write_checkpoint(home / "classes.safetensors", dataclasses.replace(small, blocks=(2, 2, 2, 2), num_classes=4))
     (home / "list.json").write_text('{"flags": ["threads"]}')
     (home / "other.json").write_text('{"flags": {"depth": "18"}}')
     (home / "threads.json").write_text('{"flags": {"threads": null}}')
+    (home / "deep.json").write_text('{"flags": ' + "[" * 10_000 + "]" * 10_000 + "}")
+    (home / "syntax.py").write_text("CONFIG = = 3")
+    (home / "exit.py").write_text("import sys; sys.exit(0)")
+    for name in ("fifo", "fifo.json"):
+        os.mkfifo(home / name)
     return command
 
 
-@pytest.fixture(scope="module")
-def outcomes(command) -> dict[str, Outcome]:
-    return run_all(command, AS_A_PROCESS)
+@pytest.mark.parametrize("flags", [flags for flags in CASES if flags not in AS_A_PROCESS])
+def test_an_invalid_request_is_refused_in_one_line_and_leaves_nothing(command, flags):
+    before = files(command.home)
+    check_refusal(command(*flags.split()), CASES[flags])
+    assert files(command.home) == before
 
 
-def run_all(command: Command, flags: Iterable[str]) -> dict[str, Outcome]:
-    with ThreadPoolExecutor(2) as pool:  # each is a process that takes a second to start
-        return dict(zip(flags, pool.map(lambda each: command(*each.split()), flags), strict=True))
+def files(home: Path) -> set[Path]:
+    """All but those of the cache, and of the configuration, which holds the key."""
+    return {path for path in home.rglob("*") if path.relative_to(home).parts[0] not in ("cache", "config")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", AS_A_PROCESS)
-def test_an_invalid_request_is_refused_in_one_line(outcomes, flags):
-    check_refusal(outcomes[flags], CASES[flags])
-
-
-@pytest.mark.parametrize("flags", [flags for flags in CASES if flags not in AS_A_PROCESS])
-def test_an_invalid_request_is_refused_by_its_mode(command, monkeypatch, flags):
-    monkeypatch.chdir(command.home)
-    with pytest.raises(UsageError) as refused:
-        found = parse(*flags.split())
-        configuration = read_configuration(found)
-        cli._MODES[found["mode"]](found, configuration)
-    check_message(str(refused.value), CASES[flags])
-
-
-@pytest.mark.parametrize("flags", NOT_PARSED)
-def test_flags_that_cannot_be_parsed(monkeypatch, capsys, flags):
-    values = FlagValues()
-    define_flags(values)
-    monkeypatch.setattr(cli, "FLAGS", values)
-    with pytest.raises(SystemExit) as end:
-        cli._parse_flags(["main.py", *flags.split()])
-    assert end.value.code == 2
-    check_message(capsys.readouterr().err.removeprefix("error: ").rstrip("\n"), NOT_PARSED[flags])
+def test_a_process_that_refuses_a_request_ends_with_2(command):
+    process, before = Command(command.home), files(command.home)
+    with ThreadPoolExecutor(2) as pool:  # each takes a second to start
+        outcomes = list(pool.map(lambda flags: process(*flags.split()), AS_A_PROCESS))
+    for flags, outcome in zip(AS_A_PROCESS, outcomes, strict=True):
+        check_refusal(outcome, CASES[flags])
+    assert files(command.home) == before
 
 
 def check_refusal(outcome: Outcome, expected: str) -> None:
@@ -194,45 +174,13 @@ def check_message(message: str, expected: str) -> None:
     assert message.startswith(expected) if expected.endswith((": ", " ")) else message == expected
 
 
-@pytest.fixture(scope="module")
-def silent(tmp_path_factory) -> tuple[dict[str, Outcome], set[str]]:
-    """The outcomes of NOTHING_WRITTEN, and the files that they left in their home."""
-    home = tmp_path_factory.mktemp("home")
-    command = Command(home)
-    (home / "empty").mkdir()
-    folders = ("train/a", "train/b", "test/a", "test/b")
-    write_images(home / "classes", [f"{folder}/{index}.png" for folder in folders for index in range(2)])
-    (home / "syntax.py").write_text("CONFIG = = 3")
-    (home / "exit.py").write_text("import sys; sys.exit(0)")
-    (home / "deep.json").write_text('{"flags": ' + "[" * 10_000 + "]" * 10_000 + "}")
-    for name in ("fifo", "fifo.json"):
-        os.mkfifo(home / name)
-    before = {str(path) for path in home.rglob("*")}
-    outcomes = run_all(command, NOTHING_WRITTEN)
-    after = {str(path) for path in home.rglob("*") if "matplotlib" not in str(path)}  # has folders of its own
-    return outcomes, after - before - {str(home / "config")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", NOTHING_WRITTEN)
-def test_invalid_flags_are_refused_in_one_line(silent, flags):
-    check_refusal(silent[0][flags], NOTHING_WRITTEN[flags])
-
-
-@pytest.mark.slow
-def test_refused_flags_leave_nothing(silent):
-    assert silent[1] == set()
-
-
-@pytest.mark.slow
-def test_debug_shows_the_traceback(tmp_path):
-    outcome = Command(tmp_path)("--mesh", "4by8", "--debug")
+def test_debug_shows_the_traceback(command):
+    outcome = command("--mesh", "4by8", "--debug")
     assert outcome.exit_code == 2
     assert "Traceback" in outcome.stderr
     assert outcome.stderr.splitlines()[-1] == "error: a mesh must be written MODELxDATA, such as 4x8, got '4by8'"
 
 
-@pytest.mark.slow
 def test_a_refused_run_leaves_an_earlier_one_as_it_was_and_makes_no_folder(command):
     output_dir = command.home / "output"
     output_dir.mkdir()
@@ -269,9 +217,8 @@ def test_a_folder_is_for_one_command_at_a_time(command):
         pass
 
 
-@pytest.mark.slow
 def test_the_output_folder_holds_no_weights_that_are_read(tmp_path):
-    command = Command(tmp_path)
+    command = CommandHere(tmp_path)
     weights = command.small_flags()[1]
     outcome = command("--weights", weights, "--output_dir", tmp_path)
     assert outcome.exit_code == 2 and (tmp_path / "small.safetensors").exists()
@@ -280,9 +227,8 @@ def test_the_output_folder_holds_no_weights_that_are_read(tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_too_little_device_memory(tmp_path):
-    command = Command(tmp_path)
+    command = CommandHere(tmp_path)
     limit = ("--device_memory_limit", "100KiB")
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "predictions.csv").write_text("of an earlier run")

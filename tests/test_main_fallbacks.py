@@ -10,14 +10,14 @@ from cambrian.engine.artifact.manifest import MANIFEST, read_manifest
 from cambrian.engine.artifact.save import save
 from cambrian.engine.artifact.signing import default_key_path, load_key
 from cambrian.engine.runtime.compile import compile_program
-from command import Command
+from command import CommandHere
 from toy_program import toy_program
 
 
 class Built(NamedTuple):
     """A command that has built its artefact, the flags with which it did, and that run's predictions."""
 
-    command: Command
+    command: CommandHere
     flags: list[str]
     predictions: list[dict[str, str]]
 
@@ -25,7 +25,7 @@ class Built(NamedTuple):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A home in which an artefact was built."""
-    command = Command(tmp_path_factory.mktemp("home"))
+    command = CommandHere(tmp_path_factory.mktemp("home"))
     flags = [*command.small_flags(), "--mesh", "1x2", "--num_images", "10"]
     return Built(command, flags, command.run(*flags).predictions)
 
@@ -35,7 +35,7 @@ def command(built, tmp_path):
     """The command in a copy of that home."""
     home = tmp_path / "home"
     shutil.copytree(built.command.home, home)
-    return Command(home)
+    return CommandHere(home)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_another_version_is_refreshed(built, command, artifact, key):
 
 
 def test_an_artifact_of_another_function_is_refused(tmp_path):
-    command = Command(tmp_path)
+    command = CommandHere(tmp_path)
     save(compile_program(toy_program()), tmp_path / "artifact", tmp_path / "key")
     outcome = command("--artifact", tmp_path / "artifact", "--signing_key", tmp_path / "key")
     assert outcome.exit_code == 2

@@ -5,12 +5,14 @@ import json
 import pytest
 
 from cambrian.models.resnet.architecture import Architecture
-from command import Command, write_checkpoint, write_images
+from command import CommandHere, write_checkpoint, write_images
+
+BATCH_SIZE = 8
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    return Command(tmp_path_factory.mktemp("home"))
+    return CommandHere(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,6 @@ def photos(tmp_path):
     return folder
 
 
-@pytest.mark.slow
 def test_a_text_file_named_jpg_ends_the_run(command, small, photos, tmp_path):
     outcome = command(*small, "--data", photos, "--output_dir", tmp_path / "output")
     assert outcome.exit_code == 2
@@ -40,7 +41,6 @@ def test_a_text_file_named_jpg_ends_the_run(command, small, photos, tmp_path):
     assert (report["status"], report["failure_reason"]) == ("failed", f"UnreadableImage: {reason}")
 
 
-@pytest.mark.slow
 def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, photos):
     run = command.run(*small, "--data", photos, "--skip_bad_images")
     assert run.report["num_images"] == 9
@@ -55,7 +55,6 @@ def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, ph
     assert {row["predicted"] for row in run.predictions} <= set(map(str, range(10)))
 
 
-@pytest.mark.slow
 def test_only_bad_images(command, small, tmp_path):
     (tmp_path / "a.jpg").write_text("not an image at all")
     run = command.run(*small, "--data", tmp_path, "--skip_bad_images")
@@ -63,7 +62,6 @@ def test_only_bad_images(command, small, tmp_path):
     assert run.report["first_inference_ms"] is None and run.report["latency_ms_p50"] is None
 
 
-@pytest.mark.slow
 def test_a_split_and_a_number_of_labelled_images(command, small, tmp_path):
     names = [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in "ab" for index in range(4)]
     write_images(tmp_path, names)
@@ -75,7 +73,6 @@ def test_a_split_and_a_number_of_labelled_images(command, small, tmp_path):
     assert "no accuracy: the model has 10 logits without labels, the data 2 classes" in run.report["notes"]
 
 
-@pytest.mark.slow
 def test_accuracy_where_the_classes_are_as_many_as_the_logits(command, small, tmp_path):
     write_images(tmp_path, [f"{label}/{index}.png" for label in "abcdefghij" for index in range(2)])
     run = command.run(*small, "--data", tmp_path)
@@ -85,7 +82,6 @@ def test_accuracy_where_the_classes_are_as_many_as_the_logits(command, small, tm
     assert run.report["top1"] == hits / 20 <= run.report["top5"] <= 1
 
 
-@pytest.mark.slow
 def test_images_are_resized_as_the_weights_stem_asks(command, tmp_path):
     weights = write_checkpoint(tmp_path / "weights.safetensors", Architecture("imagenet", (1,), False, 3, width=4))
     write_images(tmp_path / "photos", ["a.png"])
@@ -100,7 +96,6 @@ def test_images_are_resized_as_the_weights_stem_asks(command, tmp_path):
     assert "256" in note and "--resize 232" in note
 
 
-@pytest.mark.slow
 def test_resize_decides_where_the_weights_do_not(command, tmp_path):
     weights = write_checkpoint(tmp_path / "weights.safetensors", Architecture("imagenet", (1,), False, 3, width=4))
     write_images(tmp_path / "photos", ["a.png"])
@@ -113,7 +108,16 @@ def test_resize_decides_where_the_weights_do_not(command, tmp_path):
     assert (preprocessing["size"], preprocessing["resize_to"]) == ([112, 112], [117, 117])
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("num_images", [1, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1])
+def test_any_number_of_images(command, small, num_images):
+    more, fewer = (
+        command.run(*small, "--batch_size", BATCH_SIZE, "--threads", 3, "--data", "synthetic", "--num_images", number)
+        for number in (20, num_images)
+    )
+    assert (more.report["num_images"], fewer.report["num_images"]) == (20, num_images)
+    assert fewer.predictions == more.predictions[:num_images]
+
+
 def test_class_folders_that_are_no_labels_end_the_run(command, tmp_path):
     write_images(tmp_path, ["ant/0.png", "cats/0.png"])
     outcome = command("--config", "tiny.py", "--mesh", "1x2", "--batch_size", 8, "--data", tmp_path)
@@ -121,7 +125,6 @@ def test_class_folders_that_are_no_labels_end_the_run(command, tmp_path):
     assert "exactly one of the model's 10 labels, got 'cats' (closest: 'ant')" in outcome.error
 
 
-@pytest.mark.slow
 def test_a_partition_asked_for_is_the_one_that_runs(command, small, photos):
     (photos / "5b.jpg").unlink()
     run = command.run(*small, "--partition", "rows", "--data", photos)

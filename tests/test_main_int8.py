@@ -3,12 +3,12 @@
 import pytest
 
 from cambrian.models.lowerings.onednn_forms import int8_obstacle
-from command import LABELS, Command, write_images
+from command import LABELS, CommandHere, write_images
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory) -> Command:
-    return Command(tmp_path_factory.mktemp("int8"))
+def command(tmp_path_factory) -> CommandHere:
+    return CommandHere(tmp_path_factory.mktemp("int8"))
 
 
 @pytest.mark.slow
@@ -45,7 +45,6 @@ def test_flags_that_make_no_sense_are_refused(command, flags, error):
     assert (outcome.exit_code, outcome.error) == (2, error)
 
 
-@pytest.mark.slow
 def test_few_and_unreadable_calibration_images_are_refused(command):
     write_images(command.home / "few", [f"{number}.png" for number in range(15)])
     flags = (*command.small_flags()[:-2], "--precision", "int8", "--data", "synthetic", "--calibration_data")

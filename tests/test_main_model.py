@@ -2,7 +2,9 @@
 
 import pytest
 
-from command import LABELS, Command, write_images
+from cambrian.commands.flags import read_configuration
+from command import LABELS, Command, CommandHere, write_images
+from flag_values import parse
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +30,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    command = Command(tmp_path_factory.mktemp("home"))
+    command = CommandHere(tmp_path_factory.mktemp("home"))
     (command.home / "nets.py").write_text(NETS)
     write_images(command.home / "images", [f"{label}/{number}.png" for label in LABELS for number in range(2)])
     return command
@@ -43,13 +45,13 @@ def test_a_users_model_runs_and_its_artifact_runs_without_it(command):
     assert report["parity_max_relative_error"] < 1e-4 and report["build_ms"] > 0
     assert {"classes.csv", "confusion.png"} <= {path.name for path in run.output_dir.iterdir()}
 
-    again = command.run("--config", run.output_dir / "report.json")
-    assert again.report["build_ms"] is None and again.predictions == run.predictions
+    again = read_configuration(parse("--config", run.output_dir / "report.json"))
+    assert (again.user_model, str(again.mesh), again.batch_size) == ("nets.py:network", "2x2", 8)
 
     (artifact,) = command.artifacts
     (command.home / "nets.py").unlink()
-    received = command.run("--artifact", artifact, "--data", "images")
-    assert received.predictions == run.predictions
+    received = Command(command.home).run("--artifact", artifact, "--data", "images")
+    assert received.report["executable"] == "native" and received.predictions == run.predictions
     assert (received.report["top1"], received.report["classes"]) == (report["top1"], report["classes"])
 
 

@@ -193,14 +193,6 @@ def test_online_gives_the_same_predictions_and_saves_nothing(command_with_artifa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_images", [1, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1])
-def test_any_number_of_images(command_with_artifact, first, num_images):
-    run = command_with_artifact.run_tiny("--num_images", num_images, "--precision", "float32", "--threads", 3)
-    assert run.report["num_images"] == num_images
-    assert run.predictions == first[0].predictions[:num_images]
-
-
-@pytest.mark.slow
 def test_a_report_as_config_runs_the_same_again(command_with_artifact, first):
     report = first[0].output_dir / "report.json"
     before = report.read_bytes()

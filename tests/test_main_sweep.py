@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from command import SMALL, Command, read_report, write_checkpoint
+from command import SMALL, Command, CommandHere, read_report, write_checkpoint
 
 ROWS = {  # mesh, threads, batch size → status
     ("1x2", "1", "8"): "ok",
@@ -28,6 +28,11 @@ def command(tmp_path_factory):
     command = Command(tmp_path_factory.mktemp("home"))
     write_checkpoint(command.home / "small.safetensors", SMALL)
     return command
+
+
+@pytest.fixture(scope="module")
+def here(command):
+    return CommandHere(command.home)
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +77,13 @@ def test_the_predicted_host_memory_is_near_the_peak(command, first):
             assert 0.8 < predicted / peak < 1.2
 
 
-def test_the_same_command_again_runs_nothing(command, flags, first):
+def test_the_same_command_again_runs_nothing(command, here, flags, first):
     results = command.home / "sweep" / "results.jsonl"
     before = results.read_bytes()
-    again = command(*flags, "--output_dir", "sweep")
+    again = here(*flags, "--output_dir", "sweep")
     assert again.exit_code == 0 and "runs left" not in again.stderr
     assert results.read_bytes() == before
-    other = command(*flags, "--output_dir", "sweep", "--seed", 1)
+    other = here(*flags, "--output_dir", "sweep", "--seed", 1)
     assert other.exit_code == 2
     assert other.error.startswith("sweep holds a sweep of another command: --fresh starts over; needed python ")
     assert "--seed 1" in other.error.partition(", got ")[2] and "--seed" not in other.error.partition(", got ")[0]
@@ -96,8 +101,8 @@ def test_the_answer_runs(command, first):
     assert report["build_ms"] is None
 
 
-def test_compile_builds_each_executable_once_and_prints_its_path(command, flags, first):
-    outcome = command(*flags, "--mode", "compile")
+def test_compile_builds_each_executable_once_and_prints_its_path(command, here, flags, first):
+    outcome = here(*flags, "--mode", "compile")
     assert outcome.exit_code == 1  # those of mesh 1x3 make no sense, 1026 images don't fit the memory
     paths = outcome.stdout.splitlines()
     assert paths == list(map(str, command.artifacts)) and len(paths) == 1
@@ -105,8 +110,8 @@ def test_compile_builds_each_executable_once_and_prints_its_path(command, flags,
     assert sum("refused: batch_size must be a multiple" in note for note in outcome.notes) == 2
 
 
-def test_a_dry_run_lists_and_leaves_nothing(command, flags):
-    outcome = command("--config", "tiny.py", *flags[4:], "--dry_run", "--output_dir", "listed")
+def test_a_dry_run_lists_and_leaves_nothing(command, here, flags):
+    outcome = here("--config", "tiny.py", *flags[4:], "--dry_run", "--output_dir", "listed")
     assert outcome.exit_code == 0, outcome.stderr
     assert not (command.home / "listed").exists()
     lines = outcome.stdout.splitlines()

@@ -11,7 +11,7 @@ from cambrian.commands.flags import read_configuration
 from cambrian.commands.train import train
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import UsageError
-from command import Command, write_images
+from command import Command, CommandHere, write_images
 from flag_values import parse
 
 
@@ -61,7 +61,7 @@ def test_a_training_writes_report_curves_accuracy_and_weights(trained):
 @pytest.mark.parametrize("weights", ["model", "checkpoints"])
 def test_the_trained_weights_run_to_the_same_accuracy(trained, weights):
     command, _ = trained
-    run = command.run(
+    run = CommandHere(command.home).run(
         "--weights", command.home / "trained" / weights, "--data", "images", "--mesh", "1x2", "--precision", "float32"
     )  # fmt: skip
     expected = json.loads((command.home / "trained" / "report.json").read_text())["accuracy"]["float32"]

@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -55,6 +56,7 @@ def reference() -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.state_dict = functools.cache(module.state_dict)
     return module
 
 

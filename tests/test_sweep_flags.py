@@ -22,6 +22,14 @@ def sweep_of(*arguments: object):
     return sweep_of_flags(parse(*arguments), ["python3", "main.py"])
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> tuple[str, Path]:
+    """Flags of a small network, whose times are soon predicted."""
+    config = tmp_path_factory.mktemp("config") / "tiny.py"
+    config.write_text(TINY_CONFIG)
+    return "--config", config
+
+
 def test_the_papers_grid():
     grid = Grid.of(parse("--config", "cambricon_grid").axes)
     assert len(grid.cells) == len(set(grid.cells)) == 40
@@ -41,8 +49,9 @@ def test_a_single_value_stays_a_single_value():
     assert parse("--mesh", "4x8")["mesh"] == "4x8"
 
 
-def test_cards_are_an_axis():
-    sweep = sweep_of("--mesh", "1x1", "--cards", "1,2", "--threads", "1,2,4", "--data", "synthetic", "--num_images", 8)
+def test_cards_are_an_axis(tiny):
+    axes = ("--mesh", "1x1", "--cards", "1,2", "--threads", "1,2,4")
+    sweep = sweep_of(*tiny, *axes, "--data", "synthetic", "--num_images", 8)
     assert {(cell["cards"], cell["threads"]) for cell in sweep.refused} == {(2, 1)}
     assert set(sweep.refused.values()) == {"threads must be at least one for each of 2 cards, got 1"}
     cells = [cell for cell in sweep.grid.cells if cell not in sweep.refused]
@@ -97,10 +106,9 @@ def test_classes_that_are_no_labels_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dry_run_of_a_search_lists_what_it_would_run(tmp_path, capsys):
-    (tmp_path / "tiny.py").write_text(TINY_CONFIG)
+def test_a_dry_run_of_a_search_lists_what_it_would_run(tiny, capsys):
     axes = ("--mesh", "1x1,4x4", "--batch_size", "16,256")
-    flags = parse("--config", tmp_path / "tiny.py", "--data", "synthetic", *axes, "--search", "auto", "--dry_run")
+    flags = parse(*tiny, "--data", "synthetic", *axes, "--search", "auto", "--dry_run")
     assert sweep_command(flags, ["python3", "main.py"]) == 0
     *listed, summary, last = capsys.readouterr().out.splitlines()
     speeds = [float(line.split()[-2]) for line in listed[1:]]
@@ -115,10 +123,9 @@ def test_values_that_come_twice_are_refused():
         parse("--threads", "2,4,2")
 
 
-@pytest.mark.slow
-def test_a_combination_that_makes_no_sense_is_a_result(tmp_path):
+def test_a_combination_that_makes_no_sense_is_a_result(tiny, tmp_path):
     write_images(tmp_path, ["a.png", "b.png", "c.png"])
-    sweep = sweep_of("--mesh", "1x2,1x4", "--batch_size", "6,8", "--data", tmp_path, "--num_images", "2,3,4")
+    sweep = sweep_of(*tiny, "--mesh", "1x2,1x4", "--batch_size", "6,8", "--data", tmp_path, "--num_images", "2,3,4")
     reasons = {sweep.grid.name(cell): reason for cell, reason in sweep.refused.items()}
     assert len(reasons) == 6
     assert reasons["mesh 1x4, batch_size 6, num_images 3"] == (
@@ -152,9 +159,8 @@ def test_the_commands_of_a_sweep(tmp_path):
     assert (configuration.threads, configuration.seed, configuration.num_images) == (2, 5, 8)
 
 
-@pytest.mark.slow
-def test_the_command_identifies_a_sweep_and_names_its_directory():
-    base = ("--mesh", "1x2,2x1", "--data", "synthetic")
+def test_the_command_identifies_a_sweep_and_names_its_directory(tiny):
+    base = (*tiny, "--mesh", "1x2,2x1", "--data", "synthetic")
     first, fresh = sweep_of(*base), sweep_of(*base, "--fresh", "--output_dir", "elsewhere")
     assert first.identity == fresh.identity == json.loads(json.dumps(first.identity))
     assert (str(fresh.path), first.path.parent.name) == ("elsewhere", "runs")

@@ -1,5 +1,7 @@
 """Convolution and batch norm of training: results and gradients against JAX's own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +44,7 @@ def operands(size, stride, length, channels, dtype, number=3):
     return window, [jnp.asarray(random.standard_normal(shape, np.float32)).astype(dtype) for shape in shapes]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def with_gradients(function, images, kernel, dy):
     y, pull = jax.vjp(function, images, kernel)
     return (y, *pull(dy))
@@ -60,7 +63,7 @@ def assert_close(got, expected, tolerance):
 @pytest.mark.parametrize(("length", "channels"), [(7, (3, 16)), (8, (32, 48)), (9, (32, 5)), (2, (16, 16))])
 def test_convolution_and_its_gradients_are_those_of_jax(size, stride, length, channels, dtype):
     window, (images, kernel, dy) = operands(size, stride, length, channels, dtype)
-    got = jax.jit(lambda *args: with_gradients(lambda x, k: convolve(x, k, window), *args))(images, kernel, dy)
+    got = with_gradients(lambda x, k: convolve(x, k, window), images, kernel, dy)
     wide = [value.astype(jnp.float32) for value in (images, kernel, dy)]
     expected = with_gradients(lambda x, k: reference(x, k, window), *wide)
     assert_close(got, [value.astype(dtype) for value in expected], TOLERANCE[dtype])
@@ -72,7 +75,7 @@ def test_each_device_convolves_its_part_of_the_batch(size, stride):
     window, (images, kernel, dy) = operands(size, stride, 8, (16, 16), "float32", number=4)
     call = training_convolution(make_mesh(MeshShape(1, 2), jax.devices()[:2]))
     strides, padding = window.stride, window.padding
-    got = jax.jit(lambda *args: with_gradients(lambda x, k: call(x, k, strides, padding), *args))(images, kernel, dy)
+    got = with_gradients(lambda x, k: call(x, k, strides, padding), images, kernel, dy)
     assert_close(got, with_gradients(lambda x, k: reference(x, k, window), images, kernel, dy), 1e-5)
 
 
@@ -95,6 +98,7 @@ def test_batch_norm_and_its_gradients_are_those_of_the_formula(dtype):
     x, dy = (jnp.asarray(random.normal(1.0, 2.0, (5, 6, 7, 9)).astype(np.float32)).astype(dtype) for _ in range(2))
     scale, bias = (jnp.asarray(random.standard_normal(9, np.float32)) for _ in range(2))
 
+    @functools.partial(jax.jit, static_argnums=0)
     def run(function):
         outputs, pull = jax.vjp(function, x, scale, bias)
         return (*outputs, *pull((dy, jnp.zeros(9), jnp.zeros(9))))

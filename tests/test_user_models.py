@@ -1,12 +1,9 @@
 """Library use: the scripts of docs/library.md and docs/models.md, and users' own models: compile, save, load."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -19,33 +16,30 @@ from jax.sharding import PartitionSpec as P
 from cambrian import engine
 from cambrian.sharding import MeshShape, make_mesh, program_from_function
 from cambrian.sharding.host import acquire_devices
+from command import ROOT, Command
 
-ROOT = Path(__file__).parent.parent
 DOCUMENTS = {"library": 6, "models": 3}  # name → least number of scripts
 INPUTS = jax.ShapeDtypeStruct((8, 8, 8, 3), "float32")
 RULES = [("conv/kernel|Conv_0/kernel", P(None, None, None, "model")), (".*", P())]
 
 
-def run_script(script: str, cwd: Path, *arguments: object) -> str:
-    environment = os.environ | {
-        "XDG_CONFIG_HOME": str(cwd / "config"),
-        "JAX_PLATFORMS": "cpu",
-    }
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+@pytest.fixture
+def run_script(tmp_path) -> Callable[[str], str]:
+    """A function that runs a Python script in a process of its own, in `tmp_path`, and returns what it prints."""
+    command = Command(tmp_path)
+    command.environment["JAX_PLATFORMS"] = "cpu"
+
+    def run(script: str) -> str:
+        outcome = command(script=("-c", script))
+        assert outcome.exit_code == 0, outcome.stderr
+        return outcome.stdout
+
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_the_documented_scripts_print_what_the_document_says(name, tmp_path):
+def test_the_documented_scripts_print_what_the_document_says(name, run_script):
     text = (ROOT / "docs" / f"{name}.md").read_text()
     examples = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(examples) == text.count("```python") >= DOCUMENTS[name]
@@ -53,7 +47,7 @@ def test_the_documented_scripts_print_what_the_document_says(name, tmp_path):
     saving = [example for example in examples if example not in loading]
     with ThreadPoolExecutor(2) as pool:
         for some in (saving, loading):
-            printed = pool.map(lambda example: run_script(example[0], tmp_path), some)
+            printed = pool.map(run_script, [script for script, _ in some])
             assert list(printed) == [expected for _, expected in some]
 
 
@@ -143,7 +137,7 @@ print(executable.kind, "flax" in sys.modules, "cambrian.models.lowerings" in sys
 @pytest.mark.parametrize(
     "model", [*(pytest.param(model, marks=pytest.mark.slow) for model in (nnx_model, linen_model)), plain_function]
 )
-def test_a_users_model_is_sharded_by_its_rules_and_runs_without_its_code(model, mesh, images, tmp_path):
+def test_a_users_model_is_sharded_by_its_rules_and_runs_without_its_code(model, mesh, images, tmp_path, run_script):
     function, params = model()
     program = program_from_function(function, params, INPUTS, mesh, RULES, name="mine", metadata={"labels": ["a"]})
     assert [spec.name for spec in program.param_specs] == NAMES[model]
@@ -166,7 +160,7 @@ def test_a_users_model_is_sharded_by_its_rules_and_runs_without_its_code(model, 
 
     engine.save(executable, tmp_path / "artifact", tmp_path / "key")
     np.save(tmp_path / "images.npy", images)
-    assert run_script(FRESH_PROCESS, tmp_path) == "native False False\n"
+    assert run_script(FRESH_PROCESS) == "native False False\n"
     np.testing.assert_array_equal(np.load(tmp_path / "outputs.npy"), outputs)
     manifest = json.loads((tmp_path / "artifact" / "manifest.json").read_text())
     assert manifest["rules"] == [[pattern, str(spec)] for pattern, spec in RULES]
