@@ -3,7 +3,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +49,12 @@ def images_of(count: int, size: int) -> jax.Array:
 
 
 @pytest.fixture(scope="module")
-def reference() -> ModuleType:
+def reference() -> Any:
     if not REFERENCE.is_dir():
         pytest.skip("shared/reference is not beside this repository")
     spec = importlib.util.spec_from_file_location("reference_weights", REFERENCE / "reference_weights.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.state_dict = functools.cache(module.state_dict)
     return module
