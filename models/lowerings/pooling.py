@@ -12,26 +12,29 @@ from jax.typing import DTypeLike
 from cambrian.models.lowerings import Window
 from cambrian.sharding import sum_over_model_axis
 
-_COMBINED = {"max": (jnp.maximum, -np.inf), "sum": (jnp.add, 0.0)}  # kind → function of two, and its identity
+_COMBINED = {"max": jnp.maximum, "sum": jnp.add}
 
 
 def pool(
     x: jax.Array, sizes: Sequence[int], strides: Sequence[int], padding: Sequence[tuple[int, int]], kind: str
 ) -> jax.Array:
-    """Computes the maximum or sum of each window of an array, in float32; padding adds nothing.
+    """Computes the maximum or sum of each window of an array; padding adds nothing.
+
+    Floats are computed in float32, and so are sums of integers; their maxima stay integers.
 
     Args:
       x: array of any number of dimensions.
       sizes, strides, padding: of the windows, along each dimension.
       kind: max or sum.
     """
-    combine, identity = _COMBINED[kind]
+    dtype = x.dtype if kind == "max" and jnp.issubdtype(x.dtype, jnp.integer) else jnp.dtype("float32")
+    fill = lowest(dtype) if kind == "max" else 0
     # Along one dimension after another. XLA:CPU takes twice as long for `reduce_window`, and twenty times in bfloat16.
-    pooled = jnp.pad(x.astype(jnp.float32), padding, constant_values=identity)
+    pooled = jnp.pad(x.astype(dtype), padding, constant_values=fill)
     for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
         last = (pooled.shape[axis] - size) // stride * stride
         shifted = [lax.slice_in_dim(pooled, at, at + last + 1, stride, axis) for at in range(size)]
-        pooled = functools.reduce(combine, shifted)
+        pooled = functools.reduce(_COMBINED[kind], shifted)
     return pooled
 
 
