@@ -38,6 +38,7 @@ def test_devices_or_launches_divide_the_cores(monkeypatch, num_devices, threads,
     monkeypatch.setattr(core_sharing, "host_cores", lambda: 8)
     monkeypatch.setattr(core_sharing, "COMPUTES_SIDE_BY_SIDE", True)
     assert launches_at_once(num_devices, threads, "bfloat16") == launches
+    assert launches_at_once(num_devices, threads, "int8") == launches
     assert core_sharing.cores_per_device(num_devices, launches) == cores
     assert launches_at_once(num_devices, threads, "float32") == 1
     for computes in (False, True):

@@ -17,18 +17,18 @@ COMPUTES_SIDE_BY_SIDE = jax.__version_info__ < (0, 11)
 def launches_at_once(num_devices: int, threads: int, precision: str, processes: int = 1) -> int:
     """Returns how many launches compute concurrently when `threads` host threads launch on virtual CPU devices.
 
-    With jax 0.10, launches in bfloat16 on a single device compute concurrently, up to one per core. Launches on larger
-    meshes, whose devices wait for each other, compute in turn. So do launches in float32: their kernels and activations
-    are twice as large, and concurrent launches would evict each other's from the caches.
+    With jax 0.10, launches in bfloat16 or int8 on a single device compute concurrently, up to one per core. Launches on
+    larger meshes, whose devices wait for each other, compute in turn. So do launches in float32: their kernels and
+    activations are at least twice as large, and concurrent launches would evict each other's from the caches.
 
     Args:
       num_devices: number of devices of the mesh.
       threads: number of host threads that launch.
-      precision: float32, bfloat16 or auto.
+      precision: float32, bfloat16, int8 or auto.
       processes: number of processes that divide the host's cores and launch so, each with `threads` threads.
     """
-    in_bfloat16 = precision == "bfloat16" or (precision == "auto" and computes_bfloat16("cpu"))
-    side_by_side = COMPUTES_SIDE_BY_SIDE and num_devices == 1 and in_bfloat16
+    is_narrow = precision in ("bfloat16", "int8") or (precision == "auto" and computes_bfloat16("cpu"))
+    side_by_side = COMPUTES_SIDE_BY_SIDE and num_devices == 1 and is_narrow
     return min(threads, max(host_cores() // processes, 1)) if side_by_side else 1
 
 
