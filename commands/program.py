@@ -160,7 +160,8 @@ def model_program(
     devices, shape = list(mesh.devices.flat), mesh_shape(mesh)
     platform, notes = devices[0].platform, []
     table = models.current_cost_table(platform)
-    calibrates = calibrate_s > 0 and platform == "cpu" and not table.tuned
+    precisions = precisions_of(precision, platform)
+    calibrates = calibrate_s > 0 and platform == "cpu" and not table.is_complete(precisions)
     pixels: Any = {
         "image_size": model.image_size,
         "mean": model.config.preprocessing.mean,
@@ -177,7 +178,7 @@ def model_program(
         with progress_bar(round(calibrate_s) if calibrates else 0, "measuring this machine", unit="s") as show_progress:
             chosen = models.calibrated(
                 plans,
-                precisions_of(precision, platform),
+                precisions,
                 sizes,
                 mesh,
                 calibrate_s,
@@ -358,8 +359,11 @@ def _probe_pictures(preprocessing: Preprocessing) -> np.ndarray:
 
 
 def calibration_s(configuration: Configuration) -> float | None:
-    """The seconds that a build on a known platform may measure; None where a cost table of this machine is there."""
-    measures = configuration.user_model or not has_table(configuration.platform)
+    """The seconds that a build on a known platform may measure; None where a cost table of this machine is there.
+
+    A table may lack int8.
+    """
+    measures = configuration.user_model or configuration.precision == "int8" or not has_table(configuration.platform)
     return configuration.calibrate_s if measures else None
 
 

@@ -24,7 +24,8 @@ from cambrian.sharding.planner import plan_costs
 EPYC, XEON = (read_table(SHIPPED / name, "cpu") for name in ("amd_epyc.jsonl", "intel_xeon.jsonl"))
 XEON_MACHINE = XEON.machine or this_machine("cpu")
 WITH_AMX = dataclasses.replace(XEON_MACHINE, instruction_sets=("amx_bf16", *XEON_MACHINE.instruction_sets))
-NETWORK = network(Architecture("cifar", (1, 1, 2), True, 10, width=64), 32)
+ARCHITECTURE = Architecture("cifar", (1, 1, 2), True, 10, width=64)
+NETWORK, QUANTIZED = (network(ARCHITECTURE, 32, precision) for precision in ("float32", "int8"))
 PRECISIONS = ["bfloat16", "float32"]
 CASE_S = 0.3  # that measuring a case takes
 
@@ -70,9 +71,11 @@ def on_machine(tmp_path, monkeypatch):
     return pretend
 
 
-def calibrate_on(mesh: str = "1x1", seconds: float = 15.0, batch_sizes=(8, 32), precisions=PRECISIONS) -> Calibrated:
+def calibrate_on(
+    mesh: str = "1x1", seconds: float = 15.0, batch_sizes=(8, 32), precisions=PRECISIONS, network=NETWORK
+) -> Calibrated:
     shape = MeshShape.parse(mesh)
-    plans = Plans(NETWORK, shape, current_cost_table("cpu"))
+    plans = Plans(network, shape, current_cost_table("cpu"))
     return calibrated(plans, precisions, batch_sizes, make_mesh(shape, jax.devices()), seconds)
 
 
@@ -149,6 +152,15 @@ def test_nothing_is_measured_where_a_table_of_this_machine_is_there(on_machine):
     here = on_machine(**{**EPYC_S, "nearest": "amd_epyc.jsonl"})
     chosen = calibrate_on()
     assert not chosen.notes and not here.measured and not own_table_path("cpu").exists()
+
+
+def test_int8_is_measured_where_the_table_of_this_machine_lacks_it(on_machine):
+    here = on_machine(nearest="intel_xeon.jsonl", machine=XEON_MACHINE, times=XEON)
+    calibrate_on(precisions=["int8"], network=QUANTIZED)
+    first = [case for case in here.measured if isinstance(case, LayerCase)]
+    assert {case.dtype for case in first} >= {"uint8"} and own_table("cpu").has_measured("int8")
+    calibrate_on()
+    assert len(here.measured) == len(first)
 
 
 def test_without_a_folder_for_them_measurements_serve_once(on_machine, tmp_path):

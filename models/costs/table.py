@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -80,9 +81,13 @@ class CostTable:
                 self._alike.setdefault(_family(timed), []).append(timed)
             self.cases[timed] = milliseconds
 
-    def has_measured(self, dtype: str) -> bool:
-        """Whether layers in this dtype were measured on this table's machine."""
-        return any(timed.dtype == dtype for timed in self._measured if isinstance(timed, LayerCase))
+    def has_measured(self, precision: str) -> bool:
+        """Whether layers in this precision were measured on this table's machine."""
+        return any(kernel_dtype(timed.dtype) == precision for timed in self._measured if isinstance(timed, LayerCase))
+
+    def is_complete(self, precisions: Sequence[str]) -> bool:
+        """Whether `--tune` measured this table's machine in one of these precisions."""
+        return self.tuned and any(map(self.has_measured, precisions))
 
     def is_measured(self, timed: Measurable) -> bool:
         """Whether the time was measured on this table's machine, rather than filled up or estimated."""

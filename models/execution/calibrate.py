@@ -74,9 +74,10 @@ def calibrated(
     Raises:
       UsageError, OutOfMemory: as `make_plan`.
     """
-    if plans.table.tuned or plans.table.platform != "cpu" or seconds == 0:
+    is_complete = plans.table.is_complete(precisions)
+    if is_complete or plans.table.platform != "cpu" or seconds == 0:
         setting = plans.fastest(precisions, batch_sizes)
-        elsewhere = plans.table.platform == "cpu" and not plans.table.tuned and _Unmeasured.of(plans, setting).decides
+        elsewhere = plans.table.platform == "cpu" and not is_complete and _Unmeasured.of(plans, setting).decides
         return Calibrated(plans, setting, (_NOT_CALIBRATED,) if elsewhere else ())
     with contextlib.ExitStack() as stack:
         own = own_table(plans.table.platform)
