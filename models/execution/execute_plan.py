@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from cambrian.models.costs.layer_case import out_dtype
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.lowerings import LOWERINGS, Finish, Window
-from cambrian.models.lowerings.lowering import Padding, to_dtype
+from cambrian.models.lowerings.lowering import Padding
 from cambrian.models.lowerings.pooling import lowest, max_pool, mean_pool
 from cambrian.sharding import (
     Kind,
@@ -136,7 +135,7 @@ def layer_function(
     integers = network.integers.get(layer.name)
 
     def restored(x: jax.Array, name: str | None) -> jax.Array:
-        return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype) * np.float32(network.scales[name])
+        return x if jnp.issubdtype(x.dtype, jnp.floating) else network.stored[name].restore(x, dtype)
 
     def compute(params: Sequence[jax.Array], x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         if layer.kind == Kind.MEAN_POOL:
@@ -151,8 +150,7 @@ def layer_function(
             x, residual = restored(x, layer.input), None if residual is None else restored(residual, layer.residual)
             finish = Finish(bias, residual, layer.relu, out_dtype(layer.kind, str(dtype)), summed)
         else:
-            is_float = jnp.issubdtype(x.dtype, jnp.floating)
-            x = to_dtype(x * np.float32(1 / integers.in_scale), layer.quantized) if is_float else x
+            x = integers.images.quantize(x) if integers.images is not None else x
             finish = Finish(bias, residual, layer.relu, integers.out_dtype, summed, integers.scales)
         x, padding = _pad_window(layer, plan.partition, x, fill=0)
         window = Window.square(layer.kernel, layer.stride, padding)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
+from cambrian.models.lowerings import Scale
 from cambrian.sharding import Network
 
 
@@ -16,12 +17,12 @@ class Integers:
     Attributes:
       scales: as in `cambrian.models.lowerings.Finish`.
       out_dtype: uint8 or float32.
-      in_scale: scale by which an input in float32 becomes integers.
+      images: how an input in float32 becomes integers; None if it never is in float32.
     """
 
     scales: tuple[float, float]
     out_dtype: str
-    in_scale: float
+    images: Scale | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -34,11 +35,11 @@ class LayeredNetwork:
         quantised ones the kernel is int8 and the bias in units of the products.
       prepare: function from inputs to the images that the first layer reads, elementwise.
       integers: quantised layer → how it computes.
-      scales: layer → scale of its uint8 output, where layers in float32 read it.
+      stored: layer → how its output is stored as integers, where layers in float32 read it.
     """
 
     layers: Network
     params: Mapping[str, np.ndarray]
     prepare: Callable[[jax.Array], jax.Array]
     integers: Mapping[str, Integers] = dataclasses.field(default_factory=dict)
-    scales: Mapping[str | None, float] = dataclasses.field(default_factory=dict)
+    stored: Mapping[str | None, Scale] = dataclasses.field(default_factory=dict)

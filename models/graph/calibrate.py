@@ -14,7 +14,7 @@ import numpy as np
 
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph, Node, Value
-from cambrian.models.graph.quantize import Scale
+from cambrian.models.lowerings import Scale
 
 METHODS = ("minmax", "percentile", "mse")
 _PERCENTILE = 99.99
@@ -61,9 +61,9 @@ def observe(
       batches: inputs, each of the shape of the graph's input.
 
     Returns:
-      The outputs, and what each activation is that `nodes` read or, by a ReLU, make.
+      The outputs, and what each activation is that `nodes` read or make.
     """
-    wanted = list(dict.fromkeys(value for node in nodes for value in _activations(node)))
+    wanted = list(dict.fromkeys(value for node in nodes for value in (node.inputs[0], node.output)))
     strides = [value.size // _SAMPLED | 1 for value in wanted]  # odd, so that every channel is met
 
     def observed(values: Sequence[jax.Array]) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array, jax.Array]]]:
@@ -77,12 +77,6 @@ def observe(
         smallest, largest, samples = zip(*of_value, strict=True)
         by_value[value] = Observed(float(min(smallest)), float(max(largest)), np.concatenate(samples))
     return np.concatenate(outputs), by_value
-
-
-def _activations(node: Node) -> list[Value]:
-    operation = node.operation
-    assert isinstance(operation, FusedConvolution)
-    return [node.inputs[0]] + ([node.output] if operation.activation == "RELU" else [])
 
 
 def largest_of_channels(graph: Graph, batches: Sequence[np.ndarray]) -> dict[Value, np.ndarray]:

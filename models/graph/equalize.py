@@ -6,6 +6,7 @@ channels of kernels and activations on both sides (cross-layer equalisation, Nag
 4.1). Activations that are added to each other, or pooled, share their factors. Results stay the same up to rounding.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,7 +28,7 @@ def equalize(graph: Graph, largest: Mapping[Value, np.ndarray]) -> Graph:
     """
     shared = _shared_factors(graph)
     convolutions = [node for node in graph.nodes if _is_scalable(node)]
-    ranges = {node: np.abs(_kernel(node)).max(axis=(0, 1)) for node in convolutions}  # (C_in, C_out)
+    ranges = {node: _ranges(node) for node in convolutions}  # (C_in, C_out)
     factors = {value: np.ones(value.shape[-1]) for value in set(shared.values())}
 
     def factor(value: Value) -> np.ndarray:
@@ -59,7 +60,8 @@ def equalize(graph: Graph, largest: Mapping[Value, np.ndarray]) -> Graph:
         assert isinstance(kernel, Constant)
         assert isinstance(bias, Constant)
         read, made = factor(images), factor(node.output)
-        new_kernel = (kernel.array * read[:, None] / made).astype(np.float32)
+        by_channel = read / made if kernel.shape[2] == 1 else read[:, None] / made
+        new_kernel = (kernel.array * by_channel).astype(np.float32)
         new_bias = (bias.array / made).astype(np.float32)
         operands = (images, Constant.of(new_kernel, kernel.path), Constant.of(new_bias, bias.path), *residual)
         return [Node(node.operation, operands, node.outputs)]
@@ -67,10 +69,23 @@ def equalize(graph: Graph, largest: Mapping[Value, np.ndarray]) -> Graph:
     return rewritten(graph, rewrite)
 
 
-def _kernel(node: Node) -> np.ndarray:
+def without_bounds(graph: Graph) -> Graph:
+    """Replaces each ReLU6 of a convolution by a ReLU, which commutes with factors: results change where it bounds."""
+
+    def rewrite(node: Node) -> list[Node] | None:
+        if not isinstance(node.operation, FusedConvolution) or node.operation.activation != "RELU6":
+            return None
+        return [Node(dataclasses.replace(node.operation, activation="RELU"), node.inputs, node.outputs)]
+
+    return rewritten(graph, rewrite)
+
+
+def _ranges(node: Node) -> np.ndarray:
     kernel = node.inputs[1]
     assert isinstance(kernel, Constant)
-    return kernel.array
+    largest = np.abs(kernel.array).max(axis=(0, 1))
+    assert isinstance(node.operation, FusedConvolution)
+    return np.diag(largest[0]) if node.operation.groups > 1 else largest
 
 
 def _is_scalable(node: Node) -> bool:
@@ -78,7 +93,7 @@ def _is_scalable(node: Node) -> bool:
     return (
         isinstance(operation, FusedConvolution)
         and operation.dtype == "float32"
-        and operation.groups == 1
+        and (operation.groups == 1 or operation.is_depthwise)
         and operation.activation in (None, "RELU")
     )
 

@@ -12,7 +12,7 @@ from cambrian.models.graph.graph import Constant, Node
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.activations import ACTIVATIONS
 from cambrian.models.lowerings.lowering import kernel_dtype, to_dtype
-from cambrian.models.lowerings.onednn import Convolution
+from cambrian.models.lowerings.onednn import Convolution, fused_after
 from cambrian.models.lowerings.onednn_forms import fused_activations
 
 
@@ -70,6 +70,11 @@ class FusedConvolution:
         return self.window == Window.square(1, 1, ((0, 0), (0, 0))) and self.groups == 1
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel is a group of its own."""
+        return self.groups == self.in_shape[3] == self.out_channels
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of direct convolution; a multiply-add counts as two."""
         return 2 * int(np.prod(self.out_shape[:3])) * int(np.prod(self.kernel_shape))
@@ -77,9 +82,7 @@ class FusedConvolution:
     @property
     def onednn(self) -> Convolution:
         """The call of oneDNN that computes all of it."""
-        linear = ["LINEAR"] * self.is_integer
-        following = ["BIAS", *linear] + ["BINARY_ADD", *linear] * self.residual
-        following += [self.activation] if self.activation else []
+        following = fused_after(self.dtype, self.out_dtype, self.residual, self.activation)
         return Convolution(
             self.in_shape,
             self.out_channels,
@@ -87,7 +90,7 @@ class FusedConvolution:
             self.dtype,
             self.out_dtype,
             self.groups,
-            tuple(following),
+            following,
             self.scales[: following.count("LINEAR")],
         )
 

@@ -5,6 +5,7 @@ calibration inputs.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cambrian.models.graph.calibrate import METHODS, evaluator, largest_of_channels, observe
-from cambrian.models.graph.equalize import equalize
+from cambrian.models.graph.equalize import equalize, without_bounds
 from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
-from cambrian.models.graph.quantize import Scale, kernel_scale, quantizable, quantize
+from cambrian.models.graph.quantize import kernel_scale, quantizable, quantize
 from cambrian.models.graph.read_layers import read_layers
+from cambrian.models.lowerings import Scale
 from cambrian.sharding import Network, UsageError
 
 LEAST_INPUTS = 16
@@ -91,15 +93,17 @@ def quantized(graph: Graph, calibration: Calibration) -> Quantized:
         raise UsageError("int8 needs a function of one array that returns one array, got more of them")
     if not quantizable(graph):
         raise UsageError(
-            "int8 computes convolutions and dense layers that read the output of a ReLU, or are the first, but not the "
-            "last: the network has none of them"
+            "int8 computes convolutions and dense layers but the last, those with padding only if they read the output "
+            "of a ReLU or are the first: the network has none of them"
         )
     batches, count = _batches(calibration.inputs, graph.inputs[0].shape), len(calibration.inputs)
     few = batches[: -(-_FEW_INPUTS // len(batches[0]))]
-    graph = equalize(graph, largest_of_channels(_by_onednn(graph), few))
-    nodes = quantizable(graph)
-    expected, observed = observe(_by_onednn(graph), nodes, batches)
-    expected = expected[:count].astype(np.float64)
+    unbounded, candidates = without_bounds(graph), []
+    for each in [graph] if unbounded.nodes == graph.nodes else [graph, unbounded]:
+        balanced = equalize(each, largest_of_channels(_by_onednn(each), few))
+        nodes = quantizable(balanced)
+        candidates.append((balanced, nodes, *observe(_by_onednn(balanced), nodes, batches)))
+    expected = candidates[0][2][:count].astype(np.float64)
     is_classifier = expected.ndim == 2
     labels = expected.argmax(axis=1) if calibration.labels is None and is_classifier else calibration.labels
 
@@ -107,7 +111,7 @@ def quantized(graph: Graph, calibration: Calibration) -> Quantized:
         exact = expected[: len(outputs)]
         return float(np.linalg.norm(outputs - exact) / np.linalg.norm(exact))
 
-    def attempt(scales: Mapping[Value, Scale], kept: Sequence[Node] = ()) -> _Attempt:
+    def attempt(kept: Sequence[Node] = ()) -> _Attempt:
         made = quantize(graph, scales, {*nodes}.difference(kept))
         outputs = _outputs(_by_onednn(made), batches, count)
         error = error_of(outputs)
@@ -116,18 +120,18 @@ def quantized(graph: Graph, calibration: Calibration) -> Quantized:
         drop = _top1(expected, labels) - _top1(outputs, labels)
         return _Attempt(made, error, drop, _top1(outputs, expected.argmax(axis=1)) / 100)
 
-    scales_by = {method: {value: values.scale(method) for value, values in observed.items()} for method in METHODS}
-    errors = {
-        method: error_of(_outputs(_by_onednn(quantize(graph, scales, {*nodes})), few, count))
-        for method, scales in scales_by.items()
-    }
-    method = min(METHODS, key=errors.__getitem__)
-    scales, kept = scales_by[method], []
-    best = attempt(scales)
+    ways = []
+    for (graph, nodes, _, observed), method in itertools.product(candidates, METHODS):
+        scales = {value: values.scale(method) for value, values in observed.items()}
+        outputs = _outputs(_by_onednn(quantize(graph, scales, {*nodes})), few, count)
+        ways.append((error_of(outputs), method, graph, nodes, scales))
+    _, method, graph, nodes, scales = min(ways, key=lambda way: way[0])
+    kept: list[Node] = []
+    best = attempt()
     if best.top1_drop > calibration.max_top1_drop:
         worst_first = _worst_first(graph, nodes, scales, batches[0])
-        kept = _fewest(worst_first, lambda kept: attempt(scales, kept).top1_drop <= calibration.max_top1_drop)
-        best = attempt(scales, kept)
+        kept = _fewest(worst_first, lambda kept: attempt(kept).top1_drop <= calibration.max_top1_drop)
+        best = attempt(kept)
     facts = {
         "calibrated_on": calibration.source,
         "num_images": count,

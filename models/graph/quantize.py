@@ -1,19 +1,19 @@
 """Pass: convolutions and dense layers on 8-bit integers, except those that keep float32.
 
-Activations after a ReLU are uint8 with one scale for the tensor, x ≈ scale · q; the images of the first convolution,
-which may be negative, are int8. Zero is exactly 0, so padding, max pooling and halos need no other treatment. Kernels
-are int8, symmetric, with one scale for the tensor, as oneDNN's call scales whole tensors. Products are exact in int32.
-Bias, residual, ReLU and the scale of the result are applied in float32 before it is rounded, as
-`cambrian.models.lowerings.Finish` describes. Following Jacob et al., arXiv:1712.05877, and Nagel et al.,
-arXiv:2106.08295.
+Activations are uint8 with one scale for the tensor. After a ReLU, 0 stands for zero, so padding, max pooling and halos
+need no other treatment; saturation is the ReLU itself, and the bound of a ReLU6. What may be negative has its zero at
+128, which the bias accounts for, and is read by convolutions without padding alone; the images of the first
+convolution, which may be padded, are int8 with zero at 0. Kernels are int8, symmetric, with one scale for the tensor,
+as oneDNN's call scales whole tensors. Products are exact in int32. Bias, residual and the scale of the result are
+applied in float32 before it is rounded, as `cambrian.models.lowerings.Finish` describes. Following Jacob et al.,
+arXiv:1712.05877, and Nagel et al., arXiv:2106.08295.
 
-Results without a ReLU, and those of layers that keep float32, are float32. Between the two stand `Quantize` and
-`Dequantize`.
+The result of a layer without a ReLU is float32 unless integers alone read it, like those of layers that keep float32.
+Between integers and floats stand `Quantize` and `Dequantize`.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,55 +21,49 @@ import numpy as np
 
 from cambrian.models.graph.find_poolings import is_max_pool
 from cambrian.models.graph.fused_convolution import FusedConvolution
-from cambrian.models.graph.graph import Constant, Graph, Node, Value, without_dead_nodes
-from cambrian.models.lowerings.lowering import to_dtype
+from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, without_dead_nodes
+from cambrian.models.lowerings.lowering import Scale
+from cambrian.models.lowerings.onednn_forms import fused_activations
 
 _LARGEST_INT8 = 127
-
-
-class Scale(NamedTuple):
-    """The scale of an activation, and the dtype of its 8-bit form, uint8 or int8."""
-
-    scale: float
-    dtype: str
+_ZERO = 128  # of activations that may be negative
+_FLOAT = Scale(1.0, "float32")  # of what stays in float32
+_SATURATING = ("RELU", "RELU6")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Quantize:
-    """Float32 to integers: x / scale, rounded half to even, saturated."""
+    """Float32 to integers."""
 
-    scale: float
-    dtype: str
+    scale: Scale
     name = "quantize"
 
     def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
-        (x,) = arrays
-        return [to_dtype(x * np.float32(1 / self.scale), self.dtype)]
+        return [self.scale.quantize(x) for x in arrays]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dequantize:
     """Integers to float32."""
 
-    scale: float
+    scale: Scale
     name = "dequantize"
 
     def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
-        (x,) = arrays
-        return [x.astype(jnp.float32) * np.float32(self.scale)]
+        return [self.scale.restore(x) for x in arrays]
 
 
 def quantizable(graph: Graph) -> list[Node]:
     """The convolutions and dense layers that integers can compute, in order.
 
-    They read what is never negative, or are the first. The last layer keeps float32: it takes little of the time, and
-    nothing rounds its results again.
+    They read what is never negative, are without padding, or the first; channel groups are as many as channels. The
+    last layer keeps float32: it takes little of the time, and nothing rounds its results again.
     """
     convolutions = [node for node in graph.nodes if isinstance(node.operation, FusedConvolution)]
     never_negative: set[Value] = set()
     for node in graph.nodes:
         if isinstance(node.operation, FusedConvolution):
-            if node.operation.activation == "RELU":
+            if node.operation.activation in _SATURATING:
                 never_negative.add(node.output)
         elif (node.name == "pad" or is_max_pool(node)) and all(
             bool((value.array >= 0).all()) if isinstance(value, Constant) else value in never_negative
@@ -81,9 +75,9 @@ def quantizable(graph: Graph) -> list[Node]:
         for node in convolutions[:-1]
         if isinstance(node.operation, FusedConvolution)
         and node.operation.dtype == node.operation.out_dtype == "float32"
-        and node.operation.groups == 1
-        and node.operation.activation in (None, "RELU")
-        and (node.inputs[0] in never_negative or node is convolutions[0])
+        and (node.operation.groups == 1 or node.operation.is_depthwise)
+        and node.operation.activation in (None, *_SATURATING, *fused_activations())
+        and (node.inputs[0] in never_negative or not _is_padded(node) or node is convolutions[0])
     ]
 
 
@@ -92,19 +86,22 @@ def quantize(graph: Graph, scales: Mapping[Value, Scale], nodes: set[Node]) -> G
 
     Args:
       graph: graph in float32, as `cambrian.models.graph.passes.optimized` returns it.
-      scales: of each activation that `nodes` read or that they make by a ReLU.
+      scales: of each activation that `nodes` read or make.
       nodes: some of `quantizable(graph)`.
     """
-    scales = dict(scales)
+    padded, uses = {node.inputs[0] for node in nodes if _is_padded(node)}, Uses(graph)
+    scales = {
+        value: Scale(scale.scale, "uint8", _ZERO) if scale.dtype == "int8" and value not in padded else scale
+        for value, scale in scales.items()
+    }
     integers: dict[Value, Value] = {}  # value of `graph` → its 8-bit form
     floats: dict[Value, Value | None] = {}  # value that is made as integers → its float32 form, if anything reads it
     made: list[Node] = []
 
     def as_integers(value: Value) -> Value:
         if value not in integers:
-            scale, dtype = scales[value]
-            integers[value] = Value(value.shape, jnp.dtype(dtype))
-            made.append(Node(Quantize(scale, dtype), (value,), (integers[value],)))
+            integers[value] = Value(value.shape, jnp.dtype(scales[value].dtype))
+            made.append(Node(Quantize(scales[value]), (value,), (integers[value],)))
         return integers[value]
 
     def as_float32(value: Value) -> Value:
@@ -112,7 +109,7 @@ def quantize(graph: Graph, scales: Mapping[Value, Scale], nodes: set[Node]) -> G
             return value
         if (found := floats[value]) is None:
             found = floats[value] = Value(value.shape, value.dtype)
-            made.append(Node(Dequantize(scales[value].scale), (integers[value],), (found,)))
+            made.append(Node(Dequantize(scales[value]), (integers[value],), (found,)))
         return found
 
     def made_as_integers(value: Value) -> Value:
@@ -123,13 +120,12 @@ def quantize(graph: Graph, scales: Mapping[Value, Scale], nodes: set[Node]) -> G
         if node in nodes:
             images, _, _, *residuals = node.inputs
             assert isinstance(node.operation, FusedConvolution)
-            makes_integers = node.operation.activation == "RELU"
-            # A residual in float32 is in the units of the result.
-            residual_scale = next((scales[value].scale for value in residuals if value in floats), 1.0)
-            out_scale = scales[node.output].scale if makes_integers else 1.0
-            operation, kernel, bias = _on_integers(
-                node, scales[images], residual_scale if residuals else out_scale, out_scale
-            )
+            integers_read = nodes.issuperset(uses.readers(node.output)) and not uses.is_result(node.output)
+            activation = node.operation.activation
+            makes_integers = activation in _SATURATING or (activation is None and integers_read)
+            out = scales[node.output] if makes_integers else _FLOAT
+            residual = next((scales[value] for value in residuals if value in floats), _FLOAT) if residuals else out
+            operation, kernel, bias = _on_integers(node, scales[images], residual, out)
             added = [integers[value] if value in floats else value for value in residuals]
             operands = (as_integers(images), kernel, bias, *added)
             made.append(Node(operation, operands, (made_as_integers(node.output) if makes_integers else node.output,)))
@@ -143,10 +139,8 @@ def quantize(graph: Graph, scales: Mapping[Value, Scale], nodes: set[Node]) -> G
     return without_dead_nodes(Graph(graph.inputs, tuple(made), outputs))
 
 
-def _on_integers(
-    node: Node, images: Scale, residual_scale: float, out_scale: float
-) -> tuple[FusedConvolution, Constant, Constant]:
-    """The operation, kernel and bias of a convolution on integers, whose result is in units of `out_scale`."""
+def _on_integers(node: Node, images: Scale, residual: Scale, out: Scale) -> tuple[FusedConvolution, Constant, Constant]:
+    """The operation, kernel and bias of a convolution on integers; no residual has the scale of the result."""
     operation, (_, kernel, bias, *_) = node.operation, node.inputs
     assert isinstance(operation, FusedConvolution)
     assert isinstance(kernel, Constant)
@@ -156,14 +150,23 @@ def _on_integers(
     on_integers = dataclasses.replace(
         operation,
         dtype=images.dtype,
-        out_dtype="uint8" if operation.activation == "RELU" else "float32",
-        scales=(unit / residual_scale, residual_scale / out_scale),
+        out_dtype=out.dtype,
+        activation="RELU" if operation.activation in _SATURATING else operation.activation,
+        scales=(unit / residual.scale, residual.scale / out.scale),
     )
+    integers = np.rint(kernel.array / scale)
+    zeros = out.zero * out.scale - residual.zero * residual.scale * operation.residual
+    shift = zeros / unit - images.zero * integers.sum(axis=(0, 1, 2))
     return (
         on_integers,
-        Constant.of(np.rint(kernel.array / scale).astype(np.int8), kernel.path),
-        Constant.of((bias.array / unit).astype(np.float32), bias.path),
+        Constant.of(integers.astype(np.int8), kernel.path),
+        Constant.of((bias.array / unit + shift).astype(np.float32), bias.path),
     )
+
+
+def _is_padded(node: Node) -> bool:
+    assert isinstance(node.operation, FusedConvolution)
+    return any(size for sides in node.operation.window.padding for size in sides)
 
 
 def kernel_scale(node: Node) -> float:

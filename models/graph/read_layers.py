@@ -23,6 +23,7 @@ from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.quantize import Dequantize, Quantize
 from cambrian.models.graph.trace import trace
 from cambrian.models.graph.views import view_of
+from cambrian.models.lowerings import Scale
 from cambrian.sharding import Kind, LayerSpec
 
 
@@ -54,7 +55,7 @@ def read_layers(graph: Graph) -> LayeredNetwork:
     if not reader.layers or [reader.tensors.get(value) for value in graph.outputs] != [reader.layers[-1].name]:
         raise NotLayered("results other than the output of the last layer")
     prepare = functools.partial(_prepare, tuple(reader.before))
-    return LayeredNetwork(tuple(reader.layers), reader.params, prepare, reader.integers, reader.scales)
+    return LayeredNetwork(tuple(reader.layers), reader.params, prepare, reader.integers, reader.stored)
 
 
 def _prepare(before: tuple[Node, ...], inputs: jax.Array) -> jax.Array:
@@ -77,8 +78,8 @@ class _Reader:
         self.params: dict[str, np.ndarray] = {}
         self.before: list[Node] = []
         self.integers: dict[str, Integers] = {}
-        self.scales: dict[str | None, float] = {}
-        self.quantized: dict[Value, float] = {}  # outputs of `Quantize` → scale
+        self.stored: dict[str | None, Scale] = {}
+        self.quantized: dict[Value, Scale] = {}  # outputs of `Quantize`
         self.tensors: dict[Value, str | None] = {graph.inputs[0]: None}  # value → the layer that makes it
         self.flat: set[Value] = set()  # outputs of dense layers and means
         self.padded: dict[Value, Node] = {}  # value → the padding that makes it, which a max pooling takes over
@@ -97,7 +98,7 @@ class _Reader:
             self.quantized[node.output] = node.operation.scale
         elif isinstance(node.operation, Dequantize):
             self.tensors[node.output] = self.tensor(node.inputs[0])
-            self.scales[self.tensors[node.output]] = node.operation.scale
+            self.stored[self.tensors[node.output]] = node.operation.scale
         elif node.name == "pad" and self.pads_max_pool(node):
             self.padded[node.output] = node
         elif isinstance(node.operation, Pool) and node.operation.kind == "max":
@@ -142,7 +143,7 @@ class _Reader:
         )
         self.params |= {f"{name}.kernel": kernel.array, f"{name}.bias": bias.array}
         if operation.is_integer:
-            self.integers[name] = Integers(operation.scales, operation.out_dtype, self.quantized.get(images, 1.0))
+            self.integers[name] = Integers(operation.scales, operation.out_dtype, self.quantized.get(images))
         if is_dense:
             self.flat.add(node.output)
 

@@ -1,7 +1,13 @@
 """Lowerings: the ways to compute a convolution, each a weight transform, done once at build, and a local apply."""
 
 from cambrian.models.lowerings.direct import IM2COL, MATMUL, NATIVE
-from cambrian.models.lowerings.lowering import Call as Call, Finish as Finish, Lowering as Lowering, Window as Window
+from cambrian.models.lowerings.lowering import (
+    Call as Call,
+    Finish as Finish,
+    Lowering as Lowering,
+    Scale as Scale,
+    Window as Window,
+)
 from cambrian.models.lowerings.onednn_direct import ONEDNN
 from cambrian.models.lowerings.onednn_winograd import onednn_winograd
 from cambrian.models.lowerings.winograd import winograd_1d, winograd_2d

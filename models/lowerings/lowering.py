@@ -6,6 +6,7 @@ Images are (N, H, W, C). Products accumulate in float32, or in int32 for integer
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,23 @@ def to_dtype(y: jax.Array, dtype: DTypeLike) -> jax.Array:
         return y.astype(dtype)
     limits = jnp.iinfo(dtype)
     return jnp.clip(jnp.round(y), limits.min, limits.max).astype(dtype)
+
+
+class Scale(NamedTuple):
+    """How numbers are stored as integers q of a dtype: scale · (q − zero)."""
+
+    scale: float
+    dtype: str
+    zero: int = 0
+
+    def quantize(self, x: jax.Array) -> jax.Array:
+        """Turns float32 into integers: rounded half to even, saturated."""
+        y = x * np.float32(1 / self.scale)
+        return to_dtype(y + np.float32(self.zero) if self.zero else y, self.dtype)
+
+    def restore(self, integers: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
+        """Turns integers into floats."""
+        return (integers.astype(dtype) - self.zero) * np.float32(self.scale)
 
 
 def kernel_dtype(dtype: str) -> str:

@@ -101,6 +101,17 @@ class Convolution:
         }
 
 
+def fused_after(dtype: str, out_dtype: str, residual: bool, activation: str | None) -> tuple[str, ...]:
+    """Returns the operations after a convolution of images of `dtype`, with a bias, as `Convolution.following`.
+
+    A ReLU of a uint8 result is left out: the result saturates at 0.
+    """
+    linear = ("LINEAR",) * (kernel_dtype(dtype) == "int8")
+    operations = ("BIAS", *linear) + ("BINARY_ADD", *linear) * residual
+    is_implied = (activation, out_dtype) == ("RELU", "uint8")
+    return operations if activation is None or is_implied else (*operations, activation)
+
+
 def _packed(kernel: np.ndarray, groups: int, block: int) -> np.ndarray:
     height, width, in_channels, _ = kernel.shape
     by_group = kernel.reshape(height, width, in_channels, groups, -1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window, kernel_dtype
-from cambrian.models.lowerings.onednn import TARGET, Convolution, obstacle
+from cambrian.models.lowerings.onednn import TARGET, Convolution, fused_after, obstacle
 
 
 def _apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
@@ -25,8 +25,7 @@ def _apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Fi
 
 
 def _convolution(call: Call, scales: Sequence[float] = (1.0, 1.0)) -> Convolution:
-    linear = ["LINEAR"] * _is_integer(call)
-    following = ["BIAS", *linear] + ["BINARY_ADD", *linear] * call.residual + ["RELU"] * call.relu
+    following = fused_after(call.dtype, call.out_dtype, call.residual, "RELU" if call.relu else None)
     out_dtype = "int32" if call.summed and _is_integer(call) else call.out_dtype
     return Convolution(
         call.in_shape,
@@ -34,7 +33,7 @@ def _convolution(call: Call, scales: Sequence[float] = (1.0, 1.0)) -> Convolutio
         call.window,
         call.dtype,
         out_dtype=out_dtype,
-        following=() if call.summed else tuple(following),
+        following=() if call.summed else following,
         factors=() if call.summed else tuple(scales[: following.count("LINEAR")]),
     )
 
