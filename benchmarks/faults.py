@@ -2,7 +2,8 @@
 
     python benchmarks/faults.py --parts artifacts --parts images --parts weights --cases 1000
     python benchmarks/faults.py --parts kill_build --parts kill_run --parts kill_sweep --parts kill_training --cases 25
-    python benchmarks/faults.py --parts kill_batch --cases 10 # needs the extra ray
+    python benchmarks/faults.py --parts kill_batch --cases 10  # needs the extra ray
+    ray start --head && python benchmarks/faults.py --parts kill_batch_on_cluster --cases 10
 
 A case is *right* if its results are whole, *refused* if it ends with an error that is promised, *lost* if results are
 wrong or missing, *crashed* if the process ends or another error is raised, and *hung* if it takes longer than its
@@ -22,7 +23,7 @@ from benchmarks.damage.artifacts import Artifacts
 from benchmarks.damage.card_kills import CardKill
 from benchmarks.damage.disk_full import DiskFull
 from benchmarks.damage.images import Images
-from benchmarks.damage.jobs import KINDS
+from benchmarks.damage.jobs import KINDS, OF_RAY
 from benchmarks.damage.kills import Kill
 from benchmarks.damage.memory_limit import MemoryLimit
 from benchmarks.damage.part import OUTCOMES, Part
@@ -34,7 +35,7 @@ _ALL: dict[str, Part] = {
     "artifacts": Artifacts(),
     "images": Images(),
     "weights": Weights(),
-    **{f"kill_{kind}": Kill(kind) for kind in (*KINDS, "batch")},
+    **{f"kill_{kind}": Kill(kind) for kind in (*KINDS, *OF_RAY)},
     "kill_card": CardKill(),
     **{f"disk_full_{kind}": DiskFull(kind) for kind in KINDS},
     **{f"memory_limit_{kind}": MemoryLimit(kind) for kind in KINDS},

@@ -23,7 +23,7 @@ class LayerSpec:
       input: name of the layer whose output is read; None for the images.
       in_shape: (H, W, C) of one input sample, with H = W = 1 after `mean_pool`.
       out_shape: (H, W, C) of one output sample.
-      kernel: height and width of the window.
+      kernel: height and width of the window; of a dense layer H = W, so that it reads all pixels.
       stride: stride of the window along both axes.
       padding: padding on every side.
       residual: name of the layer whose output is added before the ReLU; None if there is none.

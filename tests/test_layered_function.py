@@ -32,6 +32,20 @@ class Network(nnx.Module):
         return self.head(self.activation(self.down(x) + self.skip(x)).mean((1, 2)))
 
 
+class Flattening(nnx.Module):
+    """Convolution, pooling, and dense layers on all pixels, as VGG and LeNet have them."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 8, (3, 3), padding=ONE, rngs=rngs)
+        self.hidden = nnx.Linear(4 * 4 * 8, 16, rngs=rngs)
+        self.head = nnx.Linear(16, 8, rngs=rngs)
+
+    def __call__(self, images):
+        x = nnx.max_pool(nnx.relu(self.conv(images)), (4, 4), strides=(4, 4))
+        return self.head(nnx.relu(self.hidden(x.reshape(len(x), -1))))
+
+
 @pytest.fixture(scope="module")
 def expected():
     model = Network()
@@ -79,6 +93,18 @@ def test_the_model_axis_cuts_within_samples(mesh, partition, batch_size, precisi
     assert partition != "rows" or executable.plan["stem"]["partition"] == "rows"
     error = np.linalg.norm(executable(IMAGES) - expected) / np.linalg.norm(expected)
     assert error <= tolerance
+
+
+@pytest.mark.parametrize(("mesh", "precision", "tolerance"), [("2x1", "float32", 1e-5), ("4x2", "bfloat16", 2e-2)])
+def test_a_dense_layer_on_all_pixels_is_cut_by_channels(mesh, precision, tolerance):
+    model = Flattening()
+    executable = cambrian.compile(
+        model, spec=SPEC, mesh=mesh, batch_size=2, partition="intra_sample", precision=precision
+    )
+    assert list(executable.plan) == ["conv", "max_pool", "hidden", "head"]
+    assert {executable.plan[name]["partition"] for name in ("hidden", "head")} <= {"channels", "input_channels"}
+    expected = np.asarray(model(IMAGES))
+    assert np.linalg.norm(executable(IMAGES) - expected) / np.linalg.norm(expected) <= tolerance
 
 
 def test_zeros_around_the_output_of_a_relu_are_padding_of_the_pooling():

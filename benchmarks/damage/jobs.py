@@ -18,6 +18,7 @@ _NUM_IMAGES, _NUM_EPOCHS = 2000, 10
 _BATCH_IMAGES = 400
 _NETWORK = ("--weights", "small.safetensors", "--image_size", "8", "--precision", "float32", "--mesh", "1x2")
 _RUN = (*_NETWORK, "--batch_size", "8", "--data", "synthetic", "--output_dir", "out")
+_BATCH = ("--mode", "batch", "--artifact", "artifact", "--data", "pictures", "--output_dir", "out")
 _CARDS = ("--cards", "2", "--threads", "4")
 _FLAGS = {
     "build": (*_NETWORK, "--batch_size", "8", "--mode", "compile"),
@@ -25,9 +26,11 @@ _FLAGS = {
     "cards": (*_RUN, "--num_images", str(_NUM_IMAGES), *_CARDS),
     "sweep": (*_RUN, "--num_images", "64", "--threads", "1,2", "--repeats", "1"),
     "training": (*_NETWORK, "--batch_size", "10", "--mode", "train", "--data", "images", "--output_dir", "out"),
-    "batch": (*("--mode", "batch", "--artifact", "artifact", "--data", "pictures"), "--output_dir", "out"),
+    "batch": _BATCH,
+    "batch_on_cluster": (*_BATCH, "--ray_address", "auto"),
 }
-KINDS = tuple(kind for kind in _FLAGS if kind != "batch")  # what doesn't start other programs
+OF_RAY = ("batch", "batch_on_cluster")
+KINDS = tuple(kind for kind in _FLAGS if kind not in OF_RAY)  # what doesn't start other programs
 # main.py with another default recipe, because no configuration names a network as small as this one.
 _TRAINING_SCRIPT = f"""
 import dataclasses
@@ -50,7 +53,7 @@ def prepare(kind: str, folder: Path) -> None:
         [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in LABELS for index in range(2)],
     )
     (command.home / "training.py").write_text(_TRAINING_SCRIPT)
-    if kind == "batch":
+    if kind in OF_RAY:
         write_images(command.home / "pictures", [f"{index:04}.png" for index in range(_BATCH_IMAGES)])
         _succeed("build", command)
         _artifacts(command.home)[0].rename(command.home / "artifact")
@@ -84,7 +87,7 @@ def run(kind: str, command: Command, *more_flags: str, before: Path | None = Non
 
 
 def _script(kind: str, command: Command) -> tuple[str | Path, ...]:
-    if kind == "batch":
+    if kind in OF_RAY:
         return "-W", "default", ROOT / "main.py"  # Ray's warnings are no errors
     return (command.home / "training.py",) if kind == "training" else (ROOT / "main.py",)
 
@@ -134,7 +137,7 @@ def find_misleading(kind: str, home: Path, expected: Path) -> str:
     report = read_report(home / "out")
     if report["status"] == "ok":
         return find_fault(kind, home, expected)
-    if kind == "batch":
+    if kind in OF_RAY:
         return "rows differ" if any(row not in _rows(expected) for row in _rows(home)) else ""
     if kind in ("run", "cards") and (home / "out" / "predictions.csv").exists():
         rows = read_predictions(home / "out")
@@ -149,7 +152,7 @@ def _finished(kind: str, home: Path) -> set[str]:
     """What a command has finished so far and must keep when it is repeated; nothing of a run, which starts over."""
     if kind == "build":
         return {f"artefact {path.name}, inode {path.stat().st_ino}" for path in _artifacts(home)}
-    if kind == "batch":
+    if kind in OF_RAY:
         return {f"{path.name}, inode {path.stat().st_ino}" for path in (home / "out" / "rows").glob("[!.]*")}
     if kind == "sweep":
         return {json.dumps(result) for result in _trials(home)}
@@ -258,5 +261,5 @@ _FINDERS: dict[str, Callable[[Path, Path], str]] = {
     "cards": _run_fault,
     "sweep": _sweep_fault,
     "training": _training_fault,
-    "batch": _batch_fault,
+    **dict.fromkeys(OF_RAY, _batch_fault),
 }

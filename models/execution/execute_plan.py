@@ -135,7 +135,8 @@ def layer_function(
     integers = network.integers.get(layer.name)
 
     def restored(x: jax.Array, name: str | None) -> jax.Array:
-        return x if jnp.issubdtype(x.dtype, jnp.floating) else network.stored[name].restore(x, dtype)
+        is_float = jnp.issubdtype(x.dtype, jnp.floating)  # float32 from a dense layer, whatever `dtype`
+        return x.astype(dtype) if is_float else network.stored[name].restore(x, dtype)
 
     def compute(params: Sequence[jax.Array], x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         if layer.kind == Kind.MEAN_POOL:

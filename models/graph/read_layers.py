@@ -1,7 +1,7 @@
 """A graph as a sequence of layers, which the model axis can cut by rows and channels.
 
 The layers are those of `cambrian.sharding.LayerSpec`: convolutions and dense layers with bias, residual and ReLU, max
-pooling, and the mean over all pixels. A ResNet consists of nothing else, besides the normalisation of its images.
+pooling, and the mean over all pixels. ResNet and VGG consist of nothing else, besides the normalisation of images.
 """
 
 import functools
@@ -22,8 +22,8 @@ from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.quantize import Dequantize, Quantize
 from cambrian.models.graph.trace import trace
-from cambrian.models.graph.views import view_of
-from cambrian.models.lowerings import Scale
+from cambrian.models.graph.views import Reshape, view_of
+from cambrian.models.lowerings import Scale, Window
 from cambrian.sharding import Kind, LayerSpec
 
 
@@ -82,6 +82,7 @@ class _Reader:
         self.quantized: dict[Value, Scale] = {}  # outputs of `Quantize`
         self.tensors: dict[Value, str | None] = {graph.inputs[0]: None}  # value → the layer that makes it
         self.flat: set[Value] = set()  # outputs of dense layers and means
+        self.flattened: dict[Value, Value] = {}  # all pixels of square images in one row → the images (N, H, H, C)
         self.padded: dict[Value, Node] = {}  # value → the padding that makes it, which a max pooling takes over
         self.read_before: set[Node] = set()
 
@@ -108,6 +109,8 @@ class _Reader:
         elif view_of(node) is not None and node.inputs[0] in self.flat:  # (N, C) or (N, 1, 1, C)
             self.tensors[node.output] = self.tensors[node.inputs[0]]
             self.flat.add(node.output)
+        elif self.flattens(node):
+            self.flattened[node.output] = self.flattened.get(node.inputs[0], node.inputs[0])
         else:
             raise NotLayered(f"the operation {node.name}")
 
@@ -117,11 +120,27 @@ class _Reader:
             return value in self.tensors
         return math.prod(compact(value.array).shape[:-1]) == 1
 
+    def flattens(self, node: Node) -> bool:
+        """Whether a node makes (N, H·H·C) or (N, 1, 1, H·H·C) of images (N, H, H, C)."""
+        images = self.flattened.get(node.inputs[0], node.inputs[0])
+        return (
+            isinstance(view_of(node), Reshape)
+            and images in self.tensors
+            and len(images.shape) == 4
+            and images.shape[1] == images.shape[2]
+            and node.output.shape in ((rows := images.shape[0], images.size // rows), (rows, 1, 1, images.size // rows))
+        )
+
     def read_convolution(self, node: Node, operation: FusedConvolution) -> None:
         images, kernel, bias, *residuals = node.inputs
         assert isinstance(kernel, Constant)
         assert isinstance(bias, Constant)
-        window, is_dense = operation.window, images in self.flat
+        window, weights = operation.window, kernel.array
+        is_dense = images in self.flat or images in self.flattened
+        if images in self.flattened:  # a window as large as the images
+            images = self.flattened[images]
+            weights = weights.reshape(*images.shape[1:], -1)
+            window = Window.square(images.shape[1], 1, ((0, 0), (0, 0)))
         if operation.groups > 1 or window.dilation != (1, 1) or operation.activation not in (None, "RELU"):
             raise NotLayered("convolutions with groups, dilation or an activation other than ReLU")
         if operation.dtype != "float32" and not operation.is_integer:
@@ -141,7 +160,7 @@ class _Reader:
             relu=operation.activation == "RELU",
             quantized=operation.dtype if operation.is_integer else "",
         )
-        self.params |= {f"{name}.kernel": kernel.array, f"{name}.bias": bias.array}
+        self.params |= {f"{name}.kernel": weights, f"{name}.bias": bias.array}
         if operation.is_integer:
             self.integers[name] = Integers(operation.scales, operation.out_dtype, self.quantized.get(images))
         if is_dense:
