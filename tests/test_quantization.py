@@ -161,7 +161,8 @@ def test_inverted_residuals_are_on_integers():
 
     def block(params, x, name):
         y = jax.nn.relu6(convolution(x, params[f"{name}_expand"]))
-        y = jax.nn.relu6(convolution(y, params[f"{name}_depthwise"], groups=96) + 2)  # some reach 6
+        kernel = params[f"{name}_depthwise"].reshape(3, 3, 1, 96)  # as Keras does
+        y = jax.nn.relu6(convolution(y, kernel, groups=96) + 2)  # some reach 6
         return convolution(y, params[f"{name}_project"])
 
     def function(params, x):
@@ -170,13 +171,11 @@ def test_inverted_residuals_are_on_integers():
         x = jax.nn.silu(convolution(x, params["silu"]))
         return convolution(x, params["after"]).mean((1, 2)) @ params["last"]
 
-    shapes = {"expand": (1, 1, 32, 96), "depthwise": (3, 3, 1, 96), "project": (1, 1, 96, 32)}
+    shapes = {"expand": (1, 1, 32, 96), "depthwise": (3, 3, 96, 1), "project": (1, 1, 96, 32)}
     shapes = {f"{block}_{name}": shape for block in "ab" for name, shape in shapes.items()}
     shapes |= {"silu": (1, 1, 32, 32), "after": (1, 1, 32, 32), "last": (32, 10)}
-    params = {
-        name: RANDOM.standard_normal(shape, np.float32) / np.float32(np.prod(shape[:-1]) ** 0.5)
-        for name, shape in shapes.items()
-    }
+    taps = {name: 9.0 if "depthwise" in name else float(np.prod(shape[:-1])) for name, shape in shapes.items()}
+    params = {name: RANDOM.standard_normal(shape, np.float32) / taps[name] ** 0.5 for name, shape in shapes.items()}
     inputs = RANDOM.standard_normal((16, 8, 8, 32), np.float32)
     graph = optimized(trace(function, params, jax.ShapeDtypeStruct((16, 8, 8, 32), "float32"))[0])
     found = quantized(graph, Calibration(inputs, "noise", max_top1_drop=100.0))

@@ -39,14 +39,15 @@ def evaluated(node: Node) -> list[Constant] | None:
     dtypes = [value.dtype for value in (*node.inputs, *node.outputs)]
     if any(jnp.issubdtype(dtype, jax.dtypes.extended) for dtype in dtypes):  # random keys
         return None
+    path = next((value.path for value in node.inputs if isinstance(value, Constant)), "")  # a view's is the parameter's
     if node.name == "broadcast_in_dim" and len(arrays) == 1:
-        return [Constant.of(_broadcast(arrays[0], node.params["shape"], node.params["broadcast_dimensions"]))]
+        return [Constant.of(_broadcast(arrays[0], node.params["shape"], node.params["broadcast_dimensions"]), path)]
     if node.name == "reshape" and (view := _reshaped_view(arrays[0], node.params["new_sizes"])) is not None:
-        return [Constant.of(view)]
+        return [Constant.of(view, path)]
     if node.name == "squeeze":
-        return [Constant.of(np.squeeze(arrays[0], node.params["dimensions"]))]
+        return [Constant.of(np.squeeze(arrays[0], node.params["dimensions"]), path)]
     if node.name == "transpose":
-        return [Constant.of(np.transpose(arrays[0], node.params["permutation"]))]
+        return [Constant.of(np.transpose(arrays[0], node.params["permutation"]), path)]
     if node.name in _NUMPY or node.name == "convert_element_type":
         return [_elementwise(node, arrays)]
     outputs = sum(value.size * np.dtype(value.dtype).itemsize for value in node.outputs)
