@@ -157,7 +157,7 @@ def model_program(
     """
     from cambrian import models
 
-    devices, shape = list(mesh.devices.flat), mesh_shape(mesh)
+    devices, shape = mesh.local_devices, mesh_shape(mesh)
     platform, notes = devices[0].platform, []
     table = models.current_cost_table(platform)
     precisions = precisions_of(precision, platform)
@@ -267,7 +267,7 @@ def function_program(
     inputs = jax.tree.map(lambda each: jax.ShapeDtypeStruct((batch_size, *each.shape), each.dtype), spec)
     precision = "float32" if precision == "auto" else precision
     if rules is None:
-        devices = list(mesh.devices.flat)
+        devices = mesh.local_devices
         program = build_program(
             function,
             values,
@@ -365,6 +365,11 @@ def calibration_s(configuration: Configuration) -> float | None:
     """
     measures = configuration.user_model or configuration.precision == "int8" or not has_table(configuration.platform)
     return configuration.calibrate_s if measures else None
+
+
+def code_digest() -> str:
+    """A digest of Cambrian's code and data."""
+    return source_digest(*(_ROOT / package for package in _PACKAGES))
 
 
 def build_digest(platform: str) -> str:

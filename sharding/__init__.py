@@ -14,6 +14,8 @@ from cambrian.sharding.mesh import (
     DATA_AXIS as DATA_AXIS,
     MODEL_AXIS as MODEL_AXIS,
     MeshShape as MeshShape,
+    crosses_model_axis as crosses_model_axis,
+    local_rows as local_rows,
     make_mesh as make_mesh,
     mesh_shape as mesh_shape,
 )

@@ -1,6 +1,7 @@
 """The device mesh: a `model` axis that cuts layers and a `data` axis that cuts the batch."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 
@@ -45,6 +46,21 @@ class MeshShape:
     def num_devices(self) -> int:
         return self.model * self.data
 
+    def divided(self, processes: int) -> "MeshShape":
+        """The part of each of several processes: the data axis is divided as far as it goes, then the model axis.
+
+        Raises:
+          UsageError: unless that gives equal parts.
+        """
+        along_data = math.gcd(self.data, processes)
+        along_model = processes // along_data
+        if self.model % along_model:
+            raise UsageError(
+                f"processes must divide mesh {self} into equal parts, the data axis as far as it goes, then the model "
+                f"axis, got {processes}"
+            )
+        return MeshShape(self.model // along_model, self.data // along_data)
+
     def check_batch_size(self, batch_size: int) -> None:
         """Raises UsageError unless the data axis divides `batch_size`."""
         if batch_size < 1 or batch_size % self.data:
@@ -59,15 +75,35 @@ class MeshShape:
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
     """Makes a (model, data) mesh of the first `shape.num_devices` devices.
 
-    The axes are Auto: convolutions raise under Explicit axes, the default of `jax.make_mesh`.
+    Devices of several processes, as many of each and one process after the other, are arranged so that each process
+    has a block of the shape `shape.divided`. The axes are Auto: convolutions raise under Explicit axes, the default of
+    `jax.make_mesh`.
 
     Raises:
-      UsageError: if there are fewer devices.
+      UsageError: if there are fewer devices, or the processes don't divide the mesh.
     """
     if len(devices) < shape.num_devices:
         raise UsageError(f"mesh {shape}: expected at least {shape.num_devices} devices, got {len(devices)}")
-    grid = np.asarray(devices[: shape.num_devices]).reshape(shape.model, shape.data)
+    devices = devices[: shape.num_devices]
+    block = shape.divided(len({device.process_index for device in devices}))
+    blocks = np.asarray(devices).reshape(shape.data // block.data, shape.model // block.model, block.model, block.data)
+    grid = blocks.transpose(1, 2, 0, 3).reshape(shape.model, shape.data)
     return Mesh(grid, (MODEL_AXIS, DATA_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def local_rows(mesh: Mesh, num_rows: int) -> range:
+    """Returns the rows of a batch that the data axis gives to the devices of this process."""
+    if not mesh.is_multi_process:
+        return range(num_rows)
+    here = mesh.local_mesh
+    first = np.argwhere(mesh.devices == here.devices.flat[0])[0, 1]
+    each = num_rows // mesh.shape[DATA_AXIS]
+    return range(first * each, (first + here.shape[DATA_AXIS]) * each)
+
+
+def crosses_model_axis(mesh: Mesh) -> bool:
+    """Returns whether the model axis runs over several processes, which then exchange activations."""
+    return mesh.local_mesh.shape[MODEL_AXIS] < mesh.shape[MODEL_AXIS]
 
 
 def mesh_shape(mesh: Mesh) -> MeshShape:

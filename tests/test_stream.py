@@ -124,7 +124,7 @@ def test_a_result_does_not_wait_for_the_next_item(executable):
 def test_the_next_launch_is_enqueued_while_one_executes():
     launched: list[GatedOutputs] = []
 
-    def compute(inputs, thread, is_first):
+    def compute(inputs, thread, turn):
         launched.append(GatedOutputs(len(launched)))
         return Computed(np.asarray(launched[-1].block_until_ready()), 0.0, 0.0, 0.0)
 

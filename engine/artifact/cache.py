@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 
-from cambrian.engine.artifact.layout import PARAMETERS
+from cambrian.engine.artifact.layout import PARAMETERS, read_artifact, read_verified
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import canonical_json, read_manifest
 from cambrian.engine.artifact.save import compute_parts, write_artifact
-from cambrian.engine.artifact.signing import load_key
+from cambrian.engine.artifact.signing import load_key, read_key
 from cambrian.engine.errors import ArtifactExists, DamagedArtifact
 from cambrian.engine.files import open_regular, remove_abandoned, temporary_sibling
 from cambrian.engine.runtime.executable import Executable
@@ -83,6 +83,36 @@ def load_or_build(
                 damaged = True
                 notes.append(f"artefact rebuilt: {error}")
         build_ms = (build_ms or 0.0) + _build(path, key, build, signing_key, inode if damaged else None)
+
+
+def build_if_absent(
+    artifact_dir: Path, key: str, build: Callable[[], Program], signing_key: Path | None = None
+) -> tuple[Path, float | None, list[str]]:
+    """Builds and saves the artefact of `key` where it is absent or damaged; loads none.
+
+    Args:
+      artifact_dir, key, build, signing_key: as `load_or_build`.
+
+    Returns:
+      The artefact's directory; the milliseconds that building and saving took, None if it was there; and notes.
+
+    Raises:
+      UsageError: as `load_or_build`.
+    """
+    path = artifact_dir / key
+    inode, notes = _inode(path), []
+    try:
+        manifest, is_signed = read_artifact(path, read_key(signing_key))
+        if not is_signed or manifest.cache_key != key:
+            raise DamagedArtifact(f"{path} must be of its cache key and signed with this user's key, got another one")
+        for name, record in manifest.files.items():
+            read_verified(path / name, record)
+        return path, None, []
+    except DamagedArtifact as error:
+        notes.append(f"artefact rebuilt: {error}")
+    except UsageError:  # there is none
+        pass
+    return path, _build(path, key, build, signing_key, inode), notes
 
 
 def _build(

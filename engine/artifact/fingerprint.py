@@ -39,7 +39,7 @@ def fingerprint(devices: Sequence[jax.Device]) -> Fingerprint:
         "platform version": device.client.platform_version,
         "device kind": device.device_kind,
         "device ids": [d.id for d in devices],
-        "XLA flags": _relevant_xla_flags(),
+        "XLA flags": relevant_xla_flags(),
     }
     if device.platform == "cpu":
         entries |= {
@@ -92,7 +92,8 @@ def _words(value: Any) -> str:
     return ", ".join(map(str, value[:4])) + (f" and {len(value) - 4} more" if len(value) > 4 else "")
 
 
-def _relevant_xla_flags() -> list[str]:
+def relevant_xla_flags() -> list[str]:
+    """Returns the flags in XLA_FLAGS that decide the code that XLA compiles."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     last = {flag.split("=", 1)[0]: flag for flag in flags}  # of a flag given twice XLA takes the last
     return sorted(flag for name, flag in last.items() if name not in _IRRELEVANT_XLA_FLAGS)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+from jax.sharding import PartitionSpec as P
 
 from cambrian.engine.artifact.contents import (
     check_probe,
@@ -28,6 +29,7 @@ from cambrian.engine.errors import DamagedArtifact, one_line
 from cambrian.engine.files import replace_file
 from cambrian.engine.runtime.deferred_probe import DeferredProbe
 from cambrian.engine.runtime.executable import Analysis, Executable
+from cambrian.sharding import DATA_AXIS, crosses_model_axis
 
 # What custom calls, and the order of weights that they expect, depend on.
 _CUSTOM_CALLS_NEED = ("jaxlib", "CPU model", "CPU features", "CPU threads")
@@ -47,7 +49,8 @@ def load(
 
     Loads the machine code if the manifest is signed with this user's key and was built where the fingerprint is equal:
     nothing is traced or compiled then. Otherwise, and where XLA refuses the machine code, compiles the portable
-    program, and a note says why; one with custom calls is always compiled, without a note. A portable program that
+    program, and a note says why; one with custom calls, or for a mesh over several processes, is always compiled,
+    without a note. A portable program that
     isn't signed may make no custom calls, and is loaded in a child process first. Once `load` has returned, nothing of
     the directory is needed any more.
 
@@ -79,6 +82,11 @@ def load(
     check_custom_calls(manifest, here, path)
     if not is_signed:
         prove(path, manifest)
+    if crosses_model_axis(mesh):  # each process gets whole outputs
+        by_rows = jax.tree.map(
+            lambda spec: dataclasses.replace(spec, partition_spec=P(DATA_AXIS)), manifest.output_spec
+        )
+        manifest = dataclasses.replace(manifest, output_spec=by_rows)
 
     # Hashing the parameters takes one core; so does linking machine code or compiling, for longer.
     with ThreadPoolExecutor(1) as pool:
@@ -87,7 +95,8 @@ def load(
         exported, kind = read_portable(path, manifest, is_signed), "native"
         if compiled is None:
             kind, compiled = "portable", compile_portable(path, manifest, exported, mesh)
-            if not manifest.custom_calls and not any(note.startswith(obstacle) for note in manifest.notes):
+            expected = manifest.custom_calls or mesh.is_multi_process
+            if not expected and not any(note.startswith(obstacle) for note in manifest.notes):
                 notes.append(f"portable program compiled: {obstacle}")
         params = reading.result()
     executable = make_executable(manifest, mesh, kind, compiled, params)
@@ -119,6 +128,8 @@ def _link_native(
     path: Path, manifest: Manifest, is_signed: bool, here: Fingerprint, mesh: jax.sharding.Mesh
 ) -> tuple[jax.stages.Compiled | None, str]:
     """Loads the machine code; returns None, and the obstacle, where it can't be used."""
+    if mesh.is_multi_process:
+        return None, "machine code is for the devices of one process"
     name = find_native(manifest)
     if name is None:
         return None, NO_NATIVE

@@ -77,7 +77,8 @@ def compute_parts(program: Program, compiled: jax.stages.Compiled | None = None)
 
     Args:
       program: program to save.
-      compiled: its `apply`; None to compile it here, unless it makes custom calls, which each load compiles.
+      compiled: its `apply`; None to compile it here, unless it makes custom calls or its mesh runs over several
+        processes: then each load compiles it.
 
     Raises:
       UsageError: if JAX can't export the program.
@@ -86,7 +87,7 @@ def compute_parts(program: Program, compiled: jax.stages.Compiled | None = None)
     # The reference takes several seconds and leaves a core idle for most of them.
     with ThreadPoolExecutor(1) as pool:
         reference = pool.submit(reference_outputs, program, inputs)
-        if not program.custom_calls:  # which XLA can't serialize
+        if not program.custom_calls and not program.mesh.is_multi_process:  # which XLA can't serialize
             compiled = compiled or compile_apply(program)
             try:
                 native = to_native(compiled)

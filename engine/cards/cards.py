@@ -15,7 +15,7 @@ from cambrian.engine.cards.card import FIRST_PATIENCE_S, Card, CardEnded
 from cambrian.engine.cards.worker import Description, Make
 from cambrian.engine.runtime.batch import check_inputs, empty_batch, num_samples, samples
 from cambrian.engine.runtime.executable import Computed
-from cambrian.engine.runtime.stream import stream
+from cambrian.engine.runtime.stream import Turn, stream
 from cambrian.sharding import OutOfMemory
 from cambrian.sharding.host import Share
 
@@ -99,6 +99,11 @@ class Cards(Description):
         return jax.tree.leaves(self.input_spec)[0].shape[0]
 
     @property
+    def rows(self) -> range:
+        """The samples of a launch: all of them."""
+        return range(self.batch_size)
+
+    @property
     def in_this_process(self) -> bool:
         """Whether it computes in this process: a thread that waits for a card may be abandoned."""
         return False
@@ -112,11 +117,11 @@ class Cards(Description):
         """Sum of the cards' peaks of resident memory, as of their last batches."""
         return sum(card.peak_memory_bytes for card in self.cards)
 
-    def compute(self, inputs: Any, thread: int = 0, is_first: bool = False) -> Computed:
+    def compute(self, inputs: Any, thread: int = 0, turn: Turn | None = None) -> Computed:
         """Has the card of host thread `thread` compute up to `batch_size` inputs, or another one if that has ended.
 
         Args:
-          is_first: as `Executable.compute` takes it, decides nothing here.
+          turn: as `Executable.compute` takes it, decides nothing here.
 
         Raises:
           TypeError, UsageError: as `Executable.put`.

@@ -4,8 +4,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from cambrian.sharding import Specs, TensorSpec, UsageError, named_arrays
+from cambrian.sharding import Specs, TensorSpec, UsageError, local_rows, named_arrays, shardings
 
 
 def num_samples(batch: Any) -> int:
@@ -59,7 +60,46 @@ def empty_batch(specs: Specs) -> Any:
     return jax.tree.map(lambda spec: np.empty((0, *spec.shape[1:]), spec.dtype), specs)
 
 
+def put(batch: Any, specs: Specs, mesh: Mesh) -> Any:
+    """Moves arrays from the host to the devices of a mesh.
+
+    Args:
+      batch: whole arrays; on a mesh over several processes, whole ones or the rows of this process.
+    """
+    if not mesh.is_multi_process:
+        return jax.device_put(batch, shardings(specs, mesh))
+    return jax.tree.map(lambda spec, array: _put_part(array, spec, mesh), specs, batch)
+
+
+def _put_part(array: np.ndarray, spec: TensorSpec, mesh: Mesh) -> jax.Array:
+    first = 0 if array.shape == spec.shape else local_rows(mesh, spec.shape[0]).start
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        if not index:
+            return array
+        start, stop = _bounds(index, spec.shape)
+        return array[(slice(start - first, stop - first), *index[1:])]
+
+    return jax.make_array_from_callback(spec.shape, spec.sharding(mesh), shard)
+
+
 def fetch(batch: Any) -> Any:
-    """Waits for a batch on the devices and moves it to the host."""
+    """Waits for a batch on the devices and moves it to the host; of one over several processes, this process's rows."""
     # np.asarray alone waits for one device of each group of replicas, while the others still compute.
-    return jax.tree.map(np.asarray, jax.block_until_ready(batch))
+    return jax.tree.map(_fetch, jax.block_until_ready(batch))
+
+
+def _fetch(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = [(*_bounds(shard.index, array.shape), shard) for shard in array.addressable_shards]
+    first, last = min(start for start, _, _ in shards), max(stop for _, stop, _ in shards)
+    rows = np.empty((last - first, *array.shape[1:]), array.dtype)
+    for start, stop, shard in shards:
+        rows[(slice(start - first, stop - first), *shard.index[1:])] = shard.data
+    return rows
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, int]:
+    """The first row of a shard, and the one after its last."""
+    return index[0].indices(shape[0])[:2]

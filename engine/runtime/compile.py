@@ -7,6 +7,7 @@ import numpy as np
 from jax.export import Exported
 from jax.sharding import Mesh
 
+from cambrian.engine.runtime.batch import put
 from cambrian.engine.runtime.executable import Analysis, Executable
 from cambrian.sharding import Program, Specs, TensorSpec, abstract, aligned, compile_apply, shardings
 from cambrian.sharding.host import without_compilation_cache
@@ -51,4 +52,4 @@ def put_params(params: Sequence[np.ndarray], specs: Sequence[TensorSpec], mesh: 
 
     Virtual CPU devices that hold the same values share one buffer, unless a dimension other than the first is sharded.
     """
-    return jax.device_put([aligned(array) for array in params], shardings(list(specs), mesh))
+    return put([aligned(array) for array in params], list(specs), mesh)

@@ -1,5 +1,6 @@
 """Executable: a compiled program with its parameters on the devices."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator
@@ -9,12 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cambrian.engine.runtime.batch import check_inputs, empty_batch, fetch, num_samples, samples
+from cambrian.engine.runtime.batch import check_inputs, empty_batch, fetch, num_samples, put, samples
 from cambrian.engine.runtime.deferred_probe import DeferredProbe
 from cambrian.engine.runtime.launch import launch
 from cambrian.engine.runtime.parity import Parity
-from cambrian.engine.runtime.stream import stream
-from cambrian.sharding import MeshShape, Program, Specs, TensorSpec, mesh_shape, shardings
+from cambrian.engine.runtime.stream import Turn, stream
+from cambrian.sharding import MeshShape, Program, Specs, TensorSpec, local_rows, mesh_shape
 from cambrian.sharding.host import launches_run_side_by_side, low_cpu_latency
 
 
@@ -61,6 +62,9 @@ class Computed(NamedTuple):
 class Executable:
     """A program compiled ahead of time for one mesh and batch size.
 
+    On a mesh over several processes, each of them gives the inputs of its own `rows` of a batch and gets their outputs,
+    and all make the same launches in the same order.
+
     Attributes:
       name: name of the model.
       kind: origin of the machine code: `online` (compiled in this process), `native` (loaded), or `portable` (compiled
@@ -103,6 +107,11 @@ class Executable:
         return jax.tree.leaves(self.input_spec)[0].shape[0]
 
     @property
+    def rows(self) -> range:
+        """The samples of a launch that this process gives and gets; all of them unless it shares the mesh."""
+        return local_rows(self.mesh, self.batch_size)
+
+    @property
     def platform(self) -> str:
         """cpu, gpu or tpu."""
         return self.mesh.devices.flat[0].platform
@@ -114,8 +123,8 @@ class Executable:
 
     @property
     def in_this_process(self) -> bool:
-        """Whether it computes in this process: its threads must be joined before the interpreter exits."""
-        return True
+        """Whether it computes in this process alone: then its threads are joined before the interpreter exits."""
+        return not self.mesh.is_multi_process
 
     @property
     def mesh_shape(self) -> MeshShape:
@@ -123,35 +132,36 @@ class Executable:
         return mesh_shape(self.mesh)
 
     def put(self, inputs: Any) -> Any:
-        """Pads up to `batch_size` inputs with zeros to a whole batch and moves it to the devices.
+        """Pads inputs with zeros to a whole batch, or to this process's rows, and moves them to the devices.
 
         Raises:
           TypeError: if `inputs` isn't an array, where one is expected.
           UsageError: if structure, shapes or dtypes differ from the executable's.
         """
-        return jax.device_put(self.whole_batch(inputs), shardings(self.input_spec, self.mesh))
+        return put(self.whole_batch(inputs), self.input_spec, self.mesh)
 
     def whole_batch(self, inputs: Any) -> Any:
-        """Pads up to `batch_size` inputs with zeros to a whole batch; raises as `put`."""
+        """Pads inputs with zeros to a whole batch, or to this process's rows; raises as `put`."""
         check_inputs(inputs, self.input_spec)
-        return jax.tree.map(_padded, self.input_spec, inputs)
+        return jax.tree.map(lambda array: _padded(array, len(self.rows)), inputs)
 
     def launch(self, inputs: Any) -> Any:
         """Starts a launch on a whole batch, from `put` or on the host; returns without waiting for its outputs."""
         return launch(self.compiled, self.params, inputs)
 
-    def compute(self, inputs: Any, thread: int = 0, is_first: bool = False) -> Computed:
-        """Launches up to `batch_size` inputs and waits for their outputs.
+    def compute(self, inputs: Any, thread: int = 0, turn: Turn | None = None) -> Computed:
+        """Launches up to as many inputs as it has `rows` and waits for their outputs.
 
         Args:
           thread: number of the host thread, which decides nothing here.
-          is_first: whether to run the pending probe, if there is one; `inputs` may then be empty.
+          turn: place in a stream. In the first one's launch the pending probe is run, if there is one; `inputs` may
+            then be empty. Where several processes share the mesh, the launch waits for its turn.
 
         Raises:
           TypeError, UsageError: as `put`.
           ParityError: if the probe's outputs are too far from the reference.
         """
-        count, probe = num_samples(inputs), self.pending_probe if is_first else None
+        count, probe = num_samples(inputs), self.pending_probe if turn is not None and turn.number == 0 else None
         if probe is not None and count > probe.room:
             probe.run_alone(self)
             probe = None
@@ -161,7 +171,9 @@ class Executable:
         on_devices = jax.block_until_ready(self.put(whole))
         launched = time.perf_counter()
         with low_cpu_latency(self.platform):
-            outputs = jax.block_until_ready(self.launch(on_devices))
+            with contextlib.nullcontext() if turn is None or self.in_this_process else turn.taken():
+                outputs = self.launch(on_devices)
+            outputs = jax.block_until_ready(outputs)
         ready = time.perf_counter()
         outputs = fetch(outputs)
         fetched = time.perf_counter()
@@ -179,10 +191,10 @@ class Executable:
             probe.run_alone(self)
         outputs, count = [empty_batch(self.output_spec)], num_samples(inputs)
         # A launch on a host array starts sooner than JAX moves the array, but computes in a thread of XLA's.
-        prepare = self.put if launches_run_side_by_side() else self.whole_batch
+        prepare = self.put if launches_run_side_by_side() or self.mesh.is_multi_process else self.whole_batch
         with low_cpu_latency(self.platform):
-            for start in range(0, count, self.batch_size):
-                batch = samples(inputs, start, start + self.batch_size)
+            for start in range(0, count, len(self.rows)):
+                batch = samples(inputs, start, start + len(self.rows))
                 outputs.append(samples(fetch(self.launch(prepare(batch))), 0, count - start))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
@@ -194,9 +206,9 @@ class Executable:
         return stream(self, batches, threads=threads)
 
 
-def _padded(spec: TensorSpec, inputs: Any) -> Any:
-    if len(inputs) == spec.shape[0]:
+def _padded(inputs: Any, num_rows: int) -> Any:
+    if len(inputs) == num_rows:
         return inputs
-    padded = np.zeros(spec.shape, inputs.dtype)
+    padded = np.zeros((num_rows, *inputs.shape[1:]), inputs.dtype)
     padded[: len(inputs)] = inputs
     return padded

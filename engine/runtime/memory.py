@@ -37,7 +37,7 @@ def loaded_host_memory_bytes(executable: Executable) -> int:
     if executable.probe is not None:  # nothing has been launched yet
         return resident_bytes()
     # XLA frees the first launch's temporaries some time after its outputs are ready. At the peak all were resident.
-    temporaries = executable.mesh.size * executable.analysis.temporary_bytes
+    temporaries = _num_devices_here(executable) * executable.analysis.temporary_bytes
     return min(resident_bytes(), max(0, peak_host_memory_bytes() - temporaries))
 
 
@@ -51,7 +51,7 @@ def predicted_host_memory_bytes(executable: Executable, threads: int, loaded_byt
     """
     if executable.platform != "cpu":
         return loaded_bytes
-    return loaded_bytes + executable.mesh.size * _bytes_in_flight_per_device(executable, threads)
+    return loaded_bytes + _num_devices_here(executable) * _bytes_in_flight_per_device(executable, threads)
 
 
 def check_device_memory(executable: Executable, threads: int, limit_bytes: int | None) -> int:
@@ -70,14 +70,15 @@ def check_device_memory(executable: Executable, threads: int, limit_bytes: int |
         address space and the control group of this process leave.
     """
     predicted = predicted_memory_bytes_per_device(executable, threads)
-    allowed = device_memory_bytes(list(executable.mesh.devices.flat)) if limit_bytes is None else limit_bytes
+    allowed = device_memory_bytes(executable.mesh.local_devices) if limit_bytes is None else limit_bytes
     if predicted > allowed:
         raise OutOfMemory(
             f"a device must hold {predicted / 2**20:.0f} MiB (parameters and {_launches_in_flight(threads)} launches "
             f"in flight), got a limit of {allowed / 2**20:.0f} MiB"
         )
     if executable.platform == "cpu":
-        _check_process_memory(executable.mesh.size * _bytes_in_flight_per_device(executable, threads), threads)
+        in_flight = _num_devices_here(executable) * _bytes_in_flight_per_device(executable, threads)
+        _check_process_memory(in_flight, threads)
     return predicted
 
 
@@ -106,6 +107,10 @@ def _bytes_in_flight_per_device(executable: Executable, threads: int) -> int:
     inputs_and_outputs = _input_bytes_per_device(executable) + executable.analysis.output_bytes
     at_once = launches_computing_at_once(executable.mesh, threads)
     return at_once * executable.analysis.temporary_bytes + _launches_in_flight(threads) * inputs_and_outputs
+
+
+def _num_devices_here(executable: Executable) -> int:
+    return len(executable.mesh.local_devices)
 
 
 def _launches_in_flight(threads: int) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -54,10 +55,15 @@ class Timeline:
     def __init__(self):
         self._batches: list[BatchTimes] = []
         self._lock = threading.Lock()
+        self._num_whole, self._whole_at = 0, 0.0
 
     def add(self, batch: BatchTimes) -> None:
         with self._lock:
             self._batches.append(batch)
+
+    def add_whole(self, num_samples: int) -> None:
+        """Adds that a batch, of which `add` gets this process's part, is finished now in all processes."""
+        self._num_whole, self._whole_at = self._num_whole + num_samples, time.perf_counter()
 
     def of_card(self, card: int) -> "Timeline":
         """Returns a timeline of the batches that a card computed."""
@@ -78,8 +84,8 @@ class Timeline:
             batches = list(self._batches)
         if not batches:
             return Summary()
-        wall = max(b.finished for b in batches) - min(b.handed_over for b in batches)
-        num_samples = sum(b.num_samples for b in batches)
+        wall = (self._whole_at or max(b.finished for b in batches)) - min(b.handed_over for b in batches)
+        num_samples = self._num_whole or sum(b.num_samples for b in batches)
         sums = {
             "decode_ms": 1e3 * sum(b.decoded - b.handed_over for b in batches),
             "host_to_device_ms": 1e3 * sum(b.launched - b.decoded for b in batches),

@@ -12,6 +12,7 @@ Queues and their life cycle:
 - *futures*: one for each item read, in input order; a thread appends it when it reads the item and completes it with
   the result or the exception. The consumer waits for the first and yields or raises it. `None` marks the end of the
   items.
+- *turns*: where several processes share the mesh, launches start in input order, in each process the same.
 - *launches in flight*: bounded over the whole process, see `engine.runtime.launch`. A thread has at most one.
 
 The threads start when the first result is asked for. However the run ends (items exhausted, a failure, the generator
@@ -20,13 +21,14 @@ caller's iterator blocks, or that waits for a card, is abandoned: it drops what 
 that is still open when the interpreter exits is stopped then.
 """
 
+import contextlib
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cambrian.engine.runtime.batch import empty_batch, num_samples
 from cambrian.engine.runtime.metrics import BatchTimes, Timeline
@@ -45,6 +47,36 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
+class Turns:
+    """Lets the launches of a stream start in the order of their items."""
+
+    def __init__(self) -> None:
+        self._next, self._changed = 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, number: int) -> Iterator[None]:
+        """Waits for the turns before `number`; that behind it comes at the end of the context."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == number)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._next += 1
+                self._changed.notify_all()
+
+
+class Turn(NamedTuple):
+    """The place of an item in a stream."""
+
+    number: int
+    turns: Turns
+
+    def taken(self) -> contextlib.AbstractContextManager[None]:
+        """Waits for the turns before it; that behind it comes at the end of the context."""
+        return self.turns.taken(self.number)
+
+
 def stream(
     executable: "Executable | Cards",
     batches: Iterable[Any],
@@ -53,6 +85,7 @@ def stream(
     decode: Callable[[Any], Any] | None = None,
     postprocess: Callable[[Any, Any], Any] | None = None,
     timeline: Timeline | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Generator[Any, None, None]:
     """Yields the result of each item of `batches`, in order.
 
@@ -65,6 +98,7 @@ def stream(
       postprocess: turns an item and its outputs (N, …) into the result, in a host thread. None where the outputs are
         the result.
       timeline: records the times of every batch.
+      check: called several times a second while the consumer waits; what it raises ends the run.
 
     Raises:
       UsageError: if `threads` is less than 1. From the iterator: the first exception, by input order, that `batches`,
@@ -72,15 +106,16 @@ def stream(
     """
     if threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
+    turns = Turns()
 
     def run_batch(numbered: tuple[int, Any], thread: int) -> Any:
         handed_over, (number, item) = time.perf_counter(), numbered
         inputs = item if decode is None else decode(item)
         decoded = launched = ready = fetched = time.perf_counter()
-        count, card, is_first = num_samples(inputs), 0, number == 0
-        if count or (is_first and executable.pending_probe is not None):
+        count, card = num_samples(inputs), 0
+        if count or (number == 0 and executable.pending_probe is not None):
             # Results leave in order, so none does before the probe of the first item's launch has passed.
-            outputs, launched, ready, fetched, card = executable.compute(inputs, thread, is_first)
+            outputs, launched, ready, fetched, card = executable.compute(inputs, thread, Turn(number, turns))
         else:
             outputs = empty_batch(executable.output_spec)
         result = outputs if postprocess is None else postprocess(item, outputs)
@@ -89,11 +124,15 @@ def stream(
             timeline.add(BatchTimes(count, handed_over, decoded, launched, ready, fetched, finished, card))
         return result
 
-    return _ordered_map(run_batch, enumerate(batches), threads, executable.in_this_process)
+    return _ordered_map(run_batch, enumerate(batches), threads, executable.in_this_process, check)
 
 
 def _ordered_map(
-    work: Callable[[_T, int], _R], items: Iterable[_T], threads: int, in_this_process: bool
+    work: Callable[[_T, int], _R],
+    items: Iterable[_T],
+    threads: int,
+    in_this_process: bool,
+    check: Callable[[], None],
 ) -> Generator[_R, None, None]:
     iterator = iter(items)
     room = threading.Semaphore(2 * threads)
@@ -155,26 +194,27 @@ def _ordered_map(
             worker = threading.Thread(target=run, args=(index,), name=f"cambrian-host-{index}", daemon=True)
             worker.start()
             workers.append(worker)
-        while (future := _next_of(futures)) is not None:
-            result = _result_of(future)
+        while (future := _next_of(futures, check)) is not None:
+            result = _result_of(future, check)
             room.release()
             yield result
     finally:
         stop_once()
 
 
-def _next_of(futures: "queue.SimpleQueue[_T]") -> _T:
+def _next_of(futures: "queue.SimpleQueue[_T]", check: Callable[[], None]) -> _T:
     while True:
         try:
             return futures.get(timeout=_WAKE_S)
         except queue.Empty:
-            continue
+            check()
 
 
-def _result_of(future: "Future[_R]") -> _R:
+def _result_of(future: "Future[_R]", check: Callable[[], None]) -> _R:
     while True:
         try:
             return future.result(timeout=_WAKE_S)
         except TimeoutError:
             if future.done():  # the error is its own, or it has just finished
                 return future.result()
+            check()

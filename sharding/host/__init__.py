@@ -16,8 +16,10 @@ from cambrian.sharding.host.devices import (
     PLATFORMS as PLATFORMS,
     acquire_devices as acquire_devices,
     cpu_threads as cpu_threads,
+    join_mesh as join_mesh,
     launches_run_side_by_side as launches_run_side_by_side,
     max_virtual_devices as max_virtual_devices,
+    shares_mesh as shares_mesh,
 )
 from cambrian.sharding.host.huge_pages import restart_with_huge_pages as restart_with_huge_pages
 from cambrian.sharding.host.malloc import (

@@ -26,6 +26,9 @@ _ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
 
 _cpu_threads: int | None = None  # size of XLA:CPU's thread pool, if `acquire_devices` set it
 _side_by_side = False
+_synchronous = False
+_processes = 1  # that share a mesh
+_NEVER_S = 10**6
 
 
 def max_virtual_devices() -> int:
@@ -44,10 +47,43 @@ def launches_run_side_by_side() -> bool:
     return _side_by_side
 
 
+def join_mesh(processes: int, process_id: int, coordinator: str, timeout_s: float) -> None:
+    """Makes this process one of several whose devices form a mesh, by JAX's distributed runtime.
+
+    The backend must not have started. The runtime is needed until all processes have made a first launch, in which
+    collectives connect. Its own answer to the end of process 0 is to abort the others: `jax.distributed.shutdown()`
+    leaves it, in all processes at once, and the mesh stays.
+
+    Args:
+      coordinator: HOST:PORT of JAX's coordination service, which process 0 starts.
+    """
+    global _processes
+    _processes = processes
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM
+    jax.distributed.initialize(
+        coordinator,
+        processes,
+        process_id,
+        cluster_detection_method="deactivate",
+        initialization_timeout=round(timeout_s),
+        coordinator_bind_address=coordinator,
+        heartbeat_timeout_seconds=_NEVER_S,
+    )
+
+
+def shares_mesh() -> bool:
+    """Whether this process has joined others by `join_mesh`."""
+    return _processes > 1
+
+
 def acquire_devices(
     count: int, platform: str = "auto", launches_at_once: int = 1, cores: int | None = None
 ) -> tuple[list[jax.Device], list[str]]:
     """Returns `count` devices, virtual ones on CPU, and starts JAX's backend.
+
+    After `join_mesh` these are equal numbers of devices of all processes, in the order of the processes, and each of
+    them must call this at the same time.
 
     Changes process-wide settings unless `host` declines them, see `cambrian.sharding.host.settings`.
 
@@ -69,6 +105,9 @@ def acquire_devices(
     """
     if platform not in PLATFORMS:
         raise UsageError(f"expected a platform among {', '.join(PLATFORMS)}, got {platform!r}")
+    count //= _processes
+    if _processes > 1:
+        launches_at_once = 1
     configured = _configure_virtual_devices(count, launches_at_once, cores, cpu_only=platform == "cpu")
     found = _devices_of(None if platform == "auto" else platform, configured)
     notes = []
@@ -76,7 +115,7 @@ def acquire_devices(
         notes.append(f"{found[0].platform} has {len(found)} of {count} devices: running on {count} virtual CPU devices")
         found = _devices_of("cpu", configured)
     if len(found) >= count:
-        return found[:count], notes
+        return _of_all_processes(count, found[:count]), notes
     if found[0].platform != "cpu":
         raise UsageError(f"expected at least {count} {platform} devices, got {len(found)}")
     if count > max_virtual_devices():
@@ -92,9 +131,24 @@ def acquire_devices(
     )
 
 
+def _of_all_processes(count: int, found: list[jax.Device]) -> list[jax.Device]:
+    """The first `count` devices of each process; `found` are those of this one."""
+    if _processes == 1:
+        return found
+    devices = jax.devices(found[0].platform)
+    by_process = [[device for device in devices if device.process_index == index] for index in range(_processes)]
+    for index, its_devices in enumerate(by_process):
+        if len(its_devices) < count:
+            raise UsageError(
+                f"expected {count} {found[0].platform} devices in each of {_processes} processes, got "
+                f"{len(its_devices)} in process {index}"
+            )
+    return [device for its_devices in by_process for device in its_devices[:count]]
+
+
 def _configure_virtual_devices(count: int, launches_at_once: int, cores: int | None, cpu_only: bool) -> bool:
     """Prepares the backend's start; returns whether it will have `count` CPU devices."""
-    global _cpu_threads, _side_by_side
+    global _cpu_threads, _side_by_side, _synchronous
     if count > max_virtual_devices() or "virtual_devices" not in host.permitted:
         return False
     try:
@@ -111,6 +165,9 @@ def _configure_virtual_devices(count: int, launches_at_once: int, cores: int | N
         _cpu_threads = cores or (_default_threads() if requested else cores_per_device(count, launches_at_once))
     # Asynchronous dispatch computes launches on XLA's thread pool, which may have a single thread.
     _side_by_side = count == 1 and launches_at_once > 1 and "synchronous_dispatch" in host.permitted
+    # With one device of several processes, XLA would start a launch before the one before it has ended, and their
+    # collectives would mix.
+    _synchronous = _side_by_side or (count == 1 and _processes > 1)
     return True
 
 
@@ -162,13 +219,13 @@ def _starting_environment() -> Iterator[None]:
         host.record("collective_timeout", f"{_COLLECTIVE_TIMEOUT}=600 in XLA_FLAGS while the backend started")
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    if _side_by_side:
+    if _synchronous:
         jax.config.update(_ASYNC_DISPATCH, False)
         host.record("synchronous_dispatch", f"{_ASYNC_DISPATCH} = False while the backend started")
     try:
         yield
     finally:
-        if _side_by_side:
+        if _synchronous:
             jax.config.update(_ASYNC_DISPATCH, asynchronous)
         for name, value in before.items():
             if value is None:
