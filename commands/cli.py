@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.flags import Flags, define_flags, help_text, own_flags, read_configuration, read_flags
 from cambrian.sharding import UsageError
-from cambrian.sharding.host import host, restart_with_huge_pages
+from cambrian.sharding.host import host, restart_with_huge_pages, shares_mesh
 
 FLAGS = flags.FLAGS
 _HELP = ("-h", "-help", "--help")
@@ -54,6 +54,8 @@ def cli() -> None:
         sys.stdout.flush()
     except OSError as error:
         exit_code = _fail(f"{type(error).__name__}: {error}", 1)
+    if exit_code and shares_mesh():  # a launch may wait for a process that is gone
+        os._exit(exit_code if isinstance(exit_code, int) else 1)
     sys.exit(exit_code)
 
 

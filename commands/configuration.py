@@ -18,6 +18,8 @@ RANGES = MappingProxyType(
     {
         "threads": (1, 1024),
         "cards": (1, 1024),
+        "num_processes": (1, 1024),
+        "process_id": (0, 1023),
         "batch_size": (0, 2**20),
         "image_size": (0, 8192),
         "resize": (0, 8192),
@@ -158,6 +160,9 @@ class Configuration:
     user_model: str = ""
     threads: int = 2
     cards: int = 1
+    coordinator: str = ""
+    num_processes: int = 1
+    process_id: int = 0
     batch_size: int = 0
     precision: str = "auto"
     partition: str = "auto"
@@ -190,7 +195,7 @@ class Configuration:
         ):
             if (value := getattr(self, name)) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        sized = ("threads", "cards", "batch_size", "image_size", "resize", "num_images")
+        sized = ("threads", "cards", "num_processes", "process_id", "batch_size", "image_size", "resize", "num_images")
         for name in (*sized, "seed", "calibrate_s", "max_top1_drop"):
             check_range(name, getattr(self, name), *RANGES[name])
         if self.mesh.num_devices > MAX_DEVICES:
@@ -201,6 +206,8 @@ class Configuration:
             raise UsageError(f"threads must be at least one for each of {self.cards} cards, got {self.threads}")
         if self.cards > 1 and self.execution == "online":
             raise UsageError("execution must be offline with several cards, which load one artefact, got online")
+        if self.coordinator or self.num_processes > 1 or self.process_id:
+            self._check_processes()
         if self.artifact and self.execution == "online":
             raise UsageError("execution must be offline to run an artifact, got online")
         if self.resize and (self.explicit_config or self.weights in ("auto", "random")):
@@ -210,6 +217,41 @@ class Configuration:
         for name, words in _PATHS.items():
             if (path := getattr(self, name)) and path not in words:
                 check_path(name, path)
+
+    def _check_processes(self) -> None:
+        if not self.coordinator or self.num_processes == 1 or self.process_id >= self.num_processes:
+            raise UsageError(
+                "several processes require --coordinator HOST:PORT, --num_processes of at least 2, and a smaller "
+                f"--process_id, got {self.coordinator!r}, {self.num_processes} and {self.process_id}"
+            )
+        _ = self.coordinator_address
+        if self.cards > 1:
+            raise UsageError(
+                f"each of several processes runs the mesh on one card: leave --cards out, got {self.cards}"
+            )
+        if self.execution == "online":
+            raise UsageError("execution must be offline in several processes, which load one artefact, got online")
+        if not self.artifact:
+            self.mesh.divided(self.num_processes)
+            if self.user_model:  # its build measures launches on the mesh
+                raise UsageError(
+                    "several processes run a model of yours from its artefact: expected --artifact DIRECTORY of "
+                    f"--mode compile, got --model {self.user_model}"
+                )
+
+    @property
+    def coordinator_address(self) -> tuple[str, int]:
+        """Host and port of the coordinator.
+
+        Raises:
+          UsageError: if it isn't HOST:PORT.
+        """
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
+            raise UsageError(
+                f"coordinator must be HOST:PORT, such as 10.0.0.1:7000, got {reprlib.repr(self.coordinator)}"
+            )
+        return host.removeprefix("[").removesuffix("]"), int(port)
 
     @property
     def device_memory_limit_bytes(self) -> int | None:

@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.sharding import Mesh
 
 from cambrian.commands.calibration import calibration_identity
 from cambrian.commands.configuration import Configuration, default_batch_size
@@ -22,6 +23,9 @@ from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.parity import probe_inputs, reference_outputs, run_probe
 from cambrian.sharding import Program, UsageError, make_mesh
 from cambrian.sharding.host import acquire_devices, computes_bfloat16, host_cores
+
+if TYPE_CHECKING:
+    from cambrian.commands.user_model import UserModel
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,11 +70,11 @@ def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> M
     start = time.perf_counter()
     if configuration.artifact:
         path = Path(configuration.artifact)
-        executable = load(path, signing_key=_key_path(configuration), defer_probe=defer_probe)
-        return Made(executable, None, _milliseconds_since(start), path)
+        executable = load(path, signing_key=key_path(configuration), defer_probe=defer_probe)
+        return Made(executable, None, milliseconds_since(start), path)
 
     # A received artefact runs without models.
-    from cambrian.commands.program import build_digest, build_program, calibration_s
+    from cambrian.commands.program import build_program
     from cambrian.commands.user_model import read_user_model
 
     devices, notes = devices_of(configuration)
@@ -84,36 +88,50 @@ def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> M
     if configuration.execution == "online":
         executable, path = compile_program(build_program(configuration, mesh, user_model)), None
         executable.warm_up()
-        build_ms = _milliseconds_since(start)
+        build_ms = milliseconds_since(start)
         load_ms = 0.0
     else:
-        directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
-        identity = _resnet_identity(configuration) if user_model is None else user_model.identity()
-        identity["calibration"] = calibration_identity(configuration)
-        source = build_digest(configuration.platform)
-        key = artifact_key(_facts(configuration, identity, source, calibration_s(configuration)))
+        directory, key, build = cached(configuration, mesh, user_model, may_build)
         path = directory / key
-
-        def build() -> Program:
-            if not may_build:
-                raise UsageError(f"expected a built artefact, got none at {path}")
-            print("building the executable; later runs skip this", file=sys.stderr, flush=True)
-            program = build_program(configuration, mesh, user_model)
-            if program.custom_calls:
-                print("its oneDNN layers are compiled again at each start: XLA can't save them", file=sys.stderr)
-            return program
-
         executable, build_ms = load_or_build(
             directory,
             key,
             build,
             devices=devices,
-            signing_key=_key_path(configuration),
+            signing_key=key_path(configuration),
             defer_probe=defer_probe,
         )
-        load_ms = _milliseconds_since(start) - (build_ms or 0.0)
+        load_ms = milliseconds_since(start) - (build_ms or 0.0)
     executable = dataclasses.replace(executable, notes=(*notes, *executable.notes))
     return Made(executable, build_ms, load_ms, path)
+
+
+def cached(
+    configuration: Configuration, mesh: Mesh, user_model: "UserModel | None" = None, may_build: bool = True
+) -> tuple[Path, str, Callable[[], Program]]:
+    """The cache of artefacts, the name there of a configuration whose platform is known, and what builds its program.
+
+    Raises:
+      UsageError: if the weights can't be read.
+    """
+    from cambrian.commands.program import build_digest, build_program, calibration_s
+
+    directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
+    identity = _resnet_identity(configuration) if user_model is None else user_model.identity()
+    identity["calibration"] = calibration_identity(configuration)
+    source = build_digest(configuration.platform)
+    key = artifact_key(_facts(configuration, identity, source, calibration_s(configuration)))
+
+    def build() -> Program:
+        if not may_build:
+            raise UsageError(f"expected a built artefact, got none at {directory / key}")
+        print("building the executable; later runs skip this", file=sys.stderr, flush=True)
+        program = build_program(configuration, mesh, user_model)
+        if program.custom_calls:
+            print("its oneDNN layers are compiled again at each start: XLA can't save them", file=sys.stderr)
+        return program
+
+    return directory, key, build
 
 
 def devices_of(configuration: Configuration) -> tuple[list[jax.Device], list[str]]:
@@ -159,6 +177,7 @@ def _facts(
         "batch_size": configuration.batch_size,
         "platform": configuration.platform,
         "launches_at_once": configuration.launches_at_once,
+        "processes": configuration.num_processes,
         "cores": host_cores() if configuration.platform == "cpu" else None,
         "device_memory_limit": configuration.device_memory_limit_bytes,
         "source": source,
@@ -215,9 +234,11 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _key_path(configuration: Configuration) -> Path | None:
+def key_path(configuration: Configuration) -> Path | None:
+    """The file of the user's key; None for the default one."""
     return Path(configuration.signing_key) if configuration.signing_key else None
 
 
-def _milliseconds_since(start: float) -> float:
+def milliseconds_since(start: float) -> float:
+    """The time since `start`, seconds of `time.perf_counter`."""
     return 1e3 * (time.perf_counter() - start)

@@ -99,6 +99,9 @@ def define_flags(values: flags.FlagValues) -> None:
     define(strings, "mesh", "4x8", "MODELxDATA: devices that split each layer × devices that split the batch.")
     define(integers, "threads", 2, f"Host threads that decode, transfer and launch, {_range('threads')}.")
     define(integers, "cards", 1, f"Processes that each run the whole mesh on devices of their own, {_range('cards')}.")
+    string("coordinator", "", "HOST:PORT at which process 0 of several that share one mesh listens; it runs on HOST.")
+    integer("num_processes", 1, f"Processes, on one host or several, that share the mesh, {_range('num_processes')}.")
+    integer("process_id", 0, "Number of this one of them. Process 0 writes report and predictions.")
     define(integers, "batch_size", 0, "Images per launch over all devices, a multiple of DATA. 0: chosen.")
     precisions = f"One of {', '.join(PRECISIONS)}. auto: bfloat16 where it is faster. int8: calibrated."
     define(strings, "precision", "auto", precisions)
@@ -242,6 +245,8 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
             check_range(name, value, *RANGES[name])
     defaults = {name: flag.default for name, flag in own.items()}
     found = Flags(MappingProxyType(values), MappingProxyType(defaults), given, config)
+    if found.is_sweep and found["coordinator"]:
+        raise UsageError(f"a sweep starts its own processes: leave --coordinator out, got {found['coordinator']!r}")
     bounds_server = values["mode"] == "loadgen" and values["scenario"] == "Server"
     of_sweeps = [name for name in SWEEP_FLAGS if name != "max_latency_ms" or not bounds_server]
     if not found.is_sweep and (alone := [name for name in of_sweeps if name in given]):
@@ -280,6 +285,8 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
             raise UsageError("mode train trains in float32 or bfloat16, got precision int8")
     if mode not in ("run", "compile") and found["cards"] != found.defaults["cards"]:
         raise UsageError(f"mode {mode} uses no cards: leave --cards out, got {found['cards']!r}")
+    if mode != "run" and found["coordinator"]:
+        raise UsageError(f"mode {mode} runs in one process: leave --coordinator out, got {found['coordinator']!r}")
     if found["artifact"]:
         for name in DECIDED_BY_ARTIFACT:
             if name in found.given:

@@ -1,4 +1,4 @@
-"""A configuration's executable, ready to run: in this process, or on cards."""
+"""A configuration's executable, ready to run: in this process, on cards, or on a mesh over several processes."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cambrian.commands.configuration import Configuration
-from cambrian.commands.executables import make_executable
+from cambrian.commands.executables import Made, make_executable
+from cambrian.commands.shared_mesh import joined, make_shared
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.cards import Cards
 from cambrian.engine.runtime.executable import Executable
@@ -41,13 +42,19 @@ class Costs:
 def ready(configuration: Configuration) -> Iterator[tuple[Executable | Cards, Costs]]:
     """Makes the configuration's executable, and checks that its launches fit the memory; ends its cards on exit.
 
+    Where several processes share the mesh, joins them first, and tells them on exit how this one ends.
+
     Raises:
       UsageError: if the host has fewer cores or GPUs than the cards need, or as `make_executable`.
       OutOfMemory: if the launches don't fit.
       CardsEnded: if the processes of all cards died.
+      ProcessEnded: if a process that shares the mesh ended.
       DamagedArtifact, ParityError: as `make_executable`.
     """
-    if configuration.cards == 1:
+    if configuration.num_processes > 1:
+        with joined(configuration) as group:
+            yield _with_costs(make_shared(configuration, group), configuration)
+    elif configuration.cards == 1:
         yield _make(configuration, defer_probe=True)
     else:
         cards, costs = _start_cards(configuration)
@@ -57,7 +64,10 @@ def ready(configuration: Configuration) -> Iterator[tuple[Executable | Cards, Co
 
 def _make(configuration: Configuration, defer_probe: bool = False, may_build: bool = True) -> tuple[Executable, Costs]:
     return_freed_memory(_mesh_of(configuration)[0])
-    made = make_executable(configuration, defer_probe, may_build)
+    return _with_costs(make_executable(configuration, defer_probe, may_build), configuration)
+
+
+def _with_costs(made: Made, configuration: Configuration) -> tuple[Executable, Costs]:
     threads = configuration.threads
     return made.executable, Costs(
         made.build_ms,

@@ -25,8 +25,10 @@ class Report:
     the artefact was cached. `summary` stands for its keys, which exclude loading; in mode loadgen, throughput and
     latency are LoadGen's, and `loadgen` holds scenario, test mode and `LoadGenResult`. With several cards, `each_card`
     holds what each computed, at which rate, and how it `ended` if it ended early; mesh and device_count are those of
-    one card, and host memory is that of all. `classes` holds a `ClassAccuracy` per class. `parity_*` compare the
-    executable's probe with the unsharded float32 reference; in int8 with the same integers, unsharded. `quantization`
+    one card, and host memory is that of all. With several processes that share the mesh, `each_process` holds what each
+    computed; latencies, phases and host memory are those of process 0. `classes` holds a `ClassAccuracy` per class.
+    `parity_*` compare the executable's probe with the unsharded float32 reference; in int8 with the same integers,
+    unsharded. `quantization`
     says how they were calibrated and how far they are from float32; None without.
     """
 
@@ -42,6 +44,7 @@ class Report:
     platform: str | None = None
     threads: int | None = None
     cards: int | None = None
+    num_processes: int | None = None
     batch_size: int | None = None
     precision: str | None = None
     partition: str | None = None
@@ -56,6 +59,7 @@ class Report:
     first_inference_ms: float | None = None
     summary: Summary = Summary()
     each_card: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    each_process: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     loadgen: dict[str, Any] | None = None
     top1: float | None = None
     top1_interval_95: tuple[float, float] | None = None

@@ -19,12 +19,12 @@ from waiting import settle
 
 _KEYS = """
     flags notes status failure_reason model mesh model_parallel data_parallel device_count platform threads cards
-    batch_size precision partition execution executable data weights num_images skipped_images build_ms load_ms
-    first_inference_ms wall_ms images_per_second device_images_per_second latency_ms_p50 latency_ms_p90
-    latency_ms_p99 decode_ms host_to_device_ms execute_ms device_to_host_ms postprocess_ms each_card loadgen top1
-    top1_interval_95 top5 top5_interval_95 classes parity_max_relative_error parity_top1_agreement quantization
-    intra_sample_flops_fraction predicted_memory_bytes_per_device predicted_host_memory_bytes peak_host_memory_bytes
-    plan versions
+    num_processes batch_size precision partition execution executable data weights num_images skipped_images build_ms
+    load_ms first_inference_ms wall_ms images_per_second device_images_per_second latency_ms_p50 latency_ms_p90
+    latency_ms_p99 decode_ms host_to_device_ms execute_ms device_to_host_ms postprocess_ms each_card each_process
+    loadgen top1 top1_interval_95 top5 top5_interval_95 classes parity_max_relative_error parity_top1_agreement
+    quantization intra_sample_flops_fraction predicted_memory_bytes_per_device predicted_host_memory_bytes
+    peak_host_memory_bytes plan versions
 """
 REPORT_KEYS = _KEYS.split()
 BATCH_SIZE = 8  # of `run_tiny`
@@ -116,6 +116,7 @@ def test_the_report_of_a_run(first):
         "platform": "cpu",
         "threads": 2,
         "cards": 1,
+        "num_processes": 1,
         "batch_size": BATCH_SIZE,
         "precision": "float32",
         "partition": "auto",
@@ -126,6 +127,7 @@ def test_the_report_of_a_run(first):
         "num_images": 20,
         "skipped_images": [],
         "each_card": [],
+        "each_process": [],
         "top1": None,
         "top5": None,
         "parity_top1_agreement": 1.0,

@@ -1,6 +1,8 @@
 """Classifies images: batches for the host threads, predictions in input order, and their tally."""
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from cambrian.commands.accuracy.top_k import top_k
 from cambrian.commands.images import ImageSource, ModelImages, UnreadableImage, for_model
 from cambrian.engine.artifact.manifest import Manifest
 from cambrian.engine.cards import Cards
+from cambrian.engine.hosts import SharedExecutable
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.engine.runtime.stream import stream
@@ -55,11 +58,13 @@ class ClassifiedBatch:
       indices: of the images in their source.
       predictions: of the readable images.
       skipped: the unreadable ones.
+      by_process: number of predictions from each of several processes; empty for one.
     """
 
     indices: range
     predictions: list[Prediction] = dataclasses.field(default_factory=list)
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
+    by_process: list[int] = dataclasses.field(default_factory=list)
 
 
 def check_classifier(name: str, metadata: Mapping[str, Any]) -> None:
@@ -101,13 +106,18 @@ def classify(
 ) -> Generator[ClassifiedBatch, None, None]:
     """Yields the predictions for all images, batch by batch, in input order.
 
+    Where several processes share the executable's mesh, each calls this, decodes and ranks its part of every batch, and
+    process 0 gets the predictions of all.
+
     Args:
       threads: number of host threads that decode, launch and rank.
       timeline: records the times of every batch.
 
     Raises:
       UnreadableImage: from the iterator, for an image that can't be read, unless `skip_bad_images`.
+      ProcessEnded: from the iterator, if another process ended.
     """
+    shared = executable if isinstance(executable, SharedExecutable) else None
     class_names = images.class_names or tuple(executable.metadata.get("labels", ()))
     predicted_names = logit_names(executable, images)
 
@@ -125,10 +135,12 @@ def classify(
             pixels.append(image.pixels)
             batch.names.append(image.name)
             batch.labels.append(image.label)
-        return np.stack(pixels) if pixels else np.empty((0, *executable.input_spec.shape[1:]), np.uint8)
+        if not pixels:  # all processes make the same launches
+            return np.zeros((0 if shared is None else 1, *executable.input_spec.shape[1:]), np.uint8)
+        return np.stack(pixels)
 
     def postprocess(batch: "_Batch", logits: np.ndarray) -> ClassifiedBatch:
-        classes, probabilities = top_k(logits, _TOP)
+        classes, probabilities = top_k(logits[: len(batch.names)], _TOP)
         predictions = [
             Prediction(
                 name,
@@ -145,14 +157,44 @@ def classify(
         ]
         return ClassifiedBatch(batch.indices, predictions, batch.skipped)
 
-    return stream(
+    batches = stream(
         executable,
         _batches(len(images), executable),
         threads=threads,
         decode=decode,
         postprocess=postprocess,
         timeline=timeline,
+        check=shared.group.check if shared else lambda: None,
     )
+    return batches if shared is None else _of_all_processes(batches, shared, len(images), timeline)
+
+
+def _of_all_processes(
+    batches: Generator[ClassifiedBatch, None, None],
+    shared: SharedExecutable,
+    num_images: int,
+    timeline: Timeline | None,
+) -> Generator[ClassifiedBatch, None, None]:
+    """Yields this process's part of each batch, which process 0 gets; there, the whole batches."""
+    with contextlib.closing(batches):
+        for batch in batches:
+            skipped = [(index, error.name, error.reason) for index, error in batch.skipped]
+            parts = shared.group.gather((batch.predictions, skipped) if shared.answers else ((), ()))
+            if parts:
+                start = batch.indices.start
+                batch = _joined(range(start, min(start + shared.batch_size, num_images)), parts)
+                if timeline is not None:
+                    timeline.add_whole(len(batch.predictions))
+            yield batch
+        shared.group.finish()
+
+
+def _joined(indices: range, parts: list[Any]) -> ClassifiedBatch:
+    predictions = [
+        Prediction(*values[:-2], *map(tuple, values[-2:])) for predictions, _ in parts for values in predictions
+    ]
+    skipped = [Skipped(index, UnreadableImage(*error)) for _, skipped in parts for index, *error in skipped]
+    return ClassifiedBatch(indices, predictions, skipped, [len(predictions) for predictions, _ in parts])
 
 
 @dataclasses.dataclass(slots=True)
@@ -171,8 +213,9 @@ def _batches(num_images: int, executable: Executable | Cards) -> Iterator[_Batch
     if probe is not None and probe.room and not probe.adds_launch(num_images):
         start = min(probe.room, num_images)
         yield _Batch(range(start))
+    rows = executable.rows
     for first in range(start, num_images, executable.batch_size):
-        yield _Batch(range(first, min(first + executable.batch_size, num_images)))
+        yield _Batch(range(first, min(first + executable.batch_size, num_images))[rows.start : rows.stop])
 
 
 def name_of(names: tuple[str, ...], index: int) -> str:
@@ -197,12 +240,14 @@ class Tally:
 
     Attributes:
       num_images: images classified.
+      by_process: of these, by each of several processes; empty for one.
       skipped: name and error of each unreadable image.
       top5_hits: images whose label was among the five most probable classes.
       confusion: (classes, classes), images by label and prediction; None where labels don't number the logits.
     """
 
     num_images: int = 0
+    by_process: list[int] = dataclasses.field(default_factory=list)
     skipped: list[str] = dataclasses.field(default_factory=list)
     top5_hits: int = 0
     confusion: np.ndarray | None = None
@@ -217,6 +262,9 @@ class Tally:
     def add(self, batch: ClassifiedBatch) -> None:
         """Adds a finished batch."""
         self.num_images += len(batch.predictions)
+        self.by_process = [
+            before + count for before, count in itertools.zip_longest(self.by_process, batch.by_process, fillvalue=0)
+        ]
         self.skipped += [f"{error.name}: {error.reason}" for _, error in batch.skipped]
         for prediction in batch.predictions:
             label, top = prediction.label_index, prediction.top_indices

@@ -18,15 +18,24 @@ from cambrian.commands.report import Report
 from cambrian.commands.run.classify import Tally, check_classifier, classify, images_of
 from cambrian.commands.run.clock import milliseconds_since_process_start
 from cambrian.commands.run.predictions import PredictionFile
+from cambrian.commands.shared_mesh import check_images
 from cambrian.engine.artifact.versions import versions
 from cambrian.engine.cards import Cards
 from cambrian.engine.errors import ParityError
+from cambrian.engine.hosts import SharedExecutable
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 
 
 def run_command(configuration: Configuration, flags: Flags) -> None:
-    """Runs the configuration and prints its results; raises as `run_configuration`."""
+    """Runs the configuration and prints its results; raises as `run_configuration`.
+
+    Of several processes that share a mesh, all but process 0 write nothing.
+    """
+    if configuration.process_id:
+        images = counted(_run_part(configuration), "image")
+        print(f"process {configuration.process_id}: {images}; report and predictions are with process 0")
+        return
     report, output_dir = run_configuration(configuration, dict(flags.values))
     from cambrian.commands.run.table import print_table  # rich: a tenth of a second that the first result doesn't wait
 
@@ -67,6 +76,7 @@ def run_configuration(
             flags=flags | {"output_dir": str(output_dir)},
             threads=configuration.threads,
             cards=configuration.cards,
+            num_processes=configuration.num_processes,
             partition=configuration.partition,
             execution=configuration.execution,
             versions=versions(),
@@ -103,13 +113,9 @@ def _run(
 ) -> None:
     check_classifier(executable.name, executable.metadata)
     report.describe(executable)
-    data_notes = []
-    if source is None:  # auto, which depends on the model
-        data, data_notes = choose_data(tuple(executable.metadata.get("labels", ())), executable.output_spec.shape[-1])
-        source, _ = _open(data, configuration)
-    images, notes = images_of(executable, source)
+    images, notes = _images(executable, configuration, source)
     report.data = images.description
-    for note in (*data_notes, *executable.notes, *notes):
+    for note in notes:
         if note not in report.notes:
             add_note(note, report)
     work(executable, images, configuration, output_dir, report, start)
@@ -118,6 +124,35 @@ def _run(
         add_note(f"{skipped} skipped, listed as skipped_images in the report", report)
     if isinstance(executable, Executable) and executable.parity is None:
         report.describe(check_parity(executable))
+
+
+def _images(
+    executable: Executable | Cards, configuration: Configuration, source: ImageSource | None
+) -> tuple[ModelImages, list[str]]:
+    """The images as the executable's model reads them, and its notes and theirs."""
+    data_notes = []
+    if source is None:  # auto, which depends on the model
+        data, data_notes = choose_data(tuple(executable.metadata.get("labels", ())), executable.output_spec.shape[-1])
+        source, _ = _open(data, configuration)
+    images, notes = images_of(executable, source)
+    if isinstance(executable, SharedExecutable):
+        check_images(images, executable.group)
+    return images, [*data_notes, *executable.notes, *notes]
+
+
+def _run_part(configuration: Configuration) -> int:
+    """Classifies this process's part of each batch for process 0; returns the number of its images."""
+    source, notes = (None, []) if configuration.data == "auto" else _open(configuration.data, configuration)
+    with ready(configuration) as (executable, _):
+        check_classifier(executable.name, executable.metadata)
+        images, more = _images(executable, configuration, source)
+        for note in dict.fromkeys((*notes, *more)):
+            print_note(note)
+        batches = classify(
+            executable, images, threads=configuration.threads, skip_bad_images=configuration.skip_bad_images
+        )
+        with contextlib.closing(batches):
+            return sum(len(batch.predictions) for batch in batches)
 
 
 def _classify(
@@ -155,6 +190,7 @@ def _classify(
         if executable.metadata["trained"] and tally.confusion is not None and tally.num_images:
             accuracy = Accuracy.of(tally.confusion, tally.top5_hits, images.class_names or ())
         report.measure(timeline.summary(), tally.num_images, tally.skipped, accuracy)
+        report.each_process = [{"num_images": count} for count in tally.by_process]
         if isinstance(executable, Cards):
             report.measure_cards(executable, timeline)
             for card in executable.cards:

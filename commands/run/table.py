@@ -21,9 +21,11 @@ def print_table(report: Report) -> None:
 
 
 def _title(report: Report) -> str:
-    cards = f"{report.cards} cards, " if report.each_card else ""
+    parts = f"{report.cards} cards, " if report.each_card else ""
+    if report.each_process:
+        parts = f"{report.num_processes} processes, "
     return (
-        f"{report.model}, {cards}mesh {report.mesh} (model × data) on {report.platform}, batch {report.batch_size}, "
+        f"{report.model}, {parts}mesh {report.mesh} (model × data) on {report.platform}, batch {report.batch_size}, "
         f"{report.precision}, {counted(report.threads or 0, 'thread')}, {report.executable} executable"
     )
 
@@ -41,6 +43,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if report.each_card:
         rates = (f"{card['num_images']} at {card['images_per_second'] or 0:.1f}" for card in report.each_card)
         yield "each card", f"images at images/s {', '.join(rates)}"
+    if report.each_process:
+        yield "each process", f"images {', '.join(str(process['num_images']) for process in report.each_process)}"
     if times.latency_ms_p50 is not None:
         percentiles = (times.latency_ms_p50, times.latency_ms_p90, times.latency_ms_p99)
         yield (
