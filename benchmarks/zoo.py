@@ -5,8 +5,9 @@
 
 Stock is the network's function under `jax.jit`, in float32; OpenVINO has timm's network of the same name. Each side has
 a process of its own, which asks for huge pages; ours has `cambrian.host.permit("malloc", "cpu_latency")`, too. The
-better of one and two launching threads counts, and of OpenVINO's latency and throughput mode. Sides take turns within a
-round, each after a warm-up; figures are medians over the rounds.
+best mode counts: of stock, one or two launching threads; of ours, these or two processes with half of the cores each,
+as `--cards 2` runs; of OpenVINO, latency or throughput. Sides take turns within a round, each after a warm-up; figures
+are medians over the rounds.
 """
 
 import contextlib
@@ -15,8 +16,8 @@ import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +37,7 @@ SIX = ["ResNet50", "MobileNetV2", "EfficientNetB0", "ConvNeXtTiny", "DenseNet121
 _NETWORKS = flags.DEFINE_list("networks", SIX, "Names of networks, or all.")
 _PRECISION = flags.DEFINE_list("precision", ["float32", "bfloat16"], "float32, bfloat16, or both.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Samples of a launch.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 2, "Rounds.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Seconds of a side in a round.", lower_bound=0.0)
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file of the rows; it grows with each network.")
 
@@ -45,23 +46,32 @@ def measure(name: str, precision: str, batch: int, rounds: int, seconds: float) 
     """Builds a network on every side, each in a process of its own, and returns its row."""
     with contextlib.ExitStack() as stack:
 
-        def start(module: ModuleType) -> Callable[..., Any]:
+        def start(module: ModuleType, cores: Sequence[int] = ()) -> Callable[..., Future]:
             context = multiprocessing.get_context("spawn")
-            process = stack.enter_context(ProcessPoolExecutor(1, context))
-            return lambda function, *arguments: process.submit(getattr(module, function), *arguments).result()
+            process = stack.enter_context(ProcessPoolExecutor(1, context, _run_on, (cores,)))
+            return lambda function, *arguments: process.submit(getattr(module, function), *arguments)
 
         ours, stock, openvino = start(jax_sides), start(jax_sides), start(openvino_rates)
-        facts = ours("prepare_ours", name, batch, precision)
-        expected, got = stock("prepare_stock", name, batch), facts.pop("outputs")
-        modes = openvino("prepare", name, batch, facts.pop("size"), precision)
-        of_jax = jax_sides.num_modes()
-        sides = {"": (ours, of_jax), "stock_": (stock, of_jax), "openvino_": (openvino, modes)}
-        rates = {side: [[] for _ in range(count)] for side, (_, count) in sides.items()}
+        facts = ours("prepare_ours", name, batch, precision).result()
+        expected, got = stock("prepare_stock", name, batch).result(), facts.pop("outputs")
+        halves = [start(jax_sides, half) for half in _halves()]
+        for half in halves:
+            half("prepare_ours", name, batch, precision).result()
+        modes = openvino("prepare", name, batch, facts.pop("size"), precision).result()
+        of_jax = range(jax_sides.num_modes())
+        sides = {
+            "": [[(ours, mode)] for mode in of_jax],
+            "stock_": [[(stock, mode)] for mode in of_jax],
+            "openvino_": [[(openvino, mode)] for mode in range(modes)],
+        }
+        if halves:
+            sides[""].append([(half, 0) for half in halves])
+        rates = {side: [[] for _ in ways] for side, ways in sides.items()}
         for _ in range(rounds):
-            for side, (run, count) in sides.items():
-                for mode in range(count):
-                    run("rate", mode, seconds if mode else _WARM_UP_S)
-                    rates[side][mode].append(run("rate", mode, seconds))
+            for side, ways in sides.items():
+                for processes, taken in zip(ways, rates[side], strict=True):
+                    _rate(processes, _WARM_UP_S)
+                    taken.append(_rate(processes, seconds))
     best = {side: max(map(statistics.median, taken), default=None) for side, taken in rates.items()}
     return {
         "network": name,
@@ -71,6 +81,23 @@ def measure(name: str, precision: str, batch: int, rounds: int, seconds: float) 
         **{f"{side}images_per_second": figure for side, figure in best.items()},
         **facts,
     }
+
+
+def _rate(processes: Sequence[tuple[Callable[..., Future], int]], seconds: float) -> float:
+    """Images/s of processes, each in a mode, at the same time."""
+    return sum(each.result() for each in [run("rate", mode, seconds) for run, mode in processes])
+
+
+def _halves() -> list[list[int]]:
+    """The cores in two halves; none for a single core, or where processes can't be bound to cores."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    middle = len(cores) // 2
+    return [cores[:middle], cores[middle : 2 * middle]] if middle else []
+
+
+def _run_on(cores: Sequence[int]) -> None:
+    if cores:
+        os.sched_setaffinity(0, cores)
 
 
 def main(_: list[str]) -> None:
