@@ -1,5 +1,7 @@
 """A function that consists of layers is planned: the model axis cuts it by rows and channels."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -118,6 +120,21 @@ def test_zeros_around_the_output_of_a_relu_are_padding_of_the_pooling():
     network = layered_network(function, params, jax.ShapeDtypeStruct((1, 9, 9, 3), "float32"))
     pool = network.layers[1]
     assert (pool.kind, pool.padding, pool.in_shape, pool.out_shape) == (Kind.MAX_POOL, 1, (9, 9, 4), (5, 5, 4))
+
+
+def test_padding_by_integers_of_numpy_can_be_written_to_a_cost_table():
+    around = ((0, 0, 0), *[(np.int64(1), np.int64(1), 0)] * 2, (0, 0, 0))  # as Keras has it
+
+    def function(params, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            jax.lax.pad(x, 0.0, around), params["kernel"], (1, 1), "VALID", None, None, numbers
+        )
+        return nnx.max_pool(jax.lax.pad(nnx.relu(y), 0.0, around), (3, 3), (2, 2)).mean((1, 2))
+
+    params = {"kernel": np.ones((3, 3, 3, 4), np.float32)}
+    network = layered_network(function, params, jax.ShapeDtypeStruct((1, 9, 9, 3), "float32"))
+    assert json.loads(json.dumps([layer.padding for layer in network.layers])) == [1, 1, 0]
 
 
 def test_other_functions_are_cut_by_samples_alone():

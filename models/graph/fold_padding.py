@@ -25,7 +25,7 @@ def fold_padding(graph: Graph) -> Graph:
             return None
         window = operation.window
         folded = tuple(
-            (before + more[0], after + more[1])
+            (int(before + more[0]), int(after + more[1]))  # Keras pads by NumPy's integers, which JSON doesn't take
             for (before, after), more in zip(window.padding, (rows, columns), strict=True)
         )
         fused = dataclasses.replace(

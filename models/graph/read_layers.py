@@ -190,8 +190,8 @@ class _Reader:
         images, padding = node.inputs[0], pool.padding[1:3]
         if (padded := self.padded.get(images)) is not None:
             images = padded.inputs[0]
-            before = padded.params["padding_config"][1:3]
-            padding = [(low + more, high + more) for (low, high), (more, _, _) in zip(padding, before, strict=True)]
+            before = [int(low) for low, _, _ in padded.params["padding_config"][1:3]]
+            padding = [(low + more, high + more) for (low, high), more in zip(padding, before, strict=True)]
         around, size, stride = {*padding[0], *padding[1]}, pool.sizes[1], pool.strides[1]
         of_pixels = (pool.sizes, pool.strides) == ((1, size, size, 1), (1, stride, stride, 1))
         if not of_pixels or {*pool.padding[0], *pool.padding[-1]} != {0} or len(around) != 1:
