@@ -1,6 +1,7 @@
 """A function that consists of layers is planned: the model axis cuts it by rows and channels."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -123,7 +124,7 @@ def test_zeros_around_the_output_of_a_relu_are_padding_of_the_pooling():
 
 
 def test_padding_by_integers_of_numpy_can_be_written_to_a_cost_table():
-    around = ((0, 0, 0), *[(np.int64(1), np.int64(1), 0)] * 2, (0, 0, 0))  # as Keras has it
+    around: Any = ((0, 0, 0), *[(np.int64(1), np.int64(1), 0)] * 2, (0, 0, 0))  # as Keras has it
 
     def function(params, x):
         numbers = ("NHWC", "HWIO", "NHWC")
