@@ -28,8 +28,7 @@ class Report:
     one card, and host memory is that of all. With several processes that share the mesh, `each_process` holds what each
     computed; latencies, phases and host memory are those of process 0. `classes` holds a `ClassAccuracy` per class.
     `parity_*` compare the executable's probe with the unsharded float32 reference; in int8 with the same integers,
-    unsharded. `quantization`
-    says how they were calibrated and how far they are from float32; None without.
+    unsharded. `quantization` says how they were calibrated and how far they are from float32; None without.
     """
 
     flags: dict[str, Any]
