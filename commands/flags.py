@@ -132,7 +132,7 @@ def define_flags(values: flags.FlagValues) -> None:
     choice("test_mode", TEST_MODES[0], TEST_MODES, "Mode loadgen. FindPeakPerformance: Server's highest rate.")
     real("target_qps", None, "Mode loadgen: samples per second, to send (Server) or to expect (Offline).")
     real("min_duration_s", 10, f"Mode loadgen: least seconds of a test, {_range('min_duration_s')}.")
-    integer("min_query_count", 100, f"Mode loadgen: least queries of a test, {_range('min_query_count')}.")
+    integer("min_query_count", None, "Mode loadgen: least queries of a test. Default: what early stopping wants.")
     boolean("mlperf_rules", False, "Mode loadgen: durations, counts and bound of MLPerf's image classification.")
     boolean("skip_bad_images", False, "Skip images that can't be read, and list them in the report.")
     integer("seed", 0, "Seed of random weights, synthetic images and training.")

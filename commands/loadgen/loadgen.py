@@ -17,6 +17,7 @@ from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
 from cambrian.commands.loadgen.queries import Samples, run_test
 from cambrian.commands.loadgen.results import read_classes, read_result
+from cambrian.commands.loadgen.search import find_peak
 from cambrian.commands.loadgen.settings import LoadGenSettings
 from cambrian.commands.report import Report
 from cambrian.commands.run.classify import numbered_alike
@@ -70,25 +71,30 @@ def _answer_loadgen(
     start()
     if is_stream and query % batch_size:
         add_note(f"each query of {settings.scenario}, {query} samples, is padded to batches of {batch_size}", report)
-    least_s = 1e-3 * test_settings.min_duration_ms
-    print(f"LoadGen, {settings.scenario}, {settings.test_mode}: at least {least_s:g} s a test", file=sys.stderr)
-    samples, timeline = Samples(images, configuration.threads), Timeline()
+    least = f"{1e-3 * test_settings.min_duration_ms:g} s, and {test_settings.min_query_count} queries or more"
+    print(f"LoadGen, {settings.scenario}, {settings.test_mode}: at least {least}, a test", file=sys.stderr)
+    samples, timeline, result = Samples(images, configuration.threads), Timeline(), None
+    run = functools.partial(
+        run_test,
+        executable,
+        samples,
+        len(images),
+        test_settings,
+        _log_settings(output_dir),
+        threads=configuration.threads,
+        max_delay_s=settings.max_delay_s(test_settings),
+        timeline=timeline,
+    )
     try:
-        run_test(
-            executable,
-            samples,
-            len(images),
-            test_settings,
-            _log_settings(output_dir),
-            threads=configuration.threads,
-            max_delay_s=settings.max_delay_s(test_settings),
-            timeline=timeline,
-        )
+        if settings.test_mode == "FindPeakPerformance":
+            result = find_peak(run, settings, test_settings, output_dir)
+        else:
+            run()
     finally:
         report.measure(timeline.summary(), timeline.num_samples, [], None)
     report.loadgen = {"scenario": settings.scenario, "test_mode": settings.test_mode}
     if settings.test_mode != "AccuracyOnly":
-        result = read_result(output_dir, settings)
+        result = result or read_result(output_dir, settings)
         report.loadgen |= dataclasses.asdict(result)
         latencies = {
             name: value

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ class LoadGenResult:
     Attributes:
       result: VALID or INVALID.
       reasons: why it is INVALID, in LoadGen's words; empty if VALID.
-      num_queries: queries of the test; in a search, of the test at the highest rate.
-      target_qps: samples per second that LoadGen expected or sent; the highest rate, after a search.
+      num_queries: queries of the test.
+      target_qps: samples per second that LoadGen expected or sent.
       samples_per_second: Offline: samples over the test's duration. Server: samples per second as scheduled.
         SingleStream, MultiStream: samples over the mean time of a query.
       latency_ms_p50, latency_ms_p90, latency_ms_p99: percentiles of the time from a query's scheduled time to its
@@ -72,7 +71,7 @@ def read_result(folder: Path, settings: LoadGenSettings) -> LoadGenResult:
         result=values["result_validity"],
         reasons=() if valid else _reasons(values, errors),
         num_queries=values["result_query_count"],
-        target_qps=_peak(values) or values["effective_target_qps"],
+        target_qps=values["effective_target_qps"],
         samples_per_second=rate,
         **percentiles,
     )
@@ -95,12 +94,6 @@ def _read_details(folder: Path) -> tuple[dict[str, Any], list[str]]:
             if entry["metadata"]["is_error"]:
                 errors.append(str(entry["value"]))
     return values, errors
-
-
-def _peak(values: Mapping[str, Any]) -> float | None:
-    """The rate that a search found; LoadGen has no key of its own for it."""
-    found = re.search(r"Found peak performance field: (\S+)", str(values.get("generic_message")))
-    return None if found is None else float(found[1])
 
 
 def _reasons(values: Mapping[str, Any], errors: list[str]) -> tuple[str, ...]:

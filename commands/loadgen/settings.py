@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,8 @@ _BENCHMARK = "resnet50"  # MLPerf's image classification, in LoadGen's mlperf.co
 _MULTI_STREAM_SAMPLES = 8
 _DELAY_SHARE = 0.1  # of the latency bound, that a query of scenario Server may wait for others to fill its batch
 _OFFLINE_MARGIN = 1.2  # a test that is shorter than it must be is INVALID
-_FIRST_RATE_SHARE = 1 / 4  # of the executable's throughput, with which a search for the highest rate starts
+_FIRST_RATE_SHARE = 1 / 2  # of the executable's throughput, with which a search for the highest rate starts
+_CONFIDENCE = 0.99  # of LoadGen's early stopping
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,10 +31,11 @@ class LoadGenSettings:
       scenario: Offline (all samples at once), Server (queries of one sample, as a Poisson process), SingleStream (one
         sample after another) or MultiStream (eight samples after eight samples).
       test_mode: PerformanceOnly, AccuracyOnly, SubmissionRun (both), or FindPeakPerformance, which searches the highest
-        rate of scenario Server.
+        rate of scenario Server that LoadGen finds VALID.
       target_qps: samples per second to expect (Offline) or to send (Server; in a search, the first rate). None: chosen
         by measuring.
       max_latency_ms: bound on the 99th percentile of latency in scenario Server. None: LoadGen's, 100 ms.
+      min_query_count: least number of queries of a test. None: as many as LoadGen's early stopping wants.
       mlperf_rules: whether MLPerf's settings for image classification decide, with its durations, counts and bound.
 
     Raises:
@@ -44,7 +47,7 @@ class LoadGenSettings:
     target_qps: float | None
     max_latency_ms: float | None
     min_duration_s: float
-    min_query_count: int
+    min_query_count: int | None
     mlperf_rules: bool
 
     def __post_init__(self):
@@ -78,8 +81,7 @@ class LoadGenSettings:
         """The batch size for this scenario; 0 for the default one."""
         if self.scenario == "Offline":
             return 0
-        wanted = 8 * mesh.num_devices if self.scenario == "Server" else self.samples_per_query
-        return mesh.data * -(-wanted // mesh.data)
+        return mesh.data * -(-self.samples_per_query // mesh.data)
 
     def test_settings(self, batch_size: int, launch_s: float) -> Any:
         """Makes LoadGen's settings.
@@ -95,10 +97,11 @@ class LoadGenSettings:
         settings = loadgen.TestSettings()
         settings.FromConfig("", _BENCHMARK, self.scenario, 0)  # 0: mlperf.conf, which LoadGen contains
         settings.scenario = getattr(loadgen.TestScenario, self.scenario)
-        settings.mode = getattr(loadgen.TestMode, self.test_mode)
+        mode = "PerformanceOnly" if self.test_mode == "FindPeakPerformance" else self.test_mode
+        settings.mode = getattr(loadgen.TestMode, mode)
         if not self.mlperf_rules:
             settings.min_duration_ms = round(1e3 * self.min_duration_s)
-            settings.min_query_count = self.min_query_count
+            settings.min_query_count = self.min_query_count or self._queries_for_early_stopping(settings)
             settings.performance_sample_count_override = 0
             default_ns = loadgen.TestSettings().server_target_latency_ns
             settings.server_target_latency_ns = (
@@ -110,9 +113,19 @@ class LoadGenSettings:
         settings.offline_expected_qps = self.target_qps or _OFFLINE_MARGIN * throughput
         first = throughput * (_FIRST_RATE_SHARE if self.test_mode == "FindPeakPerformance" else 1)
         settings.server_target_qps = self.target_qps or first
-        # One step of the search is 1 query per second, or less than a tenth of a low first rate.
-        settings.server_find_peak_qps_decimals_of_precision = max(0, math.ceil(1 - math.log10(throughput)))
         return settings
+
+    def _queries_for_early_stopping(self, test_settings: Any) -> int:
+        """The least number of queries of a valid test if one of them may exceed the percentile's latency.
+
+        If the latency weren't that percentile's, at most one of so many queries would exceed it with a probability
+        below 1 - `_CONFIDENCE` (MLPerf's inference rules, appendix on early stopping).
+        """
+        if self.scenario == "Offline":
+            return 1  # which has as many samples as the duration takes
+        scenario = {"SingleStream": "single_stream", "MultiStream": "multi_stream", "Server": "server"}[self.scenario]
+        share = getattr(test_settings, f"{scenario}_target_latency_percentile")
+        return next(n for n in itertools.count(1) if share**n + n * (1 - share) * share ** (n - 1) < 1 - _CONFIDENCE)
 
     def max_delay_s(self, test_settings: Any) -> float:
         """Seconds that a query may wait for others to fill its batch."""
