@@ -2,6 +2,7 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from cambrian.engine.runtime.memory import (
@@ -39,6 +40,14 @@ def test_what_is_freed_is_given_back_above_a_device_share(num_devices, most_kept
     command = [sys.executable, "-c", FREE, *map(str, (num_devices, *sizes))]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert [float(share) for share in printed.split()] == [pytest.approx(kept, abs=0.1) for kept in (0.0, 1.0)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't tell it")
+def test_the_peak_of_a_process_is_its_own():
+    before = np.ones(2**27)  # 1 GiB, which a child inherits as its largest resident size
+    print_peak = "from cambrian.engine.runtime.memory import peak_host_memory_bytes as peak; print(peak())"
+    printed = subprocess.run([sys.executable, "-c", print_peak], capture_output=True, text=True, check=True).stdout
+    assert 2**20 < int(printed) < before.nbytes
 
 
 def test_predicted_memory_grows_with_the_launches_in_flight():

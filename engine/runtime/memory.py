@@ -1,5 +1,6 @@
 """Memory of a run, on each device and on the host: predicted, measured and available."""
 
+import contextlib
 import math
 import resource
 import sys
@@ -99,6 +100,11 @@ def resident_bytes() -> int:
 
 def peak_host_memory_bytes() -> int:
     """Returns the peak of this process's resident memory."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    # Where there is no such file. A child may have inherited this from a larger parent.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
