@@ -8,7 +8,7 @@ import stat
 from types import MappingProxyType
 
 from cambrian.sharding import PARTITIONS, MeshShape, Preprocessing, UsageError
-from cambrian.sharding.host import PLATFORMS, launches_at_once
+from cambrian.sharding.host import PLATFORMS, divide_host, launches_at_once
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 EXECUTIONS = ("offline", "online")
@@ -203,6 +203,7 @@ class Configuration:
         if self.batch_size:
             self.mesh.check_batch_size(self.batch_size)
         if self.threads < self.cards:
+            divide_host(self.cards, self.mesh.num_devices, self.platform)  # refuses more than the host has
             raise UsageError(f"threads must be at least one for each of {self.cards} cards, got {self.threads}")
         if self.cards > 1 and self.execution == "online":
             raise UsageError("execution must be offline with several cards, which load one artefact, got online")
