@@ -24,7 +24,11 @@ class Kill:
 
     def prepare(self, folder: Path) -> None:
         prepare(self.kind, folder)
-        (folder / "duration").write_text(str(duration_s(self.kind, folder)))
+        with tempfile.TemporaryDirectory() as directory:
+            command = Command(copied(folder / "start", Path(directory) / "home"))
+            began = time.perf_counter()
+            run(self.kind, command)
+            (folder / "duration").write_text(str(time.perf_counter() - began))
 
     def case(self, folder: Path, number: int, chance: random.Random, tell: Callable[[str], None]) -> str:
         longest_s = float((folder / "duration").read_text())
@@ -32,25 +36,18 @@ class Kill:
             with tempfile.TemporaryDirectory() as directory:
                 command = Command(copied(folder / "start", Path(directory) / "home"))
                 instant_s = chance.uniform(0, 1.5 * longest_s)  # cases run beside each other, and so more slowly
-                if _kill(self.kind, command, instant_s):
-                    tell(f"killed after {instant_s:.3f} s")
-                    return repeat(self.kind, command, folder / "expected", tell) or "right"
+                if outcome := self.disturb(command, instant_s, folder / "expected", chance, tell):
+                    return outcome
 
-
-def _kill(kind: str, command: Command, instant_s: float) -> bool:
-    """Returns whether the kill met the command at work."""
-    with start(kind, command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            process.wait(instant_s)
-            return False
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return True
-
-
-def duration_s(kind: str, folder: Path) -> float:
-    with tempfile.TemporaryDirectory() as directory:
-        command = Command(copied(folder / "start", Path(directory) / "home"))
-        began = time.perf_counter()
-        run(kind, command)
-        return time.perf_counter() - began
+    def disturb(
+        self, command: Command, instant_s: float, expected: Path, chance: random.Random, tell: Callable[[str], None]
+    ) -> str:
+        """Returns the outcome of a kill; empty if it didn't meet the command at work."""
+        with start(self.kind, command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                process.wait(instant_s)
+                return ""
+            except subprocess.TimeoutExpired:
+                process.kill()
+        tell(f"killed after {instant_s:.3f} s")
+        return repeat(self.kind, command, expected, tell) or "right"
