@@ -14,7 +14,7 @@ from cambrian.commands.configuration import Configuration
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.model import default_model
 from cambrian.engine.artifact.layout import PARAMETERS
-from cambrian.engine.hosts import Group, ProcessEnded, group as group_module, meet, share_artifact
+from cambrian.engine.hosts import Group, ProcessEnded, connection, group as group_module, meet, share_artifact
 from cambrian.engine.hosts.share_artifact import content_digest, shared_artifact
 from cambrian.engine.runtime.stream import Turns
 from cambrian.sharding import MeshShape, UsageError
@@ -151,8 +151,7 @@ def test_what_else_connects_and_a_process_that_was_started_again_dont_count(addr
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(in_all, address, [0], lambda group: group.exchange("zero"), num_processes=3)
         start(b"GET / HTTP/1.1\r\n\r\n")
-        hello = b'{"cambrian": {"process_id": 1, "num_processes": 3}}'
-        start(len(hello).to_bytes(4, "big") + hello)  # and ends
+        in_all(address, [1], lambda group: group.gather("its part"), num_processes=3)  # and ends
         others = in_all(address, [1, 2], lambda group: group.exchange("later"), num_processes=3)
     assert [*first.result(), *others] == [["zero", "later", "later"]] * 3
 
@@ -199,6 +198,25 @@ def test_an_end_without_a_word_is_noticed_by_check_too(address):
     error, _ = in_all(address, [0, 1], work)
     assert isinstance(error, ProcessEnded)
     assert str(error).startswith("process 1 on 127.0.0.1 has ended: ")
+
+
+def test_a_process_without_a_sign_of_life_has_ended(address, monkeypatch):
+    monkeypatch.setattr(connection, "_BEAT_S", 0.125)
+    monkeypatch.setattr(connection, "SILENT_S", 0.5)
+
+    def work(group: Group):
+        if group.process_id == 1:
+            time.sleep(1)  # which keeps no other thread from running
+        return group.exchange(group.process_id)
+
+    assert in_all(address, [0, 1], work) == [[0, 1]] * 2
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(in_all, address, [0], lambda group: group.exchange(0), num_processes=2)
+        with contextlib.closing(connect(address)) as silent:
+            connection.send_message(silent, {"cambrian": {"process_id": 1, "num_processes": 2}})
+            connection.send_message(silent, {})
+            (error,) = first.result()
+    assert str(error) == "process 1 on 127.0.0.1 has given no sign of life for 0.5 s"
 
 
 def test_a_process_that_hangs_in_a_collective_is_ended(address, ended, monkeypatch):

@@ -10,6 +10,14 @@ from test_hosts import free_port
 from waiting import settle
 
 pytestmark = pytest.mark.slow
+# main.py, which takes a process that is silent for a few seconds for one that has ended.
+IMPATIENT = """
+from cambrian.commands.start import start
+from cambrian.engine.hosts import connection
+
+connection.SILENT_S = 6
+start()
+"""
 NUM_IMAGES = 93  # the last batch has 5
 
 
@@ -28,9 +36,9 @@ def alone(command, flags):
     return command.run(*flags, "--mesh", "1x2", "--num_images", NUM_IMAGES)
 
 
-def start_two(command, *flags):
+def start_two(command, *flags, **options):
     flags = [*flags, "--coordinator", f"127.0.0.1:{free_port()}", "--num_processes", "2"]
-    return [command.start(*flags, "--process_id", process_id) for process_id in (0, 1)]
+    return [command.start(*flags, "--process_id", process_id, **options) for process_id in (0, 1)]
 
 
 def ends(processes) -> list[tuple[int, str, str]]:
@@ -57,16 +65,21 @@ def test_two_processes_predict_as_one_does(command, flags, alone):
     assert read_predictions(output) == alone.predictions
 
 
-@pytest.mark.parametrize(("mesh", "partition", "killed"), [("1x2", "auto", 0), ("2x1", "intra_sample", 1)])
-def test_a_process_that_is_killed_ends_the_other(command, flags, alone, mesh, partition, killed):
+@pytest.mark.parametrize(
+    ("mesh", "partition", "killed", "how"),
+    [("1x2", "auto", 0, signal.SIGKILL), ("2x1", "intra_sample", 1, signal.SIGSTOP)],
+)
+def test_a_process_that_is_killed_or_stopped_ends_the_other(command, flags, alone, mesh, partition, killed, how):
     output = command.home / f"killed-{killed}"
     predictions = output / "predictions.csv"
     flags = [*flags, "--mesh", mesh, "--partition", partition, "--num_images", 10**6, "--output_dir", output]
-    processes = start_two(command, *flags)
+    processes = start_two(command, *flags, script=("-c", IMPATIENT))
     try:
         settle(lambda: predictions.exists() and predictions.read_bytes().count(b"\n") > 100, timeout_s=90)
-        os.kill(processes[killed].pid, signal.SIGKILL)
+        os.kill(processes[killed].pid, how)
+        processes[1 - killed].wait(60)
     finally:
+        processes[killed].kill()
         ended = ends(processes)
     code, _, stderr = ended[1 - killed]
     assert code == 1 and "Traceback" not in stderr and "Check failure" not in stderr

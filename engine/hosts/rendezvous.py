@@ -2,16 +2,16 @@
 
 import contextlib
 import errno
+import select
 import socket
 import time
 from typing import NamedTuple
 
 from cambrian.engine.errors import one_line
-from cambrian.engine.hosts.connection import receive_message, send_message
+from cambrian.engine.hosts.connection import JOIN_S, receive_message, send_message
 from cambrian.engine.hosts.group import Group
 from cambrian.sharding import UsageError
 
-JOIN_S = 120.0
 _RETRY_S = 0.2
 _HELLO_S = 10.0  # for a greeting, which whatever else connects or listens never sends
 _PROGRAM = "cambrian"
@@ -89,7 +89,7 @@ def _greeted(connected: socket.socket) -> tuple[int, int] | None:
     """Greets a process that connects; returns its id and number of processes, None if it isn't Cambrian."""
     connected.settimeout(_HELLO_S)
     try:
-        hello = receive_message(connected)
+        hello = receive_message(connected.recv)
         send_message(connected, _PROGRAM)
         return int(hello[_PROGRAM]["process_id"]), int(hello[_PROGRAM]["num_processes"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -97,13 +97,10 @@ def _greeted(connected: socket.socket) -> tuple[int, int] | None:
 
 
 def _has_ended(joined: _Joined) -> bool:
-    """Whether a process has closed its connection."""
-    try:
-        return not joined.connected.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    """Whether a process has closed its connection; what it sent before is unread."""
+    poll = select.poll()
+    poll.register(joined.connected, getattr(select, "POLLRDHUP", 0))
+    return bool(poll.poll(0))
 
 
 def _refusal(joined: list[_Joined], num_processes: int) -> str:
@@ -137,7 +134,7 @@ def _connect(address: tuple[str, int], num_processes: int, process_id: int, time
     try:
         hello = {"process_id": process_id, "num_processes": num_processes}
         send_message(connected, {_PROGRAM: hello})
-        is_ours = receive_message(connected) == _PROGRAM
+        is_ours = receive_message(connected.recv) == _PROGRAM
     except (OSError, ValueError):
         is_ours = False
     if not is_ours:
