@@ -87,7 +87,7 @@ def _answer_loadgen(
     )
     try:
         if settings.test_mode == "FindPeakPerformance":
-            result = find_peak(run, settings, test_settings, output_dir)
+            result = find_peak(run, settings, test_settings, batch_size / launch_s, output_dir)
         else:
             run()
     finally:

@@ -15,21 +15,24 @@ from cambrian.commands.output import LOADGEN_LOGS
 from cambrian.engine.files import replace_file
 
 _PRECISION = 0.03
-_REACH = 4  # times the first rate, or a share of it, at which the search gives up
+_REACH = 4  # times the throughput, above which no rate is tried, and share of the first rate, below which none is
 
 
-def find_peak(run: Callable[[], None], settings: LoadGenSettings, test_settings: Any, folder: Path) -> LoadGenResult:
+def find_peak(
+    run: Callable[[], None], settings: LoadGenSettings, test_settings: Any, throughput: float, folder: Path
+) -> LoadGenResult:
     """Doubles or halves the rate until it is bounded, then bisects.
 
     Args:
       run: runs a test with `test_settings`, whose logs are written to `folder`.
       test_settings: LoadGen's, with the first rate.
+      throughput: of the executable, in samples per second.
 
     Returns:
       The result at the highest VALID rate, whose logs stay in `folder`; an INVALID one if no rate is VALID.
     """
     rate = first = test_settings.server_target_qps
-    low, high, best, logs = 0.0, _REACH * first, None, {}
+    low, high, best, logs = 0.0, _REACH * max(first, throughput), None, {}
     while high > (1 + _PRECISION) * low:
         test_settings.server_target_qps = rate
         run()
