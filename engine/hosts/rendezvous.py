@@ -131,16 +131,17 @@ def _connect(address: tuple[str, int], num_processes: int, process_id: int, time
                 ) from None
             time.sleep(_RETRY_S)
     connected.settimeout(_HELLO_S)
+    got = "another program that listens there"
     try:
-        hello = {"process_id": process_id, "num_processes": num_processes}
-        send_message(connected, {_PROGRAM: hello})
-        is_ours = receive_message(connected.recv) == _PROGRAM
+        send_message(connected, {_PROGRAM: {"process_id": process_id, "num_processes": num_processes}})
+        if receive_message(connected.recv) == _PROGRAM:
+            return Group(process_id, num_processes, [(connected, f"process 0 at {_shown(address)}")])
+    except ConnectionError as error:  # such as the end of process 0
+        got = one_line(error)
     except (OSError, ValueError):
-        is_ours = False
-    if not is_ours:
-        connected.close()
-        raise UsageError(f"expected process 0 at {_shown(address)}, got another program that listens there")
-    return Group(process_id, num_processes, [(connected, f"process 0 at {_shown(address)}")])
+        pass
+    connected.close()
+    raise UsageError(f"expected process 0 at {_shown(address)}, got {got}")
 
 
 def _shown(address: tuple[str, int]) -> str:
