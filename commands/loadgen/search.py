@@ -15,7 +15,7 @@ from cambrian.commands.output import LOADGEN_LOGS
 from cambrian.engine.files import replace_file
 
 _PRECISION = 0.03
-_REACH = 4  # times the throughput, above which no rate is tried, and share of the first rate, below which none is
+_REACH = 4  # times the throughput, above which no rate is tried, and share of it, below which none is
 
 
 def find_peak(
@@ -31,8 +31,8 @@ def find_peak(
     Returns:
       The result at the highest VALID rate, whose logs stay in `folder`; an INVALID one if no rate is VALID.
     """
-    rate = first = test_settings.server_target_qps
-    low, high, best, logs = 0.0, _REACH * max(first, throughput), None, {}
+    rate = test_settings.server_target_qps
+    low, high, best, logs = 0.0, _REACH * max(rate, throughput), None, {}
     while high > (1 + _PRECISION) * low:
         test_settings.server_target_qps = rate
         run()
@@ -43,7 +43,7 @@ def find_peak(
             low, best, logs = rate, result, {name: (folder / name).read_bytes() for name in LOADGEN_LOGS}
         else:
             high = rate
-            if best is None and rate <= first / _REACH:
+            if best is None and rate <= throughput / _REACH:
                 return result
         rate = min(2 * low or high, (low + high) / 2)
     assert best is not None  # `low` has left 0
