@@ -6,6 +6,8 @@ arXiv:2106.08295, section 3.1.
 """
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,7 +66,7 @@ def observe(
       The outputs, and what each activation is that `nodes` read or make.
     """
     wanted = list(dict.fromkeys(value for node in nodes for value in (node.inputs[0], node.output)))
-    strides = [value.size // _SAMPLED | 1 for value in wanted]  # odd, so that every channel is met
+    strides = [_stride(value) for value in wanted]
 
     def observed(values: Sequence[jax.Array]) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array, jax.Array]]]:
         output, *activations = values
@@ -77,6 +79,11 @@ def observe(
         smallest, largest, samples = zip(*of_value, strict=True)
         by_value[value] = Observed(float(min(smallest)), float(max(largest)), np.concatenate(samples))
     return np.concatenate(outputs), by_value
+
+
+def _stride(value: Value) -> int:
+    """The distance of sampled values: coprime with the number of channels, so that every channel is met."""
+    return next(step for step in itertools.count(value.size // _SAMPLED + 1) if math.gcd(step, value.shape[-1]) == 1)
 
 
 def largest_of_channels(graph: Graph, batches: Sequence[np.ndarray]) -> dict[Value, np.ndarray]:

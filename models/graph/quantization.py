@@ -5,7 +5,6 @@ calibration inputs.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ class Calibration:
       max_top1_drop: largest loss of top-1 on the inputs, in percentage points, of networks with outputs (N, classes).
 
     Raises:
-      UsageError: if there are too few inputs, or all are equal.
+      UsageError: if there are too few inputs, all are equal, or one isn't finite.
     """
 
     inputs: np.ndarray = dataclasses.field(repr=False)
@@ -52,6 +51,8 @@ class Calibration:
             raise UsageError(
                 f"int8 needs at least {LEAST_INPUTS} calibration images, got {len(self.inputs)}: {self.source}"
             )
+        if not np.isfinite(self.inputs).all():
+            raise UsageError(f"int8 needs calibration images of finite numbers, got NaN or infinity: {self.source}")
         if (self.inputs == self.inputs[:1]).all():
             raise UsageError(f"int8 needs calibration images that differ, got equal ones: {self.source}")
 
@@ -61,7 +62,7 @@ class Quantized:
     """A quantised graph.
 
     Attributes:
-      graph: computes integers exactly, in float32 until lowerings are chosen.
+      graph: computes with integers, in float32 until lowerings are chosen.
       facts: JSON-compatible: calibration, loss of accuracy, scales.
       tolerance: largest relative error of outputs against the same integers on one device.
       notes: which layers stay in float32 for accuracy.
@@ -87,85 +88,110 @@ def quantized(graph: Graph, calibration: Calibration) -> Quantized:
     """Quantises a float32 graph with one input (N, …) and one output (N, …), as `optimized` returns it.
 
     Raises:
-      UsageError: if integers can compute nothing of the graph, or lose more than the budget whatever stays in float32.
+      UsageError: if the calibration's inputs aren't those of the graph, integers can compute nothing of the graph, or
+        they lose more than the budget whatever stays in float32.
     """
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise UsageError("int8 needs a function of one array that returns one array, got more of them")
-    if not quantizable(graph):
-        raise UsageError(
-            "int8 computes convolutions and dense layers but the last, those with padding only if they read the output "
-            "of a ReLU or are the first: the network has none of them"
-        )
+    _check(graph, calibration)
     batches, count = _batches(calibration.inputs, graph.inputs[0].shape), len(calibration.inputs)
     few = batches[: -(-_FEW_INPUTS // len(batches[0]))]
-    unbounded, candidates = without_bounds(graph), []
-    for each in [graph] if unbounded.nodes == graph.nodes else [graph, unbounded]:
-        balanced = equalize(each, largest_of_channels(_by_onednn(each), few))
-        nodes = quantizable(balanced)
-        candidates.append((balanced, nodes, *observe(_by_onednn(balanced), nodes, batches)))
-    expected = candidates[0][2][:count].astype(np.float64)
-    is_classifier = expected.ndim == 2
-    labels = expected.argmax(axis=1) if calibration.labels is None and is_classifier else calibration.labels
+    unbounded = without_bounds(graph)
+    versions = [graph] if unbounded.nodes == graph.nodes else [graph, unbounded]
+    balanced = [equalize(each, largest_of_channels(_by_onednn(each), few)) for each in versions]
+    outputs, observed = zip(*[observe(_by_onednn(each), quantizable(each), batches) for each in balanced], strict=True)
+    judge = _Judge(outputs[0][:count].astype(np.float64), calibration.labels)
+    schemes = [
+        _Scheme(each, method, {value: values.scale(method) for value, values in of_graph.items()})
+        for each, of_graph in zip(balanced, observed, strict=True)
+        for method in METHODS
+    ]
+    scheme = min(schemes, key=lambda each: judge.error(_outputs(each.quantized(), few, count)))
 
-    def error_of(outputs: np.ndarray) -> float:
-        exact = expected[: len(outputs)]
-        return float(np.linalg.norm(outputs - exact) / np.linalg.norm(exact))
+    def loss(kept: Sequence[Node]) -> float:
+        return judge.top1_drop(_outputs(scheme.quantized(kept), batches, count))
 
-    def attempt(kept: Sequence[Node] = ()) -> _Attempt:
-        made = quantize(graph, scales, {*nodes}.difference(kept))
-        outputs = _outputs(_by_onednn(made), batches, count)
-        error = error_of(outputs)
-        if not is_classifier:
-            return _Attempt(made, error, 0.0, None)
-        drop = _top1(expected, labels) - _top1(outputs, labels)
-        return _Attempt(made, error, drop, _top1(outputs, expected.argmax(axis=1)) / 100)
-
-    ways = []
-    for (graph, nodes, _, observed), method in itertools.product(candidates, METHODS):
-        scales = {value: values.scale(method) for value, values in observed.items()}
-        outputs = _outputs(_by_onednn(quantize(graph, scales, {*nodes})), few, count)
-        ways.append((error_of(outputs), method, graph, nodes, scales))
-    _, method, graph, nodes, scales = min(ways, key=lambda way: way[0])
     kept: list[Node] = []
-    best = attempt()
-    if best.top1_drop > calibration.max_top1_drop:
-        worst_first = _worst_first(graph, nodes, scales, batches[0])
-        kept = _fewest(worst_first, lambda kept: attempt(kept).top1_drop <= calibration.max_top1_drop)
-        best = attempt(kept)
+    if loss(kept) > calibration.max_top1_drop:
+        kept = _fewest(_worst_first(scheme, batches[0]), lambda kept: loss(kept) <= calibration.max_top1_drop)
+    made = scheme.quantized(kept)
+    results = _outputs(made, batches, count)
     facts = {
         "calibrated_on": calibration.source,
         "num_images": count,
-        "method": method,
-        "relative_error": best.error,
-        "top1_agreement": best.top1_agreement,
-        "top1_drop": best.top1_drop,
+        "method": scheme.method,
+        "relative_error": judge.error(results),
+        "top1_agreement": judge.top1_agreement(results),
+        "top1_drop": judge.top1_drop(results),
         "max_top1_drop": calibration.max_top1_drop,
         "labels": "the float32 network's" if calibration.labels is None else "the images' own",
         "float32_layers": [layer_name(node) for node in kept],
         "scales": {
-            layer_name(node): {"input": scales[node.inputs[0]].scale, "kernel": kernel_scale(node)}
-            for node in nodes
+            layer_name(node): {"input": scheme.scales[node.inputs[0]].scale, "kernel": kernel_scale(node)}
+            for node in scheme.nodes
             if node not in kept
         },
     }
     note = (
-        f"{len(kept)} of {len(nodes)} layers stay in float32, to lose at most {calibration.max_top1_drop:g} points of "
-        f"top-1: {', '.join(map(layer_name, kept[:3]))}{', …' if len(kept) > 3 else ''}"
+        f"{len(kept)} of {len(scheme.nodes)} layers stay in float32, to lose at most {calibration.max_top1_drop:g} "
+        f"points of top-1: {', '.join(map(layer_name, kept[:3]))}{', …' if len(kept) > 3 else ''}"
     )
     # A float32 value between two integers may be rounded to the other one by another partition; all that follows then
     # differs, but not by more than rounding itself costs.
-    tolerance = max(_LEAST_TOLERANCE, 2 * best.error)
-    return Quantized(best.graph, facts, tolerance, (note,) if kept else ())
+    tolerance = max(_LEAST_TOLERANCE, 2 * facts["relative_error"])
+    return Quantized(made, facts, tolerance, (note,) if kept else ())
+
+
+def _check(graph: Graph, calibration: Calibration) -> None:
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise UsageError("int8 needs a function of one array that returns one array, got more of them")
+    inputs, (expected,) = calibration.inputs, graph.inputs
+    if inputs.shape[1:] != expected.shape[1:] or not np.can_cast(inputs.dtype, expected.dtype, "same_kind"):
+        sample = ", ".join(map(str, expected.shape[1:]))
+        raise UsageError(
+            f"int8 needs calibration inputs (M, {sample}) {expected.dtype}, got {inputs.shape} {inputs.dtype}: "
+            f"{calibration.source}"
+        )
+    if not quantizable(graph):
+        raise UsageError(
+            "int8 computes convolutions and dense layers but the last, and those with channel groups: the network has "
+            "none of them"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Attempt:
-    """A quantised graph, the relative error of its outputs, and its loss of top-1 in points."""
+class _Scheme:
+    """A float32 graph, one of METHODS, and the scales of its activations by it."""
 
     graph: Graph
-    error: float
-    top1_drop: float
-    top1_agreement: float | None
+    method: str
+    scales: Mapping[Value, Scale]
+
+    @property
+    def nodes(self) -> list[Node]:
+        return quantizable(self.graph)
+
+    def quantized(self, kept: Sequence[Node] = ()) -> Graph:
+        return quantize(self.graph, self.scales, {*self.nodes}.difference(kept))
+
+
+class _Judge:
+    """Compares outputs with those of the float32 network, of a classifier if they are (M, classes)."""
+
+    def __init__(self, expected: np.ndarray, labels: np.ndarray | None):
+        self.expected, self.is_classifier = expected, expected.ndim == 2
+        self.labels = expected.argmax(axis=1) if labels is None and self.is_classifier else labels
+
+    def error(self, outputs: np.ndarray) -> float:
+        """The relative error of the first outputs."""
+        exact = self.expected[: len(outputs)]
+        return float(np.linalg.norm(outputs - exact) / np.linalg.norm(exact))
+
+    def top1_agreement(self, outputs: np.ndarray) -> float | None:
+        """The share of inputs with the float32 network's class."""
+        return _top1(outputs, self.expected.argmax(axis=1)) / 100 if self.is_classifier else None
+
+    def top1_drop(self, outputs: np.ndarray) -> float:
+        """The loss of top-1 in percentage points."""
+        return _top1(self.expected, self.labels) - _top1(outputs, self.labels) if self.is_classifier else 0.0
 
 
 def _fewest(worst_first: Sequence[Node], suffices: Callable[[Sequence[Node]], bool]) -> list[Node]:
@@ -179,22 +205,23 @@ def _fewest(worst_first: Sequence[Node], suffices: Callable[[Sequence[Node]], bo
     return list(worst_first[:enough])
 
 
-def _worst_first(graph: Graph, nodes: Sequence[Node], scales: Mapping[Value, Scale], batch: np.ndarray) -> list[Node]:
-    """`nodes` in the order of the relative error that each alone makes on float32 operands."""
+def _worst_first(scheme: _Scheme, batch: np.ndarray) -> list[Node]:
+    """The nodes of a scheme in the order of the relative error that each alone makes on float32 operands."""
     added, pairs = [], []
-    for node in nodes:
+    for node in scheme.nodes:
         operands = tuple(value for value in node.inputs if not isinstance(value, Constant))
-        alone = quantize(Graph(operands, (node,), node.outputs), scales, {node})
+        alone = quantize(Graph(operands, (node,), node.outputs), scheme.scales, {node})
         added += alone.nodes
         pairs.append((node.output, *alone.outputs))
+    graph = scheme.graph
     both = Graph(graph.inputs, (*graph.nodes, *added), tuple(value for pair in pairs for value in pair))
 
     def errors(values: Sequence[jax.Array]) -> list[jax.Array]:
-        norm = jnp.linalg.norm
-        return [norm(got - exact) / norm(exact) for exact, got in zip(values[::2], values[1::2], strict=True)]
+        norm, least = jnp.linalg.norm, np.finfo(np.float32).tiny  # a layer may give zeros alone
+        return [norm(got - exact) / (norm(exact) + least) for exact, got in zip(values[::2], values[1::2], strict=True)]
 
-    by_node = dict(zip(nodes, evaluator(_by_onednn(both), errors)(batch), strict=True))
-    return sorted(nodes, key=lambda node: -float(by_node[node]))
+    by_node = dict(zip(scheme.nodes, evaluator(_by_onednn(both), errors)(batch), strict=True))
+    return sorted(by_node, key=lambda node: -float(by_node[node]))
 
 
 def _batches(inputs: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -204,7 +231,7 @@ def _batches(inputs: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def _outputs(graph: Graph, batches: Sequence[np.ndarray], count: int) -> np.ndarray:
-    evaluate = evaluator(graph)
+    evaluate = evaluator(_by_onednn(graph))
     return np.concatenate([np.asarray(evaluate(batch)[0], np.float64) for batch in batches])[:count]
 
 
