@@ -16,7 +16,7 @@ class Integers:
 
     Attributes:
       scales: as in `cambrian.models.lowerings.Finish`.
-      out_dtype: uint8 or float32.
+      out_dtype: uint8, int8 or float32.
       images: how an input in float32 becomes integers; None if it never is in float32.
     """
 

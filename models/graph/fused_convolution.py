@@ -32,7 +32,8 @@ class FusedConvolution:
       out_dtype: dtype of the result and, but with integers, of the residual; products accumulate in float32.
       residual: whether a residual (N, H', W', C_out) is added.
       activation: a name of ACTIVATIONS, or None.
-      scales: of integers, see `cambrian.models.lowerings.Finish`.
+      scales: of integers, see `cambrian.models.lowerings.Finish`; without a residual, the second one multiplies the
+        result of the activation.
       lowering: `native` (XLA's), `onednn`, or another of LOWERINGS. `native` computes integers in float32.
     """
 
@@ -162,11 +163,14 @@ class FusedConvolution:
         )
 
     def _finish(self, products: jax.Array, bias: jax.Array, residual: jax.Array | None) -> jax.Array:
-        return self._activated(Finish(bias, residual, relu=False, dtype="float32", scales=self.scales)(products))
+        scale, out_scale = self.scales
+        scales = (scale, 1.0) if residual is None else self.scales
+        finish = Finish(bias, residual, relu=False, dtype="float32", scales=scales)
+        return self._activated(finish(products), out_scale if residual is None else 1.0)
 
-    def _activated(self, products: jax.Array) -> jax.Array:
+    def _activated(self, products: jax.Array, scale: float = 1.0) -> jax.Array:
         activated = products if self.activation is None else ACTIVATIONS[self.activation](products)
-        return to_dtype(activated, self.out_dtype)
+        return to_dtype(activated if scale == 1 else activated * np.float32(scale), self.out_dtype)
 
 
 def layer_name(node: Node) -> str:

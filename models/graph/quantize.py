@@ -1,31 +1,34 @@
 """Pass: convolutions and dense layers on 8-bit integers, except those that keep float32.
 
-Activations are uint8 with one scale for the tensor. After a ReLU, 0 stands for zero, so padding, max pooling and halos
-need no other treatment; saturation is the ReLU itself, and the bound of a ReLU6. What may be negative has its zero at
-128, which the bias accounts for, and is read by convolutions without padding alone; the images of the first
-convolution, which may be padded, are int8 with zero at 0. Kernels are int8, symmetric, with one scale for the tensor,
-as oneDNN's call scales whole tensors. Products are exact in int32. Bias, residual and the scale of the result are
-applied in float32 before it is rounded, as `cambrian.models.lowerings.Finish` describes. Following Jacob et al.,
-arXiv:1712.05877, and Nagel et al., arXiv:2106.08295.
+Activations are uint8 with one scale for the tensor. After a ReLU, 0 stands for zero; saturation is the ReLU itself, and
+the bound of a ReLU6. What may be negative has its zero at 128, which the bias accounts for. It is int8 with its zero at
+0 where a convolution pads it, or where another activation makes it, after which oneDNN's call adds nothing. Kernels
+are int8, symmetric, with one scale for the tensor, as oneDNN's call scales whole tensors. Products are exact in int32.
+Bias, residual, activation and the scale of the result are applied in float32 before it is rounded, as
+`FusedConvolution` describes. Following Jacob et al., arXiv:1712.05877, and Nagel et al., arXiv:2106.08295.
 
-The result of a layer without a ReLU is float32 unless integers alone read it, like those of layers that keep float32.
-Between integers and floats stand `Quantize` and `Dequantize`.
+A result is float32 if it has no activation and not integers alone read it, if a residual precedes an activation other
+than a ReLU, and of layers that keep float32. Between integers and floats stand `Quantize` and `Dequantize`.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cambrian.models.graph.constants import uniform_value
 from cambrian.models.graph.find_poolings import is_max_pool
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, without_dead_nodes
+from cambrian.models.graph.views import view_of
 from cambrian.models.lowerings.lowering import Scale
 from cambrian.models.lowerings.onednn_forms import fused_activations
 
 _LARGEST_INT8 = 127
+_MOST_PRODUCTS = (2**31 - 1) // (255 * _LARGEST_INT8)
 _ZERO = 128  # of activations that may be negative
 _FLOAT = Scale(1.0, "float32")  # of what stays in float32
 _SATURATING = ("RELU", "RELU6")
@@ -56,20 +59,10 @@ class Dequantize:
 def quantizable(graph: Graph) -> list[Node]:
     """The convolutions and dense layers that integers can compute, in order.
 
-    They read what is never negative, are without padding, or the first; channel groups are as many as channels. The
-    last layer keeps float32: it takes little of the time, and nothing rounds its results again.
+    Channel groups are as many as channels, and sums of products fit in int32. The last layer keeps float32: it takes
+    little of the time, and nothing rounds its results again.
     """
     convolutions = [node for node in graph.nodes if isinstance(node.operation, FusedConvolution)]
-    never_negative: set[Value] = set()
-    for node in graph.nodes:
-        if isinstance(node.operation, FusedConvolution):
-            if node.operation.activation in _SATURATING:
-                never_negative.add(node.output)
-        elif (node.name == "pad" or is_max_pool(node)) and all(
-            bool((value.array >= 0).all()) if isinstance(value, Constant) else value in never_negative
-            for value in node.inputs
-        ):
-            never_negative.add(node.output)
     return [
         node
         for node in convolutions[:-1]
@@ -77,7 +70,7 @@ def quantizable(graph: Graph) -> list[Node]:
         and node.operation.dtype == node.operation.out_dtype == "float32"
         and (node.operation.groups == 1 or node.operation.is_depthwise)
         and node.operation.activation in (None, *_SATURATING, *fused_activations())
-        and (node.inputs[0] in never_negative or not _is_padded(node) or node is convolutions[0])
+        and math.prod(node.operation.kernel_shape[:3]) <= _MOST_PRODUCTS
     ]
 
 
@@ -89,9 +82,13 @@ def quantize(graph: Graph, scales: Mapping[Value, Scale], nodes: set[Node]) -> G
       scales: of each activation that `nodes` read or make.
       nodes: some of `quantizable(graph)`.
     """
-    padded, uses = {node.inputs[0] for node in nodes if _is_padded(node)}, Uses(graph)
+    uses = Uses(graph)
+    # Padding consists of zeros, and nothing is added after an activation.
+    at_zero = {node.inputs[0] for node in nodes if _is_padded(node)} | {
+        node.output for node in nodes if not _saturates(node)
+    }
     scales = {
-        value: Scale(scale.scale, "uint8", _ZERO) if scale.dtype == "int8" and value not in padded else scale
+        value: Scale(scale.scale, "uint8", _ZERO) if scale.dtype == "int8" and value not in at_zero else scale
         for value, scale in scales.items()
     }
     integers: dict[Value, Value] = {}  # value of `graph` → its 8-bit form
@@ -122,17 +119,19 @@ def quantize(graph: Graph, scales: Mapping[Value, Scale], nodes: set[Node]) -> G
             assert isinstance(node.operation, FusedConvolution)
             integers_read = nodes.issuperset(uses.readers(node.output)) and not uses.is_result(node.output)
             activation = node.operation.activation
-            makes_integers = activation in _SATURATING or (activation is None and integers_read)
+            makes_integers = integers_read if activation is None else _saturates(node) or not residuals
             out = scales[node.output] if makes_integers else _FLOAT
-            residual = next((scales[value] for value in residuals if value in floats), _FLOAT) if residuals else out
+            read = [scales[value] for value in residuals if value in floats]
+            residual = read[0] if read else _FLOAT if residuals or not _saturates(node) else out
             operation, kernel, bias = _on_integers(node, scales[images], residual, out)
             added = [integers[value] if value in floats else value for value in residuals]
             operands = (as_integers(images), kernel, bias, *added)
             made.append(Node(operation, operands, (made_as_integers(node.output) if makes_integers else node.output,)))
-        elif is_max_pool(node) and node.inputs[0] in floats:
-            scales[node.output] = scales[node.inputs[0]]
-            pool = dataclasses.replace(node.operation, dtype=scales[node.output].dtype)
-            made.append(Node(pool, (integers[node.inputs[0]],), (made_as_integers(node.output),)))
+        elif _keeps_scale(node) and node.inputs[0] in floats:
+            scale = scales[node.output] = scales[node.inputs[0]]
+            operation = dataclasses.replace(node.operation, dtype=scale.dtype) if is_max_pool(node) else node.operation
+            zeros = [Constant.of(np.asarray(scale.zero, scale.dtype)) for _ in node.inputs[1:]]
+            made.append(Node(operation, (integers[node.inputs[0]], *zeros), (made_as_integers(node.output),)))
         else:
             made.append(Node(node.operation, tuple(map(as_float32, node.inputs)), node.outputs))
     outputs = tuple(map(as_float32, graph.outputs))
@@ -162,6 +161,19 @@ def _on_integers(node: Node, images: Scale, residual: Scale, out: Scale) -> tupl
         Constant.of(integers.astype(np.int8), kernel.path),
         Constant.of((bias.array / unit + shift).astype(np.float32), bias.path),
     )
+
+
+def _keeps_scale(node: Node) -> bool:
+    """Whether a node only moves or selects numbers: max pooling, padding with zeros, and views."""
+    if node.name == "pad":
+        return isinstance(node.inputs[1], Constant) and uniform_value(node.inputs[1].array) == 0
+    return is_max_pool(node) or view_of(node) is not None
+
+
+def _saturates(node: Node) -> bool:
+    """Whether nothing but saturation follows a convolution: it has no other activation."""
+    assert isinstance(node.operation, FusedConvolution)
+    return node.operation.activation in (None, *_SATURATING)
 
 
 def _is_padded(node: Node) -> bool:

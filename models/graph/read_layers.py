@@ -94,12 +94,8 @@ class _Reader:
             self.tensors = {node.output: None}
         elif isinstance(node.operation, FusedConvolution):
             self.read_convolution(node, node.operation)
-        elif isinstance(node.operation, Quantize):
-            self.tensors[node.output] = self.tensor(node.inputs[0])
-            self.quantized[node.output] = node.operation.scale
-        elif isinstance(node.operation, Dequantize):
-            self.tensors[node.output] = self.tensor(node.inputs[0])
-            self.stored[self.tensors[node.output]] = node.operation.scale
+        elif isinstance(node.operation, (Quantize, Dequantize)):
+            self.read_conversion(node, node.operation)
         elif node.name == "pad" and self.pads_max_pool(node):
             self.padded[node.output] = node
         elif isinstance(node.operation, Pool) and node.operation.kind == "max":
@@ -130,6 +126,20 @@ class _Reader:
             and images.shape[1] == images.shape[2]
             and node.output.shape in ((rows := images.shape[0], images.size // rows), (rows, 1, 1, images.size // rows))
         )
+
+    def read_conversion(self, node: Node, operation: Quantize | Dequantize) -> None:
+        """A conversion is part of the layer that reads its result, which lies as its operand does."""
+        (value,) = node.inputs
+        if value in self.flattened:
+            self.flattened[node.output] = value = self.flattened[value]
+        else:
+            self.tensors[node.output] = self.tensor(value)
+        if value in self.flat:
+            self.flat.add(node.output)
+        if isinstance(operation, Quantize):
+            self.quantized[node.output] = operation.scale
+        else:
+            self.stored[self.tensor(value)] = operation.scale
 
     def read_convolution(self, node: Node, operation: FusedConvolution) -> None:
         images, kernel, bias, *residuals = node.inputs
@@ -162,7 +172,7 @@ class _Reader:
         )
         self.params |= {f"{name}.kernel": weights, f"{name}.bias": bias.array}
         if operation.is_integer:
-            self.integers[name] = Integers(operation.scales, operation.out_dtype, self.quantized.get(images))
+            self.integers[name] = Integers(operation.scales, operation.out_dtype, self.quantized.get(node.inputs[0]))
         if is_dense:
             self.flat.add(node.output)
 

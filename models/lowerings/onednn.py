@@ -5,8 +5,10 @@ is used only after a probe has computed small convolutions correctly.
 
 oneDNN stores kernels in blocks of output channels and reorders a kernel in any other order at every launch, which takes
 most of the time for small batches. So kernels are packed once, at build: (groups, C_out / block, kh, kw, C_in / pair,
-block, pair), where two bfloat16 or four int8 values form a pair. oneDNN doesn't expose the block size that it uses for
-a call. A probe finds it; if no known block size gives the correct result, the kernel isn't packed.
+block, pair), where two bfloat16 or four int8 values form a pair. oneDNN computes int8 images as uint8 ones with their
+zero at 128: what corrects each output channel for this follows the kernel, in int32. oneDNN doesn't expose the block
+size that it uses for a call. A probe finds it; if no known block size gives the correct result, the kernel isn't
+packed.
 """
 
 import dataclasses
@@ -23,7 +25,8 @@ from cambrian.models.lowerings.lowering import Window, kernel_dtype
 TARGET = "__onednn$convolution"
 _BLOCKS = (64, 48, 32, 16)
 # Kernels are packed only if their input channels are a multiple of this: oneDNN pads others.
-_IN_CHANNELS = {"float32": 1, "bfloat16": 32, "uint8": 64}
+_IN_CHANNELS = {"float32": 1, "bfloat16": 32, "uint8": 64, "int8": 64}
+_ZERO_OF_INT8 = 128
 _MOST_DRAWN = 1_000_003
 _CHANNELS_OF_GROUP = 16  # likewise for the input and the output channels of each group
 
@@ -38,7 +41,7 @@ class Convolution:
       window: window of the convolution.
       dtype: dtype of the images, and of the kernel, which is int8 with images of uint8 or int8.
       out_dtype: dtype of the result and, but with integers, of the operands of `following`. Products accumulate in
-        float32, of integers in int32; results of uint8 are rounded half to even and saturate.
+        float32, of integers in int32; results of uint8 and int8 are rounded half to even and saturate.
       groups: number of channel groups, each with its own kernel.
       following: operations fused after the convolution, in order: BIAS and BINARY_ADD, with an operand each, LINEAR,
         which multiplies by the next one of `factors`, and ACTIVATIONS.
@@ -76,7 +79,7 @@ class Convolution:
     def pack(self, kernel: np.ndarray) -> np.ndarray:
         """Packs a kernel of `kernel_shape` into oneDNN's order, in one dimension; returns it unchanged if unknown."""
         block = _block(dataclasses.replace(self, factors=(1.0,) * len(self.factors)))
-        return kernel if block is None else _packed(kernel, self.groups, block)
+        return kernel if block is None else _packed(kernel, self, block)
 
     def _configuration(self, packed: bool) -> dict:
         image = {"dims": "4", "data": {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}}
@@ -104,16 +107,19 @@ class Convolution:
 def fused_after(dtype: str, out_dtype: str, residual: bool, activation: str | None) -> tuple[str, ...]:
     """Returns the operations after a convolution of images of `dtype`, with a bias, as `Convolution.following`.
 
-    A ReLU of a uint8 result is left out: the result saturates at 0.
+    A ReLU of a uint8 result is left out: the result saturates at 0. The result of another activation is scaled before
+    it is rounded to integers.
     """
     linear = ("LINEAR",) * (kernel_dtype(dtype) == "int8")
     operations = ("BIAS", *linear) + ("BINARY_ADD", *linear) * residual
-    is_implied = (activation, out_dtype) == ("RELU", "uint8")
-    return operations if activation is None or is_implied else (*operations, activation)
+    if activation is None or (activation, out_dtype) == ("RELU", "uint8"):
+        return operations
+    return (*operations, activation) + linear * (out_dtype in ("uint8", "int8"))
 
 
-def _packed(kernel: np.ndarray, groups: int, block: int) -> np.ndarray:
+def _packed(kernel: np.ndarray, convolution: Convolution, block: int) -> np.ndarray:
     height, width, in_channels, _ = kernel.shape
+    groups = convolution.groups
     by_group = kernel.reshape(height, width, in_channels, groups, -1)
     out_channels = by_group.shape[-1]
     pair = 4 // kernel.dtype.itemsize
@@ -123,7 +129,12 @@ def _packed(kernel: np.ndarray, groups: int, block: int) -> np.ndarray:
     parts = by_group.reshape(height, width, in_channels // pair, pair, groups, blocks, block)
     flat = parts.transpose(4, 5, 0, 1, 2, 6, 3).reshape(-1)
     # Padded to the size for the largest padding of any block: with another block oneDNN would read beyond the end.
-    most = max(-(-out_channels // other) * other for other in _BLOCKS) * groups * height * width * in_channels
+    widest = max(-(-out_channels // other) * other for other in _BLOCKS) * groups
+    most = widest * height * width * in_channels
+    if convolution.dtype == "int8":
+        sums = by_group.sum(axis=(0, 1, 2), dtype=np.int32)
+        flat = np.concatenate([flat, (-_ZERO_OF_INT8 * sums).reshape(-1).view(np.int8)])
+        most += widest * sums.itemsize
     return np.pad(flat, (0, most - flat.size)) if most > flat.size else flat
 
 
@@ -132,8 +143,6 @@ def _block(convolution: Convolution) -> int | None:
     """Returns the block size that oneDNN uses for a call: the one that gives one output pixel correctly."""
     _, _, in_channels, out_channels = convolution.kernel_shape
     groups = convolution.groups
-    if convolution.dtype == "int8":  # to kernels for signed images oneDNN appends sums
-        return None
     if in_channels % _IN_CHANNELS[convolution.dtype]:
         return None
     if groups > 1 and (in_channels % _CHANNELS_OF_GROUP or out_channels // groups % _CHANNELS_OF_GROUP):
@@ -148,7 +157,7 @@ def _block(convolution: Convolution) -> int | None:
     row, column = (size // 2 for size in convolution.out_shape[1:3])
     expected = _output_pixel(images[0].astype(np.float32), kernel, convolution, row, column)
     shapes = {"BIAS": (convolution.out_channels,), "BINARY_ADD": convolution.out_shape}
-    is_integer = convolution.dtype == "uint8"
+    is_integer = kernel_dtype(convolution.dtype) == "int8"
     dtypes = {"BIAS": "float32", "BINARY_ADD": "uint8"} if is_integer else dict.fromkeys(shapes, convolution.out_dtype)
     zeros = [np.zeros(shapes[name], dtypes[name]) for name in convolution.following if name in shapes]
 
@@ -156,7 +165,7 @@ def _block(convolution: Convolution) -> int | None:
         apply = jax.jit(convolution.__call__)  # without indexing, which XLA would have to compile
         for block in _BLOCKS:
             got = np.asarray(
-                apply(images, _packed(kernel.astype(kernel_dtype(convolution.dtype)), groups, block), zeros)
+                apply(images, _packed(kernel.astype(kernel_dtype(convolution.dtype)), convolution, block), zeros)
             )
             if np.allclose(got[0, row, column].astype(np.float32), expected, 1e-2):
                 return block
@@ -177,7 +186,10 @@ def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolutio
     for name in convolution.following:
         if name in ACTIVATIONS:
             pixel = np.asarray(ACTIVATIONS[name](jax.numpy.asarray(pixel)))
-    return np.clip(np.rint(pixel), 0, 255) if convolution.out_dtype == "uint8" else pixel
+    if convolution.out_dtype not in ("uint8", "int8"):
+        return pixel
+    limits = np.iinfo(convolution.out_dtype)
+    return np.clip(np.rint(pixel), limits.min, limits.max)
 
 
 @functools.cache
