@@ -177,8 +177,9 @@ class _Judge:
     """Compares outputs with those of the float32 network, of a classifier if they are (M, classes)."""
 
     def __init__(self, expected: np.ndarray, labels: np.ndarray | None):
-        self.expected, self.is_classifier = expected, expected.ndim == 2
-        self.labels = expected.argmax(axis=1) if labels is None and self.is_classifier else labels
+        self.expected = expected
+        classes = expected.argmax(axis=1) if expected.ndim == 2 else None
+        self.classes, self.labels = classes, labels if classes is not None and labels is not None else classes
 
     def error(self, outputs: np.ndarray) -> float:
         """The relative error of the first outputs."""
@@ -187,11 +188,11 @@ class _Judge:
 
     def top1_agreement(self, outputs: np.ndarray) -> float | None:
         """The share of inputs with the float32 network's class."""
-        return _top1(outputs, self.expected.argmax(axis=1)) / 100 if self.is_classifier else None
+        return None if self.classes is None else _top1(outputs, self.classes) / 100
 
     def top1_drop(self, outputs: np.ndarray) -> float:
         """The loss of top-1 in percentage points."""
-        return _top1(self.expected, self.labels) - _top1(outputs, self.labels) if self.is_classifier else 0.0
+        return 0.0 if self.labels is None else _top1(self.expected, self.labels) - _top1(outputs, self.labels)
 
 
 def _fewest(worst_first: Sequence[Node], suffices: Callable[[Sequence[Node]], bool]) -> list[Node]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cambrian.models.graph.constants import uniform_value
-from cambrian.models.graph.find_poolings import is_max_pool
+from cambrian.models.graph.find_poolings import Pool, is_max_pool
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, without_dead_nodes
 from cambrian.models.graph.views import view_of
@@ -129,7 +129,8 @@ def quantize(graph: Graph, scales: Mapping[Value, Scale], nodes: set[Node]) -> G
             made.append(Node(operation, operands, (made_as_integers(node.output) if makes_integers else node.output,)))
         elif _keeps_scale(node) and node.inputs[0] in floats:
             scale = scales[node.output] = scales[node.inputs[0]]
-            operation = dataclasses.replace(node.operation, dtype=scale.dtype) if is_max_pool(node) else node.operation
+            operation = node.operation
+            operation = dataclasses.replace(operation, dtype=scale.dtype) if isinstance(operation, Pool) else operation
             zeros = [Constant.of(np.asarray(scale.zero, scale.dtype)) for _ in node.inputs[1:]]
             made.append(Node(operation, (integers[node.inputs[0]], *zeros), (made_as_integers(node.output),)))
         else:
