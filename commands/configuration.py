@@ -267,9 +267,11 @@ class Configuration:
     @property
     def launches_at_once(self) -> int:
         """The number of launches that compute at once on a card; an undecided platform counts as a CPU."""
-        if self.user_model or self.platform not in ("auto", "cpu"):
+        if self.platform not in ("auto", "cpu"):
             return 1
-        return launches_at_once(self.mesh.num_devices, self.of_a_card.threads, self.precision, self.cards)
+        # A classifier of the user's has a precision of its own, whose launches compute in turn.
+        precision = "float32" if self.user_model and self.precision == "auto" else self.precision
+        return launches_at_once(self.mesh.num_devices, self.of_a_card.threads, precision, self.cards)
 
 
 def parse_bytes(text: str) -> int:

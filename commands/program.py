@@ -66,6 +66,7 @@ def build_program(configuration: Configuration, mesh: Mesh, user_model: UserMode
             precision=configuration.precision,
             partition=configuration.partition,
             name=user_model.stock.name,
+            launches_at_once=configuration.launches_at_once,
             memory_limit_bytes=configuration.device_memory_limit_bytes,
             calibrate_s=configuration.calibrate_s,
             calibration=calibration,
@@ -229,6 +230,7 @@ def function_program(
     rules: Rules | None = None,
     name: str = "",
     tolerance: float | None = None,
+    launches_at_once: int = 1,
     memory_limit_bytes: int | None = None,
     calibrate_s: float = CALIBRATE_S,
     calibration: "Calibration | None" = None,
@@ -248,6 +250,7 @@ def function_program(
       rules: sharding rules of the parameters; None for none.
       name: empty for the model's own.
       tolerance: largest relative error of the outputs; None for 1e-4, or 2e-2 in bfloat16, or as docs/int8.md says.
+      launches_at_once: number of launches that compute side by side on a single device.
       memory_limit_bytes: of a device; None for its memory.
       calibrate_s: seconds in which to measure lowerings.
       calibration: for int8.
@@ -277,6 +280,7 @@ def function_program(
             precision=precision,
             partition=partition,
             tolerance=tolerance,
+            launches_at_once=launches_at_once,
             memory_limit_bytes=device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes,
             calibrate_s=calibrate_s,
             calibration=calibration,
@@ -299,6 +303,7 @@ def classifier_program(
     partition: str = "auto",
     name: str = "",
     tolerance: float | None = None,
+    launches_at_once: int = 1,
     memory_limit_bytes: int | None = None,
     calibrate_s: float = CALIBRATE_S,
     calibration: "Calibration | None" = None,
@@ -320,6 +325,7 @@ def classifier_program(
         partition=partition,
         name=name or _name_of(classifier.model),
         tolerance=tolerance,
+        launches_at_once=launches_at_once,
         memory_limit_bytes=memory_limit_bytes,
         calibrate_s=calibrate_s,
         calibration=calibration,

@@ -68,6 +68,19 @@ def test_a_backend_has_the_threads_of_its_share_and_child_processes_do_not_inher
 
 
 @pytest.mark.slow
+def test_a_backend_that_already_runs_keeps_its_threads_and_dispatch():
+    code = """
+        import json
+        from cambrian.sharding.host import acquire_devices, cpu_threads, launches_run_side_by_side
+        for launches in ({first}, {second}):
+            acquire_devices(1, "cpu", launches)
+        print(json.dumps([cpu_threads(), launches_run_side_by_side()]))
+        """
+    assert in_new_process(code.format(first=1, second=2)) == [host_cores(), False]
+    assert in_new_process(code.format(first=2, second=1)) == [max(1, host_cores() // 2), True]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "other"), [THREADS, THREADS[::-1]])
 def test_the_user_s_number_of_threads_is_kept(name, other):
     code = """

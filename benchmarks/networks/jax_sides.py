@@ -10,15 +10,16 @@ import numpy as np
 import cambrian
 from benchmarks.networks.make_network import make_network
 from cambrian.sharding import time_launches
-from cambrian.sharding.host import low_cpu_latency
+from cambrian.sharding.host import acquire_devices, low_cpu_latency
 
 _THREADS = (1, 2)  # host threads that launch
 _launches: list[tuple[Callable[[], jax.Array], int]] = []  # launch and batch size, of this process
 
 
-def prepare_ours(name: str, batch: int, precision: str) -> dict[str, Any]:
+def prepare_ours(name: str, batch: int, precision: str, launches_at_once: int = 1) -> dict[str, Any]:
     """Builds a network with Cambrian; returns facts, and its outputs (N, …) on `inputs_of`."""
     cambrian.host.permit("malloc", "cpu_latency")
+    acquire_devices(1, "cpu", launches_at_once)  # as a command does, before the network starts JAX's backend
     function, params, spec = make_network(name)
     start = time.perf_counter()
     executable = cambrian.compile(function, params, spec, batch_size=batch, precision=precision, name=name)

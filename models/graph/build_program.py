@@ -53,6 +53,7 @@ def build_program(
     precision: str = "float32",
     partition: str = "auto",
     tolerance: float | None = None,
+    launches_at_once: int = 1,
     memory_limit_bytes: int | None = None,
     calibrate_s: float = 0.0,
     calibration: Calibration | None = None,
@@ -75,6 +76,7 @@ def build_program(
         `samples` needs a function that consists of layers.
       tolerance: largest relative error of the outputs; None for 1e-4 in float32, 2e-2 in bfloat16 or where the function
         itself computes in less than float32, and in int8 as `quantized` says.
+      launches_at_once: number of launches that compute side by side on a single device, for the plan of layers.
       memory_limit_bytes: memory limit of a device, for the plan of layers.
       calibrate_s: seconds in which to measure this machine's costs: of layers, where no table of it is there, then of
         lowerings.
@@ -123,7 +125,10 @@ def build_program(
         stock = dataclasses.replace(stock, reference=reference, tolerance=tolerance, metadata=metadata, notes=notes)
     programs = []
     try:
-        programs.append(_program_of_layers(read_layers(graph), stock, partition, memory_limit_bytes, calibrate_s))
+        network = read_layers(graph)
+        table = current_cost_table(mesh.devices.flat[0].platform)
+        plans = Plans(network.layers, shape, table, partition, launches_at_once, memory_limit_bytes)
+        programs.append(_program_of_layers(network, plans, stock, calibrate_s))
     except NotLayered as reason:
         if partition not in ("auto", "samples"):
             raise UsageError(f"partition must be auto or samples for {name}, which contains {reason}") from None
@@ -146,15 +151,11 @@ def _has_narrow_floats(graph: Graph) -> bool:
     return any(jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4 for dtype in dtypes)
 
 
-def _program_of_layers(
-    network: LayeredNetwork, stock: Program, partition: str, memory_limit_bytes: int | None, calibrate_s: float
-) -> Program:
+def _program_of_layers(network: LayeredNetwork, plans: Plans, stock: Program, calibrate_s: float) -> Program:
     mesh, precision = stock.mesh, stock.metadata["precision"]
     if not isinstance(stock.input_spec, TensorSpec) or not isinstance(stock.output_spec, TensorSpec):
         raise NotLayered("inputs or results in a pytree")
     inputs = jax.ShapeDtypeStruct(stock.input_spec.shape, stock.input_spec.dtype)
-    table = current_cost_table(mesh.devices.flat[0].platform)
-    plans = Plans(network.layers, mesh_shape(mesh), table, partition, memory_limit_bytes=memory_limit_bytes)
     chosen = calibrated(plans, [precision], [inputs.shape[0]], mesh, calibrate_s)
     program = planned.build_program(
         network,

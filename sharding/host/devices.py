@@ -152,8 +152,10 @@ def _configure_virtual_devices(count: int, launches_at_once: int, cores: int | N
     if count > max_virtual_devices() or "virtual_devices" not in host.permitted:
         return False
     try:
+        # Only an update that changes something raises where the backend already runs; the caller counts its devices.
+        jax.config.update("jax_num_cpu_devices", count + 1)
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # the backend already runs; the caller counts its devices
+    except RuntimeError:
         return False
     host.record("virtual_devices", f"jax_num_cpu_devices = {count}")
     check_address_space(count)

@@ -26,7 +26,13 @@ from cambrian.commands.program import check_int8, classifier_program, function_p
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.executable import Cards, Executable
 from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh
-from cambrian.sharding.host import acquire_devices, divide_host, launches_at_once, return_freed_memory
+from cambrian.sharding.host import (
+    acquire_devices,
+    divide_host,
+    launches_at_once,
+    launches_run_side_by_side,
+    return_freed_memory,
+)
 
 if TYPE_CHECKING:
     from cambrian.models import Calibration
@@ -126,8 +132,8 @@ def compile(
         decides how it lies on the mesh, and XLA partitions the function as it is. None holds all parameters on every
         device, and optimises the function: see docs/models.md.
       platform: cpu, gpu, tpu, or auto.
-      threads: number of host threads that will launch it: a ResNet's launches on one CPU device, in bfloat16 or int8
-        with jax 0.10, compute side by side.
+      threads: number of host threads that will launch it: launches on one CPU device, in bfloat16 or int8 with jax
+        0.10, compute side by side, unless JAX's backend runs already.
       name: of the program of a classifier, module or function; empty for the model's own.
       tolerance: of a classifier, module or function: largest relative error of the outputs against float32 on one
         device; None for 1e-4, or 2e-2 in bfloat16; in int8 against the same integers.
@@ -159,9 +165,12 @@ def compile(
         kind = "ResNet" if isinstance(model, Model) else "classifier"
         raise UsageError(f"params, spec and rules belong to a function or module, got them with a {kind}")
     is_planned = isinstance(model, Model)
-    at_once = launches_at_once(shape.num_devices, threads, precision) if is_planned and platform in _ON_CPU else 1
+    chosen = "float32" if precision == "auto" and not is_planned else precision
+    at_once = launches_at_once(shape.num_devices, threads, chosen) if platform in _ON_CPU else 1
     return_freed_memory(shape.num_devices)
     devices, notes = acquire_devices(shape.num_devices, platform, at_once)
+    if not launches_run_side_by_side():  # a backend that already runs keeps its threads
+        at_once = 1
     device_mesh = make_mesh(shape, devices)
     quantization, told = None, ()
     if precision == "int8":
@@ -186,6 +195,7 @@ def compile(
             partition=partition,
             name=name,
             tolerance=tolerance,
+            launches_at_once=at_once,
             calibrate_s=calibrate_s,
             calibration=quantization,
         )
@@ -201,6 +211,7 @@ def compile(
             rules=rules,
             name=name,
             tolerance=tolerance,
+            launches_at_once=at_once,
             calibrate_s=calibrate_s,
             calibration=quantization,
         )
