@@ -5,9 +5,9 @@
 
 Stock is the network's function under `jax.jit`, in float32; OpenVINO has timm's network of the same name. Each side has
 a process of its own, which asks for huge pages; ours has `cambrian.host.permit("malloc", "cpu_latency")`, too. The
-best mode counts: of stock, one or two launching threads; of ours, these, two launches side by side, or two processes
-with half of the cores each, as `--cards 2` runs; of OpenVINO, latency or throughput. Sides take turns within a round,
-each after a warm-up; figures are medians over the rounds.
+best mode counts: of stock, one or two launching threads; of ours, these, two launches side by side where a run has them
+so, or two processes with half of the cores each, as `--cards 2` runs; of OpenVINO, latency or throughput. Sides take
+turns within a round, each after a warm-up; figures are medians over the rounds.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from benchmarks.machine import circumstances
 from benchmarks.networks import jax_sides, openvino_rates
 from benchmarks.networks.make_network import names
 from benchmarks.output import make_table, print_table
+from cambrian.sharding.host import launches_at_once
 
 _WARM_UP_S = 2.0  # a virtual machine takes that long to give a process that was idle its full speed back
 SIX = ["ResNet50", "MobileNetV2", "EfficientNetB0", "ConvNeXtTiny", "DenseNet121", "VGG16"]
@@ -54,8 +55,6 @@ def measure(name: str, precision: str, batch: int, rounds: int, seconds: float) 
         ours, stock, openvino = start(jax_sides), start(jax_sides), start(openvino_rates)
         facts = ours("prepare_ours", name, batch, precision).result()
         expected, got = stock("prepare_stock", name, batch).result(), facts.pop("outputs")
-        beside = start(jax_sides)
-        beside("prepare_ours", name, batch, precision, 2).result()
         halves = [start(jax_sides, half) for half in _halves()]
         for half in halves:
             half("prepare_ours", name, batch, precision).result()
@@ -66,7 +65,10 @@ def measure(name: str, precision: str, batch: int, rounds: int, seconds: float) 
             "stock_": [[(stock, mode)] for mode in of_jax],
             "openvino_": [[(openvino, mode)] for mode in range(modes)],
         }
-        sides[""].append([(beside, 1)])
+        if (at_once := launches_at_once(1, 2, precision)) > 1:
+            beside = start(jax_sides)
+            beside("prepare_ours", name, batch, precision, at_once).result()
+            sides[""].append([(beside, 1)])
         if halves:
             sides[""].append([(half, 0) for half in halves])
         rates = {side: [[] for _ in ways] for side, ways in sides.items()}
