@@ -12,6 +12,7 @@ from cambrian.commands.config_file import read_config_file
 from cambrian.commands.configuration import Configuration, Preset, batch_sizes, default_batch_size, parse_bytes
 from cambrian.commands.flags import read_configuration
 from cambrian.sharding import MeshShape, Preprocessing, UsageError
+from cambrian.sharding.host import core_sharing
 from command import TINY_CONFIG
 from flag_values import parse
 
@@ -269,3 +270,19 @@ def test_sizes(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError, match=re.escape(f"such as 512MiB, got {text!r}")):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize("user_model", ["", "nets.py:network"])
+def test_launches_in_a_narrow_precision_compute_at_once_on_one_cpu_device(monkeypatch, user_model):
+    monkeypatch.setattr(core_sharing, "COMPUTES_SIDE_BY_SIDE", True)
+    monkeypatch.setattr(core_sharing, "host_cores", lambda: 8)
+    monkeypatch.setattr(core_sharing, "computes_bfloat16", lambda _: True)
+    base = Configuration(model=MODEL, mesh=MeshShape(1, 1), threads=3, user_model=user_model)
+
+    def at_once(**changed):
+        return dataclasses.replace(base, **changed).launches_at_once
+
+    assert (at_once(precision="bfloat16"), at_once(precision="int8"), at_once(precision="float32")) == (3, 3, 1)
+    assert at_once(precision="auto") == (1 if user_model else 3)  # a user's model has a precision of its own
+    assert at_once(precision="bfloat16", mesh=MeshShape(1, 2)) == 1
+    assert at_once(precision="bfloat16", platform="gpu") == 1
