@@ -59,7 +59,8 @@ def output_folder(configuration: Configuration, of_batch: bool = False) -> Itera
       UsageError: if it can't be written to, another process holds it, it holds a batch job, or it holds the weights,
         which an earlier training may have left there.
     """
-    path = Path(configuration.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{configuration.mesh}")
+    what = "artifact" if configuration.artifact else configuration.mesh  # whose mesh is its own
+    path = Path(configuration.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{what}")
     weights = configuration.weights
     if weights not in ("auto", "random") and Path(weights).resolve().is_relative_to(path.resolve()):
         raise UsageError(f"output_dir must be a folder without the weights that are read, got {path} with {weights}")

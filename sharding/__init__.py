@@ -40,6 +40,7 @@ from cambrian.sharding.program import (
     TensorSpec as TensorSpec,
     abstract as abstract,
     named_arrays as named_arrays,
+    refusing_other_inputs as refusing_other_inputs,
     shardings as shardings,
 )
 from cambrian.sharding.rules import Rules as Rules

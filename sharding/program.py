@@ -33,6 +33,29 @@ class TensorSpec:
 Specs = Any  # a TensorSpec, or one for each array of a pytree of dicts, lists and tuples
 
 
+def refusing_other_inputs(apply: Callable[[Any, Any], Any], specs: Specs) -> Callable[[Any, Any], Any]:
+    """Returns `apply(params, inputs)` with a check that inputs are those of `specs`.
+
+    XLA doesn't check custom calls, which are made for these shapes: others would end the process.
+
+    Raises:
+      UsageError: from the function, if structure, shapes or dtypes differ.
+    """
+
+    def checked(params: Any, inputs: Any) -> Any:
+        expected, got = jax.tree.structure(specs), jax.tree.structure(inputs)
+        if got != expected:
+            raise UsageError(f"inputs must have the structure {expected}, got {got}")
+        for (name, spec), array in zip(named_arrays("inputs", specs).items(), jax.tree.leaves(inputs), strict=True):
+            if (array.shape, str(array.dtype)) != (spec.shape, spec.dtype):
+                raise UsageError(
+                    f"{name} must have shape {spec.shape} and dtype {spec.dtype}, got {array.shape} and {array.dtype}"
+                )
+        return apply(params, inputs)
+
+    return checked
+
+
 def named_arrays(name: str, tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by name: `name` itself for a single array, `name/path` in dicts, lists and tuples.
 

@@ -161,3 +161,13 @@ def test_what_is_no_layer_is_named(function, what):
     params = {"head": {"kernel": np.ones((3, 4), np.float32)}}
     with pytest.raises(NotLayered, match=what):
         layered_network(function, params, jax.ShapeDtypeStruct((1, 4, 4, 3), "float32"))
+
+
+@pytest.mark.parametrize("given", [IMAGES[:5], IMAGES.astype(np.float16), {"images": IMAGES}])
+def test_the_program_refuses_inputs_that_custom_calls_were_not_made_for(given):
+    executable = cambrian.compile(Network(), spec=SPEC, batch_size=8, precision="bfloat16", calibrate_s=0)
+    assert executable.program is not None
+    apply = jax.jit(executable.program.apply)
+    assert apply(executable.params, IMAGES).shape == (8, 8)
+    with pytest.raises(UsageError, match="inputs must have"):
+        apply(executable.params, given)

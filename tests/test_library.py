@@ -145,6 +145,12 @@ def test_arguments_that_make_no_sense_are_refused(model, arguments, message):
         cambrian.compile(model, **arguments)
 
 
+@pytest.mark.parametrize("calibration", [3, [[0.0]], {"x": np.zeros(3)}, np.array(["a"]), np.float32(1)])
+def test_calibration_is_an_array(calibration):
+    with pytest.raises(cambrian.UsageError, match=r"calibration must be an array of inputs \(M, …\), got"):
+        cambrian.compile(lambda p, x: x @ p, np.eye(4), SPEC, precision="int8", calibration=calibration)
+
+
 def test_what_is_no_model_and_no_array_is_refused(executable):
     for other in ("weights.safetensors", None):
         with pytest.raises(TypeError, match=r"expected a model, such as cambrian.resnet\(PATH\), .*, got "):

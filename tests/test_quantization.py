@@ -357,16 +357,29 @@ def test_bad_calibration_is_refused(inputs, message):
         Calibration(inputs, "noise")
 
 
-@pytest.mark.parametrize("shape, dtype", [((16, 8, 8), "float32"), ((16, 8, 8, 1), "uint8")])
-def test_inputs_that_are_not_the_networks_are_refused(shape, dtype):
+@pytest.mark.parametrize(
+    "shape, given, dtype",
+    [((16, 8, 8), "float32", "float32"), ((16, 8, 8, 1), "float32", "uint8"), ((16, 8, 8, 1), "uint8", "float32")],
+)
+def test_inputs_that_are_not_the_networks_are_refused(shape, given, dtype):
     def function(params, x):
         return convolution(convolution(x.astype(np.float32), params[0]), params[1])
 
     params = [np.ones((1, 1, 1, 4), np.float32), np.ones((1, 1, 4, 4), np.float32)]
     graph = optimized(trace(function, params, jax.ShapeDtypeStruct((4, 8, 8, 1), dtype))[0])
-    got = re.escape(f"{shape} float32: noise")
+    got = re.escape(f"{shape} {given}: noise")
     with pytest.raises(UsageError, match=rf"int8 needs calibration inputs \(M, 8, 8, 1\) {dtype}, got {got}"):
-        quantized(graph, Calibration(RANDOM.standard_normal(shape, np.float32), "noise"))
+        quantized(graph, Calibration(RANDOM.uniform(0, 9, shape).astype(given), "noise"))
+
+
+def test_inputs_of_another_width_are_cast():
+    params = [np.ones((64, 64), np.float32), np.ones((64, 64), np.float32)]
+    graph = optimized(
+        trace(lambda p, x: jax.nn.relu(x @ p[0]) @ p[1], params, jax.ShapeDtypeStruct((4, 64), "float32"))[0]
+    )
+    inputs = RANDOM.standard_normal((16, 64))
+    facts = [quantized(graph, Calibration(inputs.astype(dtype), "noise")).facts for dtype in ("float32", "float64")]
+    assert facts[0]["scales"] == facts[1]["scales"]
 
 
 def test_a_network_without_inner_layers_is_refused():

@@ -23,6 +23,7 @@ from cambrian.sharding import (
     UsageError,
     layouts,
     mesh_shape,
+    refusing_other_inputs,
 )
 from cambrian.sharding.plan_semantics import images_layout
 
@@ -104,7 +105,7 @@ def build_program(
     )
     return Program(
         name=name,
-        apply=apply,
+        apply=refusing_other_inputs(apply, input_spec),
         params=params,
         param_specs=param_specs,
         input_spec=input_spec,

@@ -38,6 +38,7 @@ from cambrian.sharding import (
     UsageError,
     mesh_shape,
     program_from_function,
+    refusing_other_inputs,
 )
 
 _BY_SAMPLES = P((DATA_AXIS, MODEL_AXIS))
@@ -204,7 +205,7 @@ def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Pro
     metadata = {**stock.metadata, "layer_costs": [dataclasses.asdict(cost) for cost in plan.costs]}
     return dataclasses.replace(
         stock,
-        apply=apply,
+        apply=refusing_other_inputs(apply, stock.input_spec),
         params=[np.asarray(array, order="C") for array in small],
         param_specs=specs,
         plan=plan,

@@ -80,7 +80,7 @@ class Quantized:
     def reference(self, inputs: np.ndarray) -> np.ndarray:
         """Computes the outputs (M, …) for inputs (M, …) on one device, its integers in float32."""
         evaluate = evaluator(self.graph)
-        batches = _batches(inputs, self.graph.inputs[0].shape)
+        batches = _batches(inputs, self.graph.inputs[0])
         return np.concatenate([np.asarray(evaluate(batch)[0]) for batch in batches])[: len(inputs)]
 
 
@@ -92,7 +92,7 @@ def quantized(graph: Graph, calibration: Calibration) -> Quantized:
         they lose more than the budget whatever stays in float32.
     """
     _check(graph, calibration)
-    batches, count = _batches(calibration.inputs, graph.inputs[0].shape), len(calibration.inputs)
+    batches, count = _batches(calibration.inputs, graph.inputs[0]), len(calibration.inputs)
     few = batches[: -(-_FEW_INPUTS // len(batches[0]))]
     unbounded = without_bounds(graph)
     versions = [graph] if unbounded.nodes == graph.nodes else [graph, unbounded]
@@ -144,7 +144,9 @@ def _check(graph: Graph, calibration: Calibration) -> None:
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise UsageError("int8 needs a function of one array that returns one array, got more of them")
     inputs, (expected,) = calibration.inputs, graph.inputs
-    if inputs.shape[1:] != expected.shape[1:] or not np.can_cast(inputs.dtype, expected.dtype, "same_kind"):
+    are_floats = [jnp.issubdtype(dtype, jnp.floating) for dtype in (inputs.dtype, expected.dtype)]
+    is_alike = are_floats[0] == are_floats[1] and np.can_cast(inputs.dtype, expected.dtype, "same_kind")
+    if inputs.shape[1:] != expected.shape[1:] or not is_alike:
         sample = ", ".join(map(str, expected.shape[1:]))
         raise UsageError(
             f"int8 needs calibration inputs (M, {sample}) {expected.dtype}, got {inputs.shape} {inputs.dtype}: "
@@ -202,7 +204,7 @@ def _fewest(worst_first: Sequence[Node], suffices: Callable[[Sequence[Node]], bo
         middle = (too_few + enough) // 2
         too_few, enough = (too_few, middle) if suffices(worst_first[:middle]) else (middle, enough)
     if enough == len(worst_first):
-        raise UsageError("int8 loses more top-1 than max_top1_drop allows, whatever layers stay in float32")
+        raise UsageError("int8 loses more top-1 than max_top1_drop allows unless all layers stay in float32")
     return list(worst_first[:enough])
 
 
@@ -225,10 +227,11 @@ def _worst_first(scheme: _Scheme, batch: np.ndarray) -> list[Node]:
     return sorted(by_node, key=lambda node: -float(by_node[node]))
 
 
-def _batches(inputs: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Cuts inputs into batches of the graph's size, the last one filled up by a repetition."""
-    repeated = inputs[np.arange(-(-len(inputs) // shape[0]) * shape[0]) % len(inputs)]
-    return list(repeated.reshape(-1, *shape))
+def _batches(inputs: np.ndarray, expected: Value) -> list[np.ndarray]:
+    """Cuts inputs into batches of the graph's size and dtype, the last one filled up by a repetition."""
+    size = expected.shape[0]
+    repeated = inputs[np.arange(-(-len(inputs) // size) * size) % len(inputs)]
+    return list(repeated.astype(expected.dtype).reshape(-1, *expected.shape))
 
 
 def _outputs(graph: Graph, batches: Sequence[np.ndarray], count: int) -> np.ndarray:

@@ -157,7 +157,9 @@ class _Reader:
             raise NotLayered(f"convolutions in {operation.dtype}")
         padding = {length for sides in window.padding for length in sides}
         if len({*window.size}) > 1 or len({*window.stride}) > 1 or len(padding) > 1:
-            raise NotLayered("convolutions whose window isn't a square with the same padding on every side")
+            raise NotLayered(
+                "convolutions whose window isn't a square with the same padding on every side (SAME at stride 2)"
+            )
         name = self.add(
             Kind.DENSE if is_dense else Kind.CONV,
             layer_name(node),

@@ -226,6 +226,9 @@ def _calibration(
 
     check_int8(platform)
     if given is not None and not isinstance(given, (str, os.PathLike)):
+        if not isinstance(given, (np.ndarray, jax.Array)) or given.ndim == 0 or given.dtype.kind in "OSU":
+            got = f"{given.shape} {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
+            raise UsageError(f"calibration must be an array of inputs (M, …), got {got}")
         return Calibration(np.asarray(given), "the caller's", max_top1_drop=max_top1_drop), ()
     named = "cifar10_sample" if given is None else os.fspath(given)
     if isinstance(model, Model):
