@@ -34,7 +34,7 @@ from benchmarks.sides.problem import PRESET_OF_STEM, Problem, resnet101
 from cambrian import engine, models
 from cambrian.commands.configuration import CALIBRATE_S, PRECISIONS, batch_sizes
 from cambrian.commands.model import default_model
-from cambrian.commands.program import precisions_of
+from cambrian.commands.program.resnet import precisions_of
 from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.models.costs import files
 from cambrian.models.costs.machine import SHIPPED, Machine, this_machine

@@ -74,7 +74,7 @@ def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> M
         return Made(executable, None, milliseconds_since(start), path)
 
     # A received artefact runs without models.
-    from cambrian.commands.program import build_program
+    from cambrian.commands.program.build import build_program
     from cambrian.commands.user_model import read_user_model
 
     devices, notes = devices_of(configuration)
@@ -114,7 +114,8 @@ def cached(
     Raises:
       UsageError: if the weights can't be read.
     """
-    from cambrian.commands.program import build_digest, build_program, calibration_s
+    from cambrian.commands.program.build import build_program, calibration_s
+    from cambrian.commands.program.digests import build_digest
 
     directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
     identity = _resnet_identity(configuration) if user_model is None else user_model.identity()

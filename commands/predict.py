@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cambrian import models
 from cambrian.commands.configuration import Configuration, ModelConfig, batch_sizes
-from cambrian.commands.program import precisions_of
+from cambrian.commands.program.resnet import precisions_of
 from cambrian.sharding import Layout, MeshShape, OutOfMemory, layouts, local_samples, total_ms
 
 

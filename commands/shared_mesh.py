@@ -71,7 +71,7 @@ def joined(configuration: Configuration) -> Iterator[Group]:
 
 
 def _code_digest() -> str:
-    from cambrian.commands.program import code_digest  # models, which an artefact doesn't need otherwise
+    from cambrian.commands.program.digests import code_digest  # models, which an artefact doesn't need otherwise
 
     return code_digest()
 

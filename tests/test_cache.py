@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cambrian.commands.program import source_digest
+from cambrian.commands.program.digests import source_digest
 from cambrian.engine.artifact import cache as cache_module, save as save_module
 from cambrian.engine.artifact.cache import artifact_key, default_artifact_dir, load_or_build
 from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE

@@ -3,16 +3,16 @@
 import pytest
 
 from cambrian import engine
-from cambrian.commands import program
 from cambrian.commands.executables import make_executable
 from cambrian.commands.flags import read_configuration
+from cambrian.commands.program import resnet
 from cambrian.models.execution import build_program
 from command import SMALL, write_checkpoint
 from flag_values import parse
 
 
 def test_a_precision_left_open_is_float32_where_another_fails_the_probe(tmp_path, monkeypatch):
-    monkeypatch.setattr(program, "precisions_of", lambda asked, platform: ["bfloat16" if asked == "auto" else asked])
+    monkeypatch.setattr(resnet, "precisions_of", lambda asked, platform: ["bfloat16" if asked == "auto" else asked])
     monkeypatch.setitem(build_program.TOLERANCE, "bfloat16", 1e-7)
     weights = write_checkpoint(tmp_path / "small.safetensors", SMALL)
     flags = (

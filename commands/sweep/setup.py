@@ -18,7 +18,7 @@ from cambrian.commands.images import choose_data, for_model, open_source
 from cambrian.commands.loadgen.settings import LOADGEN_FLAGS
 from cambrian.commands.model import read_model
 from cambrian.commands.predict import predict
-from cambrian.commands.program import build_digest
+from cambrian.commands.program.digests import build_digest
 from cambrian.commands.run.classify import check_classifier
 from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.objective import Objective

@@ -22,7 +22,9 @@ from cambrian.commands.configuration import (
     default_batch_size,
 )
 from cambrian.commands.model import Model, default_model, read_model
-from cambrian.commands.program import check_int8, classifier_program, function_program, model_program
+from cambrian.commands.program.build import check_int8
+from cambrian.commands.program.function import classifier_program, function_program
+from cambrian.commands.program.resnet import model_program
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.executable import Cards, Executable
 from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh

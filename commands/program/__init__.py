@@ -1,0 +1,1 @@
+"""From a model to its program, and the digests of what a program depends on."""

@@ -1,0 +1,113 @@
+"""The program of a configuration."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from jax.sharding import Mesh
+
+from cambrian.commands.calibration import read_calibration
+from cambrian.commands.configuration import Configuration
+from cambrian.commands.model import read_model
+from cambrian.commands.program.function import classifier_program
+from cambrian.commands.program.resnet import model_program
+from cambrian.commands.user_model import UserModel
+from cambrian.models.costs.machine import has_table
+from cambrian.sharding import Preprocessing, Program, UsageError
+
+if TYPE_CHECKING:
+    from cambrian.models import Calibration
+
+
+def build_program(configuration: Configuration, mesh: Mesh, user_model: UserModel | None = None) -> Program:
+    """The program of a configuration whose platform, precision and batch size are chosen.
+
+    Args:
+      user_model: of the configuration; None for a ResNet.
+
+    Raises:
+      UsageError: as `read_model` and `model_program`, or `classifier_program`.
+      OutOfMemory: if no plan fits the devices.
+    """
+    if user_model is not None:
+        classifier = user_model.classifier
+        calibration, notes = _calibration(
+            configuration,
+            classifier.preprocessing,
+            classifier.labels,
+            user_model.stock.output_spec.shape[1],
+            classifier.trained,
+        )
+        program = classifier_program(
+            classifier,
+            mesh,
+            batch_size=configuration.batch_size,
+            precision=configuration.precision,
+            partition=configuration.partition,
+            name=user_model.stock.name,
+            launches_at_once=configuration.launches_at_once,
+            memory_limit_bytes=configuration.device_memory_limit_bytes,
+            calibrate_s=configuration.calibrate_s,
+            calibration=calibration,
+        )
+        weights = configuration.weights if configuration.weights not in ("auto", "random") else configuration.user_model
+        metadata = {**program.metadata, "weights": weights}
+        return dataclasses.replace(program, metadata=metadata, notes=(*notes, *program.notes))
+    model = read_model(configuration)
+    calibration, notes = _calibration(
+        configuration,
+        model.config.preprocessing,
+        model.config.labels,
+        model.architecture.num_classes,
+        model.trained,
+    )
+    program = model_program(
+        model,
+        mesh,
+        batch_size=configuration.batch_size,
+        precision=configuration.precision,
+        partition=configuration.partition,
+        launches_at_once=configuration.launches_at_once,
+        memory_limit_bytes=configuration.device_memory_limit_bytes,
+        calibrate_s=configuration.calibrate_s,
+        compile_reference=configuration.execution == "offline",
+        calibration=calibration,
+    )
+    return dataclasses.replace(program, notes=(*notes, *program.notes))
+
+
+def _calibration(
+    configuration: Configuration,
+    preprocessing: Preprocessing,
+    labels: tuple[str, ...],
+    num_logits: int,
+    trained: bool,
+) -> tuple["Calibration | None", tuple[str, ...]]:
+    if configuration.precision != "int8":
+        return None, ()
+    check_int8(configuration.platform)
+    return read_calibration(
+        preprocessing,
+        labels,
+        num_logits,
+        trained,
+        calibration_data=configuration.calibration_data,
+        data=configuration.data,
+        max_top1_drop=configuration.max_top1_drop,
+    )
+
+
+def check_int8(platform: str) -> None:
+    """Raises UsageError unless this platform can multiply 8-bit integers."""
+    from cambrian.models.lowerings.onednn_forms import int8_obstacle
+
+    if (reason := int8_obstacle(platform)) is not None:
+        raise UsageError(f"precision int8 requires products of 8-bit integers by oneDNN: {reason}")
+
+
+def calibration_s(configuration: Configuration) -> float | None:
+    """The seconds that a build on a known platform may measure; None where a cost table of this machine is there.
+
+    A table may lack int8.
+    """
+    measures = configuration.user_model or configuration.precision == "int8" or not has_table(configuration.platform)
+    return configuration.calibrate_s if measures else None

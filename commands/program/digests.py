@@ -1,0 +1,43 @@
+"""Digests of all that a built program depends on besides its configuration."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from cambrian.models.costs.machine import tuned_table_path
+
+_PACKAGES = ("commands", "configs", "engine", "models", "sharding")
+_ROOT = Path(__file__).resolve().parents[2]
+_CODE_AND_DATA = (".py", ".jsonl", ".zip")
+
+
+def code_digest() -> str:
+    """A digest of Cambrian's code and data."""
+    return source_digest(*(_ROOT / package for package in _PACKAGES))
+
+
+def build_digest(platform: str) -> str:
+    """A digest of everything but the configuration that a built program depends on.
+
+    That is all of Cambrian's code and data, and the cost table that `--tune` measured on this machine. What builds have
+    measured for themselves doesn't count: each would make the others' artefacts be built anew.
+    """
+    tuned = tuned_table_path(platform)
+    return source_digest(*(_ROOT / package for package in _PACKAGES), *([tuned] if tuned else []))
+
+
+def source_digest(*parts: Path) -> str:
+    """A digest of files, and of the code and data in folders: contents, and names relative to each folder.
+
+    Raises:
+      FileNotFoundError: if a part doesn't exist.
+    """
+    files = {}
+    for part in parts:
+        if not part.exists():
+            raise FileNotFoundError(f"expected a file or folder to digest, got {part}")
+        found = [part] if part.is_file() else [p for p in part.rglob("*") if p.suffix in _CODE_AND_DATA]
+        for path in found:
+            name = f"{part.name}/{path.relative_to(part).as_posix()}"
+            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
