@@ -220,11 +220,15 @@ class Configuration:
                 check_path(name, path)
 
     def _check_processes(self) -> None:
-        if not self.coordinator or self.num_processes == 1 or self.process_id >= self.num_processes:
+        if not self.coordinator:
             raise UsageError(
-                "several processes require --coordinator HOST:PORT, --num_processes of at least 2, and a smaller "
-                f"--process_id, got {self.coordinator!r}, {self.num_processes} and {self.process_id}"
+                "several processes require --coordinator HOST:PORT, got only "
+                f"--num_processes {self.num_processes} and --process_id {self.process_id}"
             )
+        if self.num_processes == 1:
+            raise UsageError("a coordinator is of several processes: expected --num_processes of at least 2, got 1")
+        if self.process_id >= self.num_processes:
+            raise UsageError(f"process_id must be below num_processes of {self.num_processes}, got {self.process_id}")
         _ = self.coordinator_address
         if self.cards > 1:
             raise UsageError(

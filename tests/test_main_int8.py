@@ -49,7 +49,7 @@ def test_few_and_unreadable_calibration_images_are_refused(command):
     write_images(command.home / "few", [f"{number}.png" for number in range(15)])
     flags = (*command.small_flags()[:-2], "--precision", "int8", "--data", "synthetic", "--calibration_data")
     outcome = command(*flags, command.home / "few")
-    expected = f"int8 needs at least 16 calibration images, got 15: folder {command.home}/few"
+    expected = f"int8 needs at least 16 calibration inputs, got 15: folder {command.home}/few"
     assert (outcome.exit_code, outcome.error) == (2, expected)
     (command.home / "few" / "bad.png").write_bytes(b"no picture")
     outcome = command(*flags, command.home / "few")

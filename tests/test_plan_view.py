@@ -20,6 +20,8 @@ def test_the_table_has_a_line_for_each_layer_and_the_predicted_total_beside_the_
     assert fc.split() == ["fc", "whole", "float32", "matmul", "all", "2.25", "0.25"]
     assert total == "a launch: predicted 10 ms, measured 8 ms (predicted / measured 1.25)"
     assert total_ms(COSTS) == 10.0
+    print_plan(PLAN, [LayerCost("fc", 0.0213, 0.0, 0, 0)], "a network", 0.0426)
+    assert "predicted 0.021 ms, measured 0.043 ms (predicted / measured 0.50)" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -347,9 +347,9 @@ def test_padding_pooling_and_flattening_stay_on_integers_when_rows_are_cut():
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        (IMAGES[:15], "int8 needs at least 16 calibration images, got 15: noise"),
-        (np.repeat(IMAGES[:1], 20, axis=0), "int8 needs calibration images that differ, got equal ones: noise"),
-        (np.full((16, 4), np.nan), "int8 needs calibration images of finite numbers, got NaN or infinity: noise"),
+        (IMAGES[:15], "int8 needs at least 16 calibration inputs, got 15: noise"),
+        (np.repeat(IMAGES[:1], 20, axis=0), "int8 needs calibration inputs that differ, got equal ones: noise"),
+        (np.full((16, 4), np.nan), "int8 needs calibration inputs of finite numbers, got NaN or infinity: noise"),
     ],
 )
 def test_bad_calibration_is_refused(inputs, message):

@@ -9,7 +9,7 @@ from cambrian.commands.console import print_note
 from cambrian.commands.executables import make_executable
 from cambrian.commands.output import output_folder
 from cambrian.commands.plan.tune import tune_table
-from cambrian.commands.plan.view import draw_plan, print_plan
+from cambrian.commands.plan.view import draw_plan, print_plan, shown_ms
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.launch import launches_computing_at_once
 from cambrian.engine.runtime.parity import probe_inputs
@@ -39,7 +39,7 @@ def plan_command(configuration: Configuration, tune: bool) -> None:
             f"batch {executable.batch_size}, {executable.metadata.get('precision')}"
         )
         if not costs:  # a user's function, which a note says is computed as JAX compiles it
-            print(f"{title}: no plan; a launch: measured {measured_ms:.0f} ms")
+            print(f"{title}: no plan; a launch: measured {shown_ms(measured_ms)} ms")
             return
         print_plan(executable.plan, costs, title, measured_ms)
         draw_plan(executable.plan, costs, title, measured_ms, output_dir / "plan")

@@ -53,9 +53,14 @@ def print_plan(plan: dict[str, dict], costs: Sequence[LayerCost], title: str, me
     show_table(table, width=140)
     predicted_ms = total_ms(costs)
     print(
-        f"a launch: predicted {predicted_ms:.0f} ms, measured {measured_ms:.0f} ms "
+        f"a launch: predicted {shown_ms(predicted_ms)} ms, measured {shown_ms(measured_ms)} ms "
         f"(predicted / measured {predicted_ms / measured_ms:.2f})"
     )
+
+
+def shown_ms(milliseconds: float) -> str:
+    """Writes a time with at least two digits."""
+    return f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
 
 
 def draw_plan(
@@ -92,7 +97,8 @@ def draw_plan(
     axes.set_ylim(0, 1.06 * max(cost.compute_ms + cost.communication_ms for cost in costs) or 1.0)
     axes.set_xlabel("layer")
     axes.set_ylabel("predicted ms a launch")
-    axes.set_title(f"{title}\npredicted {total_ms(costs):.0f} ms, measured {measured_ms:.0f} ms a launch", fontsize=10)
+    times = f"predicted {shown_ms(total_ms(costs))} ms, measured {shown_ms(measured_ms)} ms a launch"
+    axes.set_title(f"{title}\n{times}", fontsize=10)
     handles = [Patch(facecolor=colour, edgecolor="black", label=name) for name, colour in colours.items()]
     handles += [
         Patch(facecolor="white", edgecolor="black", hatch=hatch, label=f"partition {partition}")

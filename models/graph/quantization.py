@@ -49,12 +49,12 @@ class Calibration:
     def __post_init__(self):
         if len(self.inputs) < LEAST_INPUTS:
             raise UsageError(
-                f"int8 needs at least {LEAST_INPUTS} calibration images, got {len(self.inputs)}: {self.source}"
+                f"int8 needs at least {LEAST_INPUTS} calibration inputs, got {len(self.inputs)}: {self.source}"
             )
         if not np.isfinite(self.inputs).all():
-            raise UsageError(f"int8 needs calibration images of finite numbers, got NaN or infinity: {self.source}")
+            raise UsageError(f"int8 needs calibration inputs of finite numbers, got NaN or infinity: {self.source}")
         if (self.inputs == self.inputs[:1]).all():
-            raise UsageError(f"int8 needs calibration images that differ, got equal ones: {self.source}")
+            raise UsageError(f"int8 needs calibration inputs that differ, got equal ones: {self.source}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

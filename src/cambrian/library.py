@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -158,7 +160,12 @@ def compile(
     shape = mesh if isinstance(mesh, MeshShape) else MeshShape.parse(mesh)
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    check_range("threads", threads, *RANGES["threads"])
+    for argument, number in (("threads", threads), ("batch_size", batch_size)):
+        if not isinstance(number, numbers.Integral):
+            raise UsageError(f"{argument} must be a whole number, got {number!r}")
+        check_range(argument, int(number), *RANGES[argument])
+    if tolerance is not None:
+        check_range("tolerance", tolerance, 0, math.inf)
     check_range("calibrate_s", calibrate_s, *RANGES["calibrate_s"])
     check_range("max_top1_drop", max_top1_drop, *RANGES["max_top1_drop"])
     if calibration is not None and precision != "int8":
