@@ -6,7 +6,11 @@ from cambrian.sharding.collectives import (
     sum_over_model_axis as sum_over_model_axis,
     transition as transition,
 )
-from cambrian.sharding.compile_apply import compile_apply as compile_apply, jit_program as jit_program
+from cambrian.sharding.compile_apply import (
+    compile_apply as compile_apply,
+    compiler_options_of as compiler_options_of,
+    jit_program as jit_program,
+)
 from cambrian.sharding.errors import OutOfMemory as OutOfMemory, UsageError as UsageError
 from cambrian.sharding.function_program import program_from_function as program_from_function
 from cambrian.sharding.layer import Kind as Kind, LayerSpec as LayerSpec, Network as Network

@@ -30,7 +30,9 @@ def test_the_plan_is_shown_and_drawn_and_is_that_of_the_run(command):
     lines = {line.split()[0]: line.split() for line in outcome.stdout.splitlines() if line.strip()}
     for name, layer in report["plan"].items():
         assert lines[name][1:4] == [layer["partition"], layer["precision"], layer["lowering"]]
-    assert re.search(r"a launch: predicted [\d.]+ ms, measured [\d.]+ ms \(predicted / measured \d+\.\d\d\)", outcome.stdout)
+    assert re.search(
+        r"a launch: predicted [\d.]+ ms, measured [\d.]+ ms \(predicted / measured \d+\.\d\d\)", outcome.stdout
+    )
     assert sorted(path.name for path in (command.home / "plan").iterdir()) == ["plan.png", "plan.svg"]
 
 

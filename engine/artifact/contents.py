@@ -93,7 +93,12 @@ def compile_portable(path: Path, manifest: Manifest, exported: Exported, mesh: M
     """
     with damage_named(path / PORTABLE, "a program that compiles for the manifest's specs"):
         return compile_exported(
-            without_lapack(exported), manifest.param_specs, manifest.input_spec, manifest.output_spec, mesh
+            without_lapack(exported),
+            manifest.param_specs,
+            manifest.input_spec,
+            manifest.output_spec,
+            mesh,
+            manifest.custom_calls,
         )
 
 

@@ -9,7 +9,16 @@ from jax.sharding import Mesh
 
 from cambrian.engine.runtime.batch import put
 from cambrian.engine.runtime.executable import Analysis, Executable
-from cambrian.sharding import Program, Specs, TensorSpec, abstract, aligned, compile_apply, shardings
+from cambrian.sharding import (
+    Program,
+    Specs,
+    TensorSpec,
+    abstract,
+    aligned,
+    compile_apply,
+    compiler_options_of,
+    shardings,
+)
 from cambrian.sharding.host import without_compilation_cache
 
 
@@ -39,12 +48,13 @@ def compile_exported(
     input_spec: Specs,
     output_spec: Specs,
     mesh: Mesh,
+    custom_calls: Sequence[str] = (),
 ) -> jax.stages.Compiled:
-    """Compiles the portable form of a program for `mesh`."""
+    """Compiles the portable form of a program, which makes these custom calls, for `mesh`."""
     jitted = jax.jit(exported.call, out_shardings=shardings(output_spec, mesh))
     lowered = jitted.lower(abstract(list(param_specs), mesh), abstract(input_spec, mesh))
     with without_compilation_cache():
-        return lowered.compile()
+        return lowered.compile(compiler_options_of(custom_calls))
 
 
 def put_params(params: Sequence[np.ndarray], specs: Sequence[TensorSpec], mesh: Mesh) -> list[jax.Array]:
