@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cambrian.sharding import MeshShape, UsageError, make_mesh, program_from_function
+from cambrian.sharding import MeshShape, UsageError, compiler_options_of, make_mesh, program_from_function
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +109,16 @@ def test_the_mesh_must_be_ours(mesh):
     ):
         with pytest.raises(UsageError, match="expected a mesh from make_mesh"):
             program_from_function(lambda _, x: x, {}, jax.ShapeDtypeStruct((8, 4), "float32"), strange, [], name="mine")
+
+
+@pytest.mark.parametrize(
+    ("custom_calls", "flags", "options"),
+    [
+        (("__onednn$convolution",), "", {"xla_backend_optimization_level": "1"}),
+        (("__onednn$convolution",), "--xla_backend_optimization_level=2", {}),
+        ((), "", {}),
+    ],
+)
+def test_what_is_compiled_at_each_start_is_optimised_less(monkeypatch, custom_calls, flags, options):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert compiler_options_of(custom_calls) == options

@@ -283,10 +283,7 @@ def test_turns_are_taken_in_order():
         ({"num_processes": 2}, "several processes require --coordinator HOST:PORT"),
         ({"process_id": 1}, "several processes require --coordinator HOST:PORT"),
         ({"coordinator": "a:1"}, "expected --num_processes of at least 2, got 1"),
-        (
-            {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
-            "must be below num_processes of 2, got 2",
-        ),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "must be below num_processes of 2, got 2"),
         ({"coordinator": "a", "num_processes": 2}, "HOST:PORT, such as 10.0.0.1:7000, got 'a'"),
         ({"coordinator": "a:70000", "num_processes": 2}, "HOST:PORT, such as 10.0.0.1:7000, got 'a:70000'"),
         ({"coordinator": "a:1", "num_processes": 3}, "divide mesh 4x8 into equal parts"),
