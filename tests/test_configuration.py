@@ -274,7 +274,6 @@ def test_what_is_no_size_is_refused(text):
 
 @pytest.mark.parametrize("user_model", ["", "nets.py:network"])
 def test_launches_in_a_narrow_precision_compute_at_once_on_one_cpu_device(monkeypatch, user_model):
-    monkeypatch.setattr(core_sharing, "COMPUTES_SIDE_BY_SIDE", True)
     monkeypatch.setattr(core_sharing, "host_cores", lambda: 8)
     monkeypatch.setattr(core_sharing, "computes_bfloat16", lambda _: True)
     base = Configuration(model=MODEL, mesh=MeshShape(1, 1), threads=3, user_model=user_model)

@@ -36,7 +36,6 @@ def in_new_process(code: str, **variables: str) -> dict:
 )
 def test_devices_or_launches_divide_the_cores(monkeypatch, num_devices, threads, launches, cores):
     monkeypatch.setattr(core_sharing, "host_cores", lambda: 8)
-    monkeypatch.setattr(core_sharing, "COMPUTES_SIDE_BY_SIDE", True)
     assert launches_at_once(num_devices, threads, "bfloat16") == launches
     assert launches_at_once(num_devices, threads, "int8") == launches
     assert core_sharing.cores_per_device(num_devices, launches) == cores
@@ -44,8 +43,6 @@ def test_devices_or_launches_divide_the_cores(monkeypatch, num_devices, threads,
     for computes in (False, True):
         monkeypatch.setattr(core_sharing, "computes_bfloat16", lambda _, computes=computes: computes)
         assert launches_at_once(num_devices, threads, "auto") == (launches if computes else 1)
-    monkeypatch.setattr(core_sharing, "COMPUTES_SIDE_BY_SIDE", False)
-    assert launches_at_once(num_devices, threads, "bfloat16") == 1
 
 
 def test_launches_at_once_are_planned_as_devices_of_a_mesh():

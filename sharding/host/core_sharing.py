@@ -5,22 +5,16 @@ core to those of another. So a launch uses several cores only if there are more 
 devices of a mesh compute concurrently, and on a single device so do launches by several host threads.
 """
 
-import jax
-
 from cambrian.sharding.host.cpu import computes_bfloat16, host_cores
 from cambrian.sharding.mesh import MeshShape
-
-# With jax 0.12, launches of ResNet101 side by side gave 0.77 to 0.98 of the images/s of launches in turn, on two cores
-# of an AMD EPYC (Zen 4).
-COMPUTES_SIDE_BY_SIDE = jax.__version_info__ < (0, 11)
 
 
 def launches_at_once(num_devices: int, threads: int, precision: str, processes: int = 1) -> int:
     """Returns how many launches compute concurrently when `threads` host threads launch on virtual CPU devices.
 
-    With jax 0.10, launches in bfloat16 or int8 on a single device compute concurrently, up to one per core. Launches on
-    larger meshes, whose devices wait for each other, compute in turn. So do launches in float32: their kernels and
-    activations are at least twice as large, and concurrent launches would evict each other's from the caches.
+    Launches in bfloat16 or int8 on a single device compute concurrently, up to one per core. Launches on larger meshes,
+    whose devices wait for each other, compute in turn. So do launches in float32: their kernels and activations are at
+    least twice as large, and concurrent launches would evict each other's from the caches.
 
     Args:
       num_devices: number of devices of the mesh.
@@ -29,8 +23,7 @@ def launches_at_once(num_devices: int, threads: int, precision: str, processes: 
       processes: number of processes that divide the host's cores and launch so, each with `threads` threads.
     """
     is_narrow = precision in ("bfloat16", "int8") or (precision == "auto" and computes_bfloat16("cpu"))
-    side_by_side = COMPUTES_SIDE_BY_SIDE and num_devices == 1 and is_narrow
-    return min(threads, max(host_cores() // processes, 1)) if side_by_side else 1
+    return min(threads, max(host_cores() // processes, 1)) if num_devices == 1 and is_narrow else 1
 
 
 def cores_per_device(num_devices: int, launches: int) -> int:

@@ -136,8 +136,8 @@ def compile(
         decides how it lies on the mesh, and XLA partitions the function as it is. None holds all parameters on every
         device, and optimises the function: see docs/models.md.
       platform: cpu, gpu, tpu, or auto.
-      threads: number of host threads that will launch it: launches on one CPU device, in bfloat16 or int8 with jax
-        0.10, compute side by side, unless JAX's backend runs already.
+      threads: number of host threads that will launch it: launches on one CPU device, in bfloat16 or int8,
+        compute side by side, unless JAX's backend runs already.
       name: of the program of a classifier, module or function; empty for the model's own.
       tolerance: of a classifier, module or function: largest relative error of the outputs against float32 on one
         device; None for 1e-4, or 2e-2 in bfloat16; in int8 against the same integers.
