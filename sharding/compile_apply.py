@@ -11,6 +11,7 @@ from cambrian.sharding.host.compilation_cache import without_compilation_cache
 from cambrian.sharding.program import Program, shardings
 
 _LEVEL = "xla_backend_optimization_level"
+_LEVEL_OF_CUSTOM_CALLS = "1"
 # A program's `apply` → mesh and specs, and what it compiled to for them; programs that differ in notes share it.
 _compiled: weakref.WeakKeyDictionary[Callable[..., Any], tuple[Any, jax.stages.Compiled]] = weakref.WeakKeyDictionary()
 
@@ -33,7 +34,7 @@ def compiler_options_of(custom_calls: Sequence[str]) -> dict[str, str | bool]:
     Such a program is compiled at each start, as XLA can't serialize it. The code that XLA itself adds to it is as fast
     at LLVM's level 1 as at 3, the default, which takes 1.4 times as long to compile. A level in XLA_FLAGS stays.
     """
-    return {_LEVEL: "1"} if custom_calls and _LEVEL not in os.environ.get("XLA_FLAGS", "") else {}
+    return {_LEVEL: _LEVEL_OF_CUSTOM_CALLS} if custom_calls and _LEVEL not in os.environ.get("XLA_FLAGS", "") else {}
 
 
 def jit_program(program: Program):

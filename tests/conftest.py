@@ -4,6 +4,7 @@ Those marked `gpu` also run on the platform that CAMBRIAN_TEST_PLATFORM names.
 """
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -31,6 +32,16 @@ with pytest.MonkeyPatch.context() as patch:
     if PLATFORM == "cpu":  # in this process alone: commands that tests start compile as a user's
         patch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {QUICK_COMPILATION}")
     jax.devices()  # starts the backend now: later, acquire_devices would make just as many as one test asks for
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_compilation():
+    """Has programs with custom calls compiled as quickly as all others in this process."""
+    module = importlib.import_module("cambrian.sharding.compile_apply")
+    with pytest.MonkeyPatch.context() as patch:
+        if PLATFORM == "cpu":
+            patch.setattr(module, "_LEVEL_OF_CUSTOM_CALLS", "0")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -114,11 +114,11 @@ def test_the_mesh_must_be_ours(mesh):
 @pytest.mark.parametrize(
     ("custom_calls", "flags", "options"),
     [
-        (("__onednn$convolution",), "", {"xla_backend_optimization_level": "1"}),
-        (("__onednn$convolution",), "--xla_backend_optimization_level=2", {}),
-        ((), "", {}),
+        (("__onednn$convolution",), "", {"xla_backend_optimization_level"}),
+        (("__onednn$convolution",), "--xla_backend_optimization_level=2", set()),
+        ((), "", set()),
     ],
 )
 def test_what_is_compiled_at_each_start_is_optimised_less(monkeypatch, custom_calls, flags, options):
     monkeypatch.setenv("XLA_FLAGS", flags)
-    assert compiler_options_of(custom_calls) == options
+    assert set(compiler_options_of(custom_calls)) == options

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from command import ROOT, Command, read_predictions, read_report
-from waiting import settle
+from waiting import num_lines, settle
 
 BATCH_SIZE = 8
 
@@ -116,7 +116,7 @@ def test_a_killed_run_leaves_running_and_nothing_of_the_run_before(command, flag
     predictions = output / "predictions.csv"
     with command.start(*flags, "--num_images", 10**7, "--output_dir", output) as process:
         try:
-            settle(lambda: predictions.exists() and predictions.read_bytes().count(b"\n") > 3, 60)
+            settle(lambda: num_lines(predictions) > 3, 60)
             assert read_report(output)["status"] == "running"
         finally:
             process.kill()

@@ -7,7 +7,7 @@ import pytest
 
 from command import Command, read_predictions, read_report
 from test_hosts import free_port
-from waiting import settle
+from waiting import num_lines, settle
 
 pytestmark = pytest.mark.slow
 # main.py, which takes a process that is silent for a few seconds for one that has ended.
@@ -75,7 +75,7 @@ def test_a_process_that_is_killed_or_stopped_ends_the_other(command, flags, alon
     flags = [*flags, "--mesh", mesh, "--partition", partition, "--num_images", 10**6, "--output_dir", output]
     processes = start_two(command, *flags, script=("-c", IMPATIENT))
     try:
-        settle(lambda: predictions.exists() and predictions.read_bytes().count(b"\n") > 100, timeout_s=90)
+        settle(lambda: num_lines(predictions) > 100, timeout_s=90)
         os.kill(processes[killed].pid, how)
         processes[1 - killed].wait(60)
     finally:

@@ -15,7 +15,7 @@ from PIL import Image
 from cambrian.models.resnet.variables import random_variables
 from command import LABELS, ROOT, TINY, Command, read_predictions, read_report, write_checkpoint, write_images
 from unsharded import inference_function
-from waiting import settle
+from waiting import num_lines, settle
 
 _KEYS = """
     flags notes status failure_reason model mesh model_parallel data_parallel device_count platform threads cards
@@ -274,7 +274,7 @@ def test_an_interrupted_run_keeps_what_is_finished(command_with_artifact, tmp_pa
 
         def has_predictions() -> bool:
             assert process.poll() is None
-            return predictions.exists() and predictions.read_bytes().count(b"\n") > 1
+            return num_lines(predictions) > 1
 
         try:
             settle(has_predictions, timeout_s=60)
