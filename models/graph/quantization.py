@@ -106,14 +106,18 @@ def quantized(graph: Graph, calibration: Calibration) -> Quantized:
     ]
     scheme = min(schemes, key=lambda each: judge.error(_outputs(each.quantized(), few, count)))
 
-    def loss(kept: Sequence[Node]) -> float:
-        return judge.top1_drop(_outputs(scheme.quantized(kept), batches, count))
+    def computed(kept: Sequence[Node]) -> tuple[Graph, np.ndarray]:
+        made = scheme.quantized(kept)
+        return made, _outputs(made, batches, count)
+
+    def suffices(kept: Sequence[Node]) -> bool:
+        return judge.top1_drop(computed(kept)[1]) <= calibration.max_top1_drop
 
     kept: list[Node] = []
-    if loss(kept) > calibration.max_top1_drop:
-        kept = _fewest(_worst_first(scheme, batches[0]), lambda kept: loss(kept) <= calibration.max_top1_drop)
-    made = scheme.quantized(kept)
-    results = _outputs(made, batches, count)
+    made, results = computed(kept)
+    if judge.top1_drop(results) > calibration.max_top1_drop:
+        kept = _fewest(_worst_first(scheme, batches[0]), suffices)
+        made, results = computed(kept)
     facts = {
         "calibrated_on": calibration.source,
         "num_images": count,
