@@ -8,7 +8,7 @@ import pytest
 
 from cambrian.sharding.host import host_cores
 from command import Command, CommandHere, read_predictions, read_report
-from waiting import settle
+from waiting import num_lines, settle
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(host_cores() < 2, reason="one core has no two cards")]
 CARDS = ("--cards", "2", "--threads", "4")
@@ -56,17 +56,14 @@ def test_a_card_that_is_killed_costs_a_note_and_an_interrupt_ends_all(command, f
     output = command.home / "output"
     predictions = output / "predictions.csv"
 
-    def num_rows() -> int:
-        return predictions.read_bytes().count(b"\n") if predictions.exists() else 0
-
     with command.start(*flags, *CARDS, "--num_images", 10**7, "--output_dir", output) as process:
         try:
-            settle(lambda: num_rows() > 100, timeout_s=60)
+            settle(lambda: num_lines(predictions) > 100, timeout_s=60)
             cards = psutil.Process(process.pid).children()
             assert len(cards) == 2
             os.kill(cards[0].pid, signal.SIGKILL)
-            before = num_rows()
-            settle(lambda: num_rows() > before + 1000)
+            before = num_lines(predictions)
+            settle(lambda: num_lines(predictions) > before + 1000)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=10)
         finally:
