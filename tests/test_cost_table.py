@@ -56,6 +56,13 @@ def test_a_measured_case_is_what_was_measured_and_a_similar_one_is_scaled():
     assert table.case_ms(other) == CostTable("cpu").case_ms(other)  # nothing comparable: nominal
 
 
+def test_a_large_batch_is_estimated_from_the_same_layer_with_64_samples():
+    table = CostTable("cpu")
+    table.add(dataclasses.replace(CASE, samples=64), 3.0)
+    table.add(dataclasses.replace(CASE, rows=16, columns=16, samples=64), 70.0)  # as many pixels as 256 samples
+    assert table.case_ms(dataclasses.replace(CASE, samples=256)) == pytest.approx(12.0)
+
+
 def test_transitions_are_interpolated_on_their_mesh():
     table = CostTable("cpu")
     for values, milliseconds in ((1000, 1.0), (3000, 2.0)):

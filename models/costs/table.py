@@ -20,6 +20,8 @@ _NOMINAL = {"cpu": (1e11, 1e10, 0.02), "gpu": (1e14, 1e12, 0.005), "tpu": (1e14,
 # How many times smaller or larger than its estimate a time may be: by the same lowering on this machine, on another
 # machine with the same instruction sets, and on one with others.
 _UNCERTAINTY, _UNCERTAINTY_UNTRIED, _UNCERTAINTY_FOREIGN = 1.25, 1.5, 3.0
+# From this number on, the time of a layer is proportional to its samples: a larger batch is as alike as this one.
+_MANY_SAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ def _groups(measured: Measurable) -> list[tuple]:
 
 def _pixels(case: LayerCase) -> int:
     samples, rows, columns, _ = case.out_shape
-    return max(1, samples * rows * columns)
+    return max(1, min(samples, _MANY_SAMPLES) * rows * columns)
 
 
 def _work(case: LayerCase) -> float:
