@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from cambrian.models.costs.layer_case import out_dtype
+from cambrian.models.execution.in_chunks import in_chunks
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.lowerings import LOWERINGS, Finish, Window
 from cambrian.models.lowerings.lowering import Padding
@@ -85,8 +85,10 @@ def _run_part(
             if name not in inside:
                 outside[name, layout] = tensors.read(name, layout)
 
-    def compute(values: _Values) -> _Values:
-        local = _Tensors(values)
+    names: list[tuple[str | None, Layout]] = []
+
+    def compute(values: Sequence[jax.Array]) -> list[jax.Array]:
+        local = _Tensors(dict(zip(outside, values, strict=True)))
         for layer in part:
             layer_plan = plan[layer.name]
             operands = [local.read(name, layout) for name, layout in reads(layer, layer_plan.partition)]
@@ -94,28 +96,13 @@ def _run_part(
             run = isolated(run) if isolate and not LOWERINGS[layer_plan.lowering].opaque else run
             made = layouts(layer, layer_plan.partition)[1]
             local.values[layer.name, made] = run(params.get(layer.name, ()), *operands)
-        return {key: value for key, value in local.values.items() if key[0] in inside & later}
+        names[:] = [key for key in local.values if key[0] in inside & later]
+        return [local.values[key] for key in names]
 
     samples = next(iter(outside.values())).shape[0]
     micro_batch = plan[part[0].name].micro_batch or samples
-    chunks = max(1, samples // micro_batch)
-    made = compute(outside) if chunks == 1 else _in_chunks(compute, outside, chunks)
-    tensors.values |= made
-
-
-def _in_chunks(compute: Callable[[_Values], _Values], values: _Values, chunks: int) -> _Values:
-    def cut(value: jax.Array) -> jax.Array:
-        return value.reshape(chunks, -1, *value.shape[1:])
-
-    names: list[tuple[str | None, Layout]] = []
-
-    def body(cut_values: list[jax.Array]) -> list[jax.Array]:
-        made = compute(dict(zip(values, cut_values, strict=True)))
-        names[:] = made
-        return list(made.values())
-
-    stacked = lax.map(body, [cut(value) for value in values.values()])
-    return {name: array.reshape(-1, *array.shape[2:]) for name, array in zip(names, stacked, strict=True)}
+    made = in_chunks(compute, list(outside.values()), max(1, samples // micro_batch))
+    tensors.values |= zip(names, made, strict=True)
 
 
 def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -14,6 +14,7 @@ from cambrian.models.costs.files import current_cost_table
 from cambrian.models.execution import build_program as planned
 from cambrian.models.execution.build_program import TOLERANCE
 from cambrian.models.execution.calibrate import calibrated
+from cambrian.models.execution.in_chunks import in_chunks
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.execution.settings import Plans
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
@@ -21,6 +22,7 @@ from cambrian.models.graph.constants import compact
 from cambrian.models.graph.fastest_program import fastest_program
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph
+from cambrian.models.graph.micro_batch import micro_batch
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.plan_of_graph import plan_of_graph
 from cambrian.models.graph.precision import in_bfloat16
@@ -61,10 +63,11 @@ def build_program(
 ) -> Program:
     """Makes a Program from `function(params, inputs) -> outputs`.
 
-    The function is traced for the samples of one device. There are up to three programs: the function as it is; its
-    graph with convolutions and dense layers, and what follows them, computed by the fastest measured lowering; and, if
-    it consists of layers alone, the planned layers. The first two cut the samples over both axes of the mesh, the last
-    as its plan says. They run on random inputs on the mesh, and the fastest is returned whose results are right.
+    The function is traced for the samples of one device. There are up to four programs: the function as it is; its
+    graph with convolutions and dense layers, and what follows them, computed by the fastest measured lowering; the same
+    for as many samples at a time as the caches hold; and, if it consists of layers alone, the planned layers. All but
+    the last cut the samples over both axes of the mesh, the last as its plan says. They run on random inputs on the
+    mesh, and the fastest is returned whose results are right.
 
     Args:
       function: traceable function that takes all weights in its first argument.
@@ -141,10 +144,30 @@ def build_program(
     if by_samples and partition in ("auto", "samples"):
         costs = MeasuredCosts.of_machine(mesh.devices.flat[0].platform)
         graph = in_bfloat16(graph) if precision == "bfloat16" else graph
-        graph = choose_lowerings(graph, mesh.devices.flat[0], costs, end - time.perf_counter())
-        programs.append(_program_of_graph(graph, stock, costs))
+        graphs = [graph]
+        if precision != "int8" and (size := micro_batch(graph)) < local_samples:
+            graphs += _for_samples(size, function, params, local, precision)
+        for number, each in enumerate(graphs):
+            seconds = (end - time.perf_counter()) / (len(graphs) - number)
+            chosen = choose_lowerings(each, mesh.devices.flat[0], costs, seconds)
+            programs.append(_program_of_graph(chosen, stock, costs, local_samples))
     stock_allowed = precision == "float32" and partition in ("auto", "samples")
     return fastest_program(programs, stock, stock_allowed=stock_allowed, reference=reference)
+
+
+def _for_samples(
+    samples: int, function: Callable[[Any, Any], Any], params: Any, inputs: Any, precision: str
+) -> list[Graph]:
+    """The optimised graph of a function for another number of samples; none if it is bound to that of `inputs`."""
+    fewer = jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
+    try:
+        graph, _ = trace(function, params, fewer)
+    except Exception:  # whatever the function raises
+        return []
+    if any(value.shape[:1] != (samples,) for value in graph.outputs):
+        return []
+    graph = optimized(graph)
+    return [in_bfloat16(graph) if precision == "bfloat16" else graph]
 
 
 def _has_narrow_floats(graph: Graph) -> bool:
@@ -172,8 +195,9 @@ def _program_of_layers(network: LayeredNetwork, plans: Plans, stock: Program, ca
     return dataclasses.replace(program, notes=(*stock.notes, *program.notes, *chosen.notes))
 
 
-def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Program:
-    mesh = stock.mesh
+def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples: int) -> Program:
+    """The program of a graph that computes all samples of a device, or a micro-batch of them."""
+    mesh, chunks = stock.mesh, samples // graph.inputs[0].shape[0]
     every = {constant: compact(constant.array) for constant in graph.constants()}
     scalars = {constant: jnp.asarray(array) for constant, array in every.items() if array.size == 1}
     constants = [constant for constant in every if constant not in scalars]
@@ -186,9 +210,12 @@ def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Pro
 
     def local_apply(params: Sequence[jax.Array], inputs: Any) -> Any:
         known = {**scalars, **dict(zip(constants, params, strict=True))}
-        arrays = {constant: jnp.broadcast_to(array, constant.shape) for constant, array in known.items()}
-        outputs = graph.evaluate(arrays, jax.tree.leaves(inputs))
-        return jax.tree.unflatten(structure, outputs)
+
+        def compute(inputs: Sequence[jax.Array]) -> list[jax.Array]:
+            arrays = {constant: jnp.broadcast_to(array, constant.shape) for constant, array in known.items()}
+            return graph.evaluate(arrays, inputs)
+
+        return jax.tree.unflatten(structure, in_chunks(compute, jax.tree.leaves(inputs), chunks))
 
     apply = jax.shard_map(
         local_apply,
@@ -201,7 +228,7 @@ def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts) -> Pro
     lowerings = {operation.lowering for operation in operations if isinstance(operation, FusedConvolution)}
     calls = {LOWERINGS[lowering].custom_call for lowering in lowerings}
     partition = Partition.SAMPLES if mesh_shape(mesh).model > 1 else Partition.WHOLE
-    plan = plan_of_graph(graph, partition, costs)
+    plan = plan_of_graph(graph, partition, costs, chunks)
     metadata = {**stock.metadata, "layer_costs": [dataclasses.asdict(cost) for cost in plan.costs]}
     return dataclasses.replace(
         stock,

@@ -9,17 +9,19 @@ from cambrian.sharding import LayerCost, LayerPlan, Partition, Plan
 _HEAVY = ("conv_general_dilated", "dot_general", "while", "scan", "cond", "sort", "fft", "gather", "scatter")
 
 
-def plan_of_graph(graph: Graph, partition: Partition, costs: MeasuredCosts) -> Plan:
-    """Names each fused convolution and each other heavy operation, in order.
+def plan_of_graph(graph: Graph, partition: Partition, costs: MeasuredCosts, chunks: int) -> Plan:
+    """Names each fused convolution and each other heavy operation, in order, of a graph that computes one chunk.
 
     Costs are the measured times; what wasn't measured has 0. Operations that are left to XLA have the lowering `xla`,
     and a note says why.
     """
     layers, layer_costs, reasons = [], [], {}
-    heavy = [(node, times) for node, times in nodes_and_repetitions(graph) if _is_heavy(node)]
+    micro_batch = graph.inputs[0].shape[0] if chunks > 1 else 0
+    heavy = [(node, chunks * times) for node, times in nodes_and_repetitions(graph) if _is_heavy(node)]
     for number, (node, repetitions) in enumerate(heavy):
         precision = str(node.outputs[0].dtype)
-        name = f"{number:03d} {_title(node)}" + (f", {repetitions} times" if repetitions > 1 else "")
+        loops = repetitions // chunks
+        name = f"{number:03d} {_title(node)}" + (f", {loops} times" if loops > 1 else "")
         operation = node.operation
         milliseconds, held = 0.0, sum(value.array.nbytes for value in node.inputs if isinstance(value, Constant))
         if isinstance(operation, FusedConvolution):
@@ -28,7 +30,7 @@ def plan_of_graph(graph: Graph, partition: Partition, costs: MeasuredCosts) -> P
         else:
             lowering = "xla"
             reasons.setdefault(_reason(node), []).append(name)
-        layers.append((name, LayerPlan(partition, lowering, precision=precision)))
+        layers.append((name, LayerPlan(partition, lowering, micro_batch, precision)))
         layer_costs.append(LayerCost(name, milliseconds, 0.0, held, 0))
     notes = tuple(f"left to XLA, {reason}: {', '.join(names)}" for reason, names in reasons.items())
     return Plan(tuple(layers), notes, tuple(layer_costs))

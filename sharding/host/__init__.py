@@ -4,6 +4,7 @@ from cambrian.sharding.host.compilation_cache import without_compilation_cache a
 from cambrian.sharding.host.core_reservation import reserve_cores as reserve_cores
 from cambrian.sharding.host.core_sharing import launches_at_once as launches_at_once, planned_as as planned_as
 from cambrian.sharding.host.cpu import (
+    cache_share_bytes as cache_share_bytes,
     computes_bfloat16 as computes_bfloat16,
     cpu_caches_kib as cpu_caches_kib,
     cpu_features as cpu_features,

@@ -35,18 +35,31 @@ def cpu_vendor() -> str:
     return _cpuinfo("vendor_id", "CPU implementer") or host.machine()
 
 
-@functools.cache
 def cpu_caches_kib() -> tuple[int, ...]:
     """Returns the KiB of the caches that hold data for a core, from the first level on; empty where none are listed."""
-    sizes = {}
+    return tuple(kib for kib, _ in _caches())
+
+
+def cache_share_bytes() -> int | None:
+    """Returns a core's share of the last-level cache in bytes, None where none is listed."""
+    caches = _caches()
+    return 1024 * caches[-1][0] // caches[-1][1] if len(caches) >= 3 else None
+
+
+@functools.cache
+def _caches() -> tuple[tuple[int, int], ...]:
+    """(KiB, number of cores that share it) of each cache that holds data for a core, from the first level on."""
+    found = {}
     for cache in _CACHES.glob("index*"):
+        names = ("level", "type", "size", "shared_cpu_map")
         try:
-            level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
+            level, kind, size, sharers = ((cache / name).read_text().strip() for name in names)
             if kind != "Instruction":
-                sizes[int(level)] = int(size.removesuffix("K"))
+                cores = int(sharers.replace(",", ""), base=16).bit_count()
+                found[int(level)] = int(size.removesuffix("K")), max(1, cores)
         except (OSError, ValueError):
             continue
-    return tuple(sizes[level] for level in sorted(sizes))
+    return tuple(found[level] for level in sorted(found))
 
 
 def cpu_features() -> frozenset[str]:

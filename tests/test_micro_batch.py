@@ -1,0 +1,109 @@
+"""How many samples at a time: what the caches hold, and the same results as all at once."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from cambrian.models.graph.micro_batch import micro_batch
+from cambrian.models.graph.passes import optimized
+from cambrian.models.graph.trace import trace
+from cambrian.sharding import MeshShape, make_mesh
+from graph_cases import conv, draw
+
+SAMPLES, BYTES = 12, 4 * 8 * 8 * (4 + 8)  # of the largest layer's input and output, for a sample
+PARAMS = {"first": draw(3, 3, 4, 8), "second": draw(3, 3, 8, 4)}
+
+
+def network(params, images):
+    return conv(jax.nn.relu(conv(images, params["first"])), params["second"]).mean(axis=(1, 2))
+
+
+def graph_of(function, samples=SAMPLES):
+    graph, _ = trace(function, PARAMS, jax.ShapeDtypeStruct((samples, 8, 8, 4), "float32"))
+    return optimized(graph)
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    """A function that sets a core's share of the last-level cache."""
+    module = importlib.import_module("cambrian.models.graph.micro_batch")
+    return lambda share: monkeypatch.setattr(module, "cache_share_bytes", lambda: share)
+
+
+@pytest.mark.parametrize(
+    ("share", "size"),
+    [
+        (None, 12),
+        (12 * BYTES, 12),
+        (12 * BYTES - 1, 6),
+        (6 * BYTES - 1, 4),
+        (4 * BYTES - 1, 3),
+        (BYTES, 1),
+        (BYTES - 1, 1),
+    ],
+)
+def test_the_largest_divisor_that_fits_a_core_s_share_of_the_cache(cache, share, size):
+    cache(share)
+    assert micro_batch(graph_of(network)) == size
+
+
+def test_weights_larger_than_all_activations_are_read_once(cache):
+    cache(BYTES)
+    matrix = np.zeros((4, 4000), np.float32)
+    assert micro_batch(graph_of(lambda p, x: network(p, x) @ matrix)) == 12
+
+
+def test_what_xla_computes_itself_stays_outside_a_loop(cache):
+    cache(BYTES)
+    assert micro_batch(graph_of(lambda p, x: conv(x, p["first"] * x.mean()))) == 12
+
+
+def built(monkeypatch, function, mesh="1x1"):
+    """The programs among which a build chooses, and the chosen one."""
+    module = importlib.import_module("cambrian.models.graph.build_program")
+    seen = []
+
+    def choose(programs, stock, **settings):
+        seen.extend(programs)
+        return fastest(programs, stock, **settings)
+
+    fastest = module.fastest_program
+    monkeypatch.setattr(module, "fastest_program", choose)
+    shape = MeshShape.parse(mesh)
+    inputs = jax.ShapeDtypeStruct((SAMPLES * shape.num_devices, 8, 8, 4), "float32")
+    program = module.build_program(function, PARAMS, inputs, make_mesh(shape, jax.devices()), name="mine")
+    sizes = [{layer.micro_batch for _, layer in each.plan.layers} for each in seen]
+    return seen, sizes, program
+
+
+@pytest.mark.parametrize("mesh", ["1x1", "2x2"])
+def test_a_launch_in_micro_batches_gives_the_function_s_results(cache, monkeypatch, mesh):
+    cache(3 * BYTES)
+    programs, sizes, _ = built(monkeypatch, network, mesh)
+    in_parts = programs[sizes.index({3})]
+    images = draw(SAMPLES * in_parts.mesh.size, 8, 8, 4)
+    got = jax.jit(in_parts.apply)(in_parts.params, images)
+    np.testing.assert_allclose(got, in_parts.reference(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_function_that_is_bound_to_its_batch_runs_all_at_once(cache, monkeypatch):
+    cache(3 * BYTES)
+
+    def function(params, images):
+        assert len(images) == SAMPLES
+        return network(params, images)
+
+    _, sizes, _ = built(monkeypatch, function)
+    assert {3} not in sizes
+
+
+def test_a_function_that_mixes_samples_never_runs_in_micro_batches(cache, monkeypatch):
+    cache(3 * BYTES)
+    _, sizes, program = built(monkeypatch, lambda p, x: network(p, x) - network(p, x).mean(axis=0))
+    assert {3} in sizes
+    assert program.plan is None or all(layer.micro_batch != 3 for _, layer in program.plan.layers)
+    images = draw(SAMPLES, 8, 8, 4)
+    got = jax.jit(program.apply)(program.params, images)
+    np.testing.assert_allclose(got, program.reference(images), rtol=1e-4, atol=1e-5)
