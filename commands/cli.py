@@ -1,10 +1,12 @@
 """The command line: parses the flags, calls the mode, and reports an error in one line with its exit code."""
 
+import _thread
 import difflib
 import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +20,7 @@ from cambrian.sharding.host import host, restart_with_huge_pages, shares_mesh
 
 FLAGS = flags.FLAGS
 _HELP = ("-h", "-help", "--help")
+_AGAIN_S = 0.05
 _NOT_OURS = ("flagfile", "undefok")  # absl's: --config is for files, and an unknown flag is never dropped
 
 
@@ -42,6 +45,7 @@ def cli() -> None:
     )
     logging.set_verbosity(logging.WARNING)  # JAX logs each platform that it doesn't find
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished results are kept
+    sys.unraisablehook = _interrupt_again
     host.permit("cpu_latency", "malloc")  # this process belongs to Cambrian
     define_flags(FLAGS)
     try:
@@ -57,6 +61,14 @@ def cli() -> None:
     if exit_code and shares_mesh():  # a launch may wait for a process that is gone
         os._exit(exit_code if isinstance(exit_code, int) else 1)
     sys.exit(exit_code)
+
+
+def _interrupt_again(ignored: Any) -> None:
+    """Interrupts the main thread once more if Python ignored an interrupt, as in a finalizer."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        threading.Timer(_AGAIN_S, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _main(argv: list[str]) -> int:

@@ -140,7 +140,8 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
         if started:
             return
         report.status, had_report = "running", _holds_report(output_dir)
-        report.write(output_dir)
+        with _writable(output_dir):
+            report.write(output_dir)
         started = True
         for name in RESULTS if had_report else ():
             (output_dir / name).unlink(missing_ok=True)
@@ -156,10 +157,11 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
             report.status, report.failure_reason = failure(error)
             report.peak_host_memory_bytes = (report.peak_host_memory_bytes or 0) + peak_host_memory_bytes()
             report.write(output_dir)
-        except OSError as unwritten:  # what ended the run is what the user must know
-            print_note(f"{output_dir / REPORT} isn't up to date: {unwritten.strerror}")
+        except (OSError, UsageError) as unwritten:  # what ended the run is what the user must know
+            print_note(f"{output_dir / REPORT} isn't up to date: {unwritten}")
         finished = any((output_dir / name).exists() for name in (ROWS, *RESULTS))
-        print(f"{'finished results are' if finished else 'the report is'} in {output_dir}{hint}", file=sys.stderr)
+        if finished or (output_dir / REPORT).exists():
+            print(f"{'finished results are' if finished else 'the report is'} in {output_dir}{hint}", file=sys.stderr)
         raise
     report.status = "ok"
     report.peak_host_memory_bytes = (report.peak_host_memory_bytes or 0) + peak_host_memory_bytes()

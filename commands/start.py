@@ -1,5 +1,6 @@
 """The program's entry point: refuses an address space too small for the libraries that everything else imports."""
 
+import os
 import resource
 import sys
 
@@ -14,6 +15,10 @@ def start() -> None:
             f"error: OutOfMemory: expected at least {_IMPORTED_BYTES // 2**20} MiB of address space (ulimit -v), got "
             f"{limit // 2**20} MiB"
         )
-    from cambrian.commands.cli import cli  # imports NumPy and JAX
+    try:
+        from cambrian.commands.cli import cli  # imports NumPy and JAX
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        os._exit(130)
 
     cli()

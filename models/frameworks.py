@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from cambrian.sharding import UsageError
 
@@ -38,7 +39,14 @@ def as_function(model: Any, params: Any) -> tuple[Function, Any]:
     if not callable(model) or isinstance(model, type):
         got = model.__name__ if isinstance(model, type) else type(model).__name__
         raise UsageError(f"expected a function, or a model of Flax, Equinox, Haiku or Keras, got {got}")
-    return model, params
+    return model, jax.tree.map(_in_dtype_of_jax, params)
+
+
+def _in_dtype_of_jax(leaf: Any) -> Any:
+    """A NumPy array as `jax.jit` takes it: in 32 bits, unless jax_enable_x64 is set."""
+    if not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "fiuc":
+        return leaf
+    return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
 
 
 def _is_instance(model: Any, package: str, class_name: str) -> bool:

@@ -95,7 +95,7 @@ def program_from_function(
         tolerance=tolerance,
         rules=tuple((pattern, str(spec)) for pattern, spec in rules or ()),
         metadata=dict(metadata or {}),
-        notes=tuple(notes),
+        notes=() if rules is None else tuple(notes),
     )
 
 

@@ -90,6 +90,17 @@ def test_the_user_s_number_of_threads_is_kept(name, other):
 
 
 @pytest.mark.slow
+def test_devices_that_the_user_asked_for_stay():
+    code = """
+        import json, jax
+        from cambrian.sharding.host import core_sharing, acquire_devices
+        jax.config.update("jax_num_cpu_devices", 3)
+        print(json.dumps([len(acquire_devices(count, "cpu")[0]) for count in (1, 2)] + [len(jax.devices())]))
+        """
+    assert in_new_process(code) == [1, 2, 3]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(host_cores() < 2, reason="one core computes one launch at a time")
 def test_launches_on_one_device_are_computed_by_the_threads_that_launch():
     computed_by_launcher, side_by_side, equal = in_new_process(

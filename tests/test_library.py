@@ -1,6 +1,8 @@
 """The public library: a model becomes an executable in one call, whatever kind of model it is."""
 
+import copy
 import dataclasses
+import pickle
 
 import flax.linen as nn
 import jax
@@ -16,7 +18,7 @@ from command import write_checkpoint, write_images
 from unsharded import inference_function
 
 SMALL = Architecture("cifar", (1, 1), False, 10, width=8)
-SPEC = jax.ShapeDtypeStruct((8, 8, 3), "float32")
+SPEC, VECTOR = jax.ShapeDtypeStruct((8, 8, 3), "float32"), jax.ShapeDtypeStruct((4,), "float32")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,33 @@ def test_what_is_no_model_and_no_array_is_refused(executable):
             cambrian.compile(other)
     with pytest.raises(TypeError, match="inputs must be a NumPy or JAX array, or a pytree of arrays, got int"):
         executable([[0]])
+    with pytest.raises(TypeError, match="or a pytree of arrays, got NoneType"):
+        executable(None)
+
+
+def test_an_executable_says_what_to_do_instead_of_tracing_copying_and_pickling_it(executable):
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="an executable can't be copied or pickled: save it, and load the artefact"):
+            copied(executable)
+    with pytest.raises(TypeError, match="call executable.program.apply"):
+        jax.jit(executable)(np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def test_numbers_of_64_bits_are_taken_as_jax_takes_them():
+    params = {"kernel": np.random.default_rng(0).standard_normal((4, 3)), "steps": np.array([3])}
+    executable = cambrian.compile(lambda p, x: x @ p["kernel"] * p["steps"].astype("float32"), params, VECTOR)
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(executable(x), 3 * x @ params["kernel"], rtol=1e-5)
+
+
+def test_nothing_is_said_about_rules_where_none_were_given():
+    executable = cambrian.compile(lambda _, x: jnp.sin(x), None, VECTOR)
+    assert not any("rule" in note for note in executable.notes)
+
+
+def test_a_function_without_finite_outputs_is_named():
+    executable = cambrian.compile(lambda p, x: jnp.log(x @ p), -np.eye(4, dtype=np.float32), VECTOR)
+    assert any("for random inputs aren't finite" in note for note in executable.notes)
 
 
 def test_a_function_needs_its_spec_and_with_rules_has_its_own_precision():

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
+from cambrian.models.lowerings.activations import ACTIVATIONS
 from cambrian.models.lowerings.onednn import Convolution
+from cambrian.models.lowerings.onednn_forms import fused_activations
 from cambrian.models.lowerings.winograd import filtering_matrices
 
 NO_PADDING = ((0, 0), (0, 0))
@@ -149,6 +151,32 @@ def test_onednn_computes_the_same_of_a_packed_kernel_of_few_channels(in_channels
     assert packed.ndim == 1
     got = jax.jit(lambda x, w: convolution(x, w))(images, packed)
     assert relative_error(got, convolve(images, kernel, 1, NO_PADDING)) <= TOLERANCE["float32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_the_kernel_of_few_channels_is_packed_right_whatever_follows(activation, dtype):
+    usable("onednn")
+    if activation and activation not in fused_activations():
+        pytest.skip(f"oneDNN's call doesn't compute {activation}")
+    random = np.random.default_rng(7)
+    following = ("BIAS", *([activation] if activation else []))
+    few = ((3, 8, 1, 1), (5, 8, 1, 1), (5, 8, 2, 1), (5, 8, 4, 1), (3, 16, 2, 2), (3, 32, 3, 1), (3, 32, 4, 1))
+    for size, in_channels, out_channels, stride in (*few, (9, 8, 3, 1), (3, 1, 1, 1), (1, 64, 1, 1), (3, 64, 17, 1)):
+        same = (size // 2, size // 2)
+        window = Window.square(size, stride, (same, same))
+        call = Convolution((3, 8, 8, in_channels), out_channels, window, dtype, dtype, following=following)
+        images = random.standard_normal(call.in_shape, np.float32).astype(dtype)
+        kernel = (random.standard_normal(call.kernel_shape, np.float32) / in_channels**0.5 / size).astype(dtype)
+        bias = random.standard_normal(out_channels, np.float32).astype(dtype)
+        got = jax.jit(call.__call__)(images, call.pack(kernel), [bias])
+        expected = convolve(images, kernel, stride, window.padding) + bias.astype(np.float64)
+        if activation:
+            expected = np.asarray(ACTIVATIONS[activation](jnp.asarray(expected, jnp.float32)))
+        np.testing.assert_allclose(
+            np.asarray(got, np.float32), expected, rtol=2e-2, atol=TOLERANCE[dtype], err_msg=f"{size} {in_channels}"
+        )
 
 
 def test_onednn_says_why_it_cannot_be_used_elsewhere():

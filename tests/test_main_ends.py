@@ -39,6 +39,48 @@ def test_help_lists_the_flags_and_succeeds(command):
     assert outcome.stdout.index("  --mode ") < outcome.stdout.index("  --mesh* ") < outcome.stdout.index("  --repeats ")
 
 
+IGNORED = """
+import sys, time
+from cambrian.commands import cli
+
+class Ignored:
+    def __del__(self):
+        raise KeyboardInterrupt
+
+sys.unraisablehook = cli._interrupt_again
+try:
+    Ignored()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+WHILE_IMPORTING = """
+import sys
+from cambrian.commands.start import start
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "cambrian.commands.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+start()
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupt_that_python_ignores_comes_again(command):
+    (command.home / "ignored.py").write_text(IGNORED)
+    assert command(script=(command.home / "ignored.py",)).stdout == "interrupted\n"
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_the_libraries_are_imported_is_one_line(command):
+    (command.home / "importing.py").write_text(WHILE_IMPORTING)
+    outcome = command(script=(command.home / "importing.py",))
+    assert (outcome.exit_code, outcome.stderr) == (130, "error: interrupted\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("--helpfull",)])
 def test_a_full_standard_output_is_an_error(command, arguments):

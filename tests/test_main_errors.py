@@ -1,6 +1,7 @@
 """Invalid flags and input: exit code 2, and one line with the requirement and what was got."""
 
 import dataclasses
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -203,6 +204,21 @@ def test_a_folder_without_a_report_loses_nothing(tmp_path):
     assert read_report(tmp_path)["status"] == "out_of_memory"
     assert (tmp_path / "metrics.csv").read_text() == "mine"
     assert (tmp_path / "model" / "config.json").read_text() == "mine"
+
+
+def test_a_report_that_the_disk_can_t_hold_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "report.json")
+
+    report = Report(flags={})
+    monkeypatch.setattr(Report, "write", full)
+    message = "output_dir must be a writable folder, got .*: No space left on device"
+    with pytest.raises(UsageError, match=message), reporting(report, tmp_path) as start:
+        start()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(OutOfMemory), reporting(report, tmp_path):
+        raise OutOfMemory
+    assert "report.json isn't up to date" in (printed := capsys.readouterr().err) and "the report is" not in printed
 
 
 def test_a_folder_is_for_one_command_at_a_time(command):

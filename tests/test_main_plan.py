@@ -38,7 +38,8 @@ def test_the_plan_is_shown_and_drawn_and_is_that_of_the_run(command):
 
 @pytest.mark.slow
 def test_an_artifact_s_plan_is_shown_without_its_model(command):
-    (artifact,) = command.artifacts
+    built = command("--mode", "compile", *command.small_flags(), "--mesh", "2x2", "--batch_size", 4)
+    artifact = built.stdout.strip()
     outcome = command("--mode", "plan", "--artifact", artifact, "--output_dir", command.home / "received")
     assert outcome.exit_code == 0 and "resnet6, mesh 2x2 on cpu, batch 4, float32" in outcome.stdout
     outcome = command("--mode", "plan", "--artifact", artifact, "--tune")

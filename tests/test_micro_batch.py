@@ -3,13 +3,16 @@
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cambrian
 from cambrian.models.graph.micro_batch import micro_batch
+from cambrian.models.graph.over_samples import reduction_over_samples
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.trace import trace
-from cambrian.sharding import MeshShape, make_mesh
+from cambrian.sharding import MeshShape, UsageError, make_mesh
 from graph_cases import conv, draw
 
 SAMPLES, BYTES = 12, 4 * 8 * 8 * (4 + 8)  # of the largest layer's input and output, for a sample
@@ -99,11 +102,44 @@ def test_a_function_that_is_bound_to_its_batch_runs_all_at_once(cache, monkeypat
     assert {3} not in sizes
 
 
-def test_a_function_that_mixes_samples_never_runs_in_micro_batches(cache, monkeypatch):
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: network(p, x) - network(p, x).mean(axis=0),
+        lambda p, x: jax.lax.cond(x.mean() > 2, lambda y: y, lambda y: -y, network(p, x)),
+        lambda p, x: jax.lax.while_loop(lambda y: (y < 0.5).any(), lambda y: y + 0.25, network(p, x)),
+        lambda p, x: jnp.where(x.max() > 50, 2.0, 3.0) * network(p, x),
+        lambda p, x: network(p, x) * network(p, x).argmax(axis=0).astype("float32"),
+        lambda p, x: network(p, x) @ (network(p, x).T @ network(p, x)),
+    ],
+)
+def test_a_function_that_mixes_samples_is_never_cut(cache, monkeypatch, function):
     cache(3 * BYTES)
-    _, sizes, program = built(monkeypatch, lambda p, x: network(p, x) - network(p, x).mean(axis=0))
-    assert {3} in sizes
-    assert program.plan is None or all(layer.micro_batch != 3 for _, layer in program.plan.layers)
-    images = draw(SAMPLES, 8, 8, 4)
-    got = jax.jit(program.apply)(program.params, images)
-    np.testing.assert_allclose(got, program.reference(images), rtol=1e-4, atol=1e-5)
+    _, sizes, _ = built(monkeypatch, function)
+    assert {3} not in sizes
+    programs, _, program = built(monkeypatch, function, "1x2")
+    assert programs == []
+    (note,) = program.notes
+    assert note.startswith("computed as JAX compiles it: the function mixes the samples of a batch (")
+    for images in draw(2 * SAMPLES, 8, 8, 4), np.repeat([[[[100.0]]], [[[0.0]]]], SAMPLES, 0) + np.zeros((8, 8, 4)):
+        images = images.astype(np.float32)
+        got, expected = jax.jit(program.apply)(program.params, images), function(PARAMS, images)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_one_that_mixes_samples_is_refused_in_bfloat16_on_several_devices():
+    with pytest.raises(UsageError, match=r"mesh 1x2 in bfloat16 must be able to cut the samples: .*reduce_sum"):
+        cambrian.compile(
+            lambda p, x: x - x.mean(axis=0),
+            {},
+            jax.ShapeDtypeStruct((4,), "float32"),
+            mesh="1x2",
+            batch_size=4,
+            precision="bfloat16",
+        )
+
+
+def test_a_function_unrolled_over_its_samples_can_be_cut():
+    unrolled = lambda _, x: jnp.stack([row / row.sum() for row in x])  # noqa: E731
+    shapes = [jax.ShapeDtypeStruct((samples, 5), "float32") for samples in (2, 3)]
+    assert reduction_over_samples(*(trace(unrolled, {}, shape)[0] for shape in shapes)) is None

@@ -33,3 +33,6 @@ def test_the_picture_has_a_colour_for_each_lowering_and_a_hatch_for_each_partiti
     for name in ("conv1", "fc", "winograd_2x2", "matmul", "partition rows", "partition whole", "change of layout"):
         assert f"<!-- {name} -->" in text
     assert "partition samples" not in text
+    alike = {name: {**layer, "partition": "whole"} for name, layer in PLAN.items()}
+    _, svg = draw_plan(alike, COSTS, "a network", 8.0, tmp_path / "alike")
+    assert "<!-- partition whole -->" not in svg.read_text() and "layer, all with partition whole" in svg.read_text()

@@ -66,7 +66,9 @@ def shown_ms(milliseconds: float) -> str:
 def draw_plan(
     plan: dict[str, dict], costs: Sequence[LayerCost], title: str, measured_ms: float, path: Path
 ) -> list[Path]:
-    """Draws a column for each layer, as high as its predicted time, coloured by lowering and hatched by partition.
+    """Draws a column for each layer, as high as its predicted time.
+
+    Its colour is the lowering and its hatch the partition, unless all layers have the same.
 
     Returns:
       The written files, `path` with the suffixes .png and .svg.
@@ -79,10 +81,12 @@ def draw_plan(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     lowerings = list(dict.fromkeys(layer["lowering"] for layer in plan.values()))
+    partitions = {Partition(layer["partition"]) for layer in plan.values()}
+    hatches = {each: hatch for each, hatch in _HATCHES.items() if each in partitions} if len(partitions) > 1 else {}
     colours = dict(zip(lowerings, itertools.cycle(_COLOURS), strict=False))
     for place, cost in enumerate(costs):
         layer = plan[cost.name]
-        look = {"color": colours[layer["lowering"]], "hatch": _HATCHES[Partition(layer["partition"])]}
+        look = {"color": colours[layer["lowering"]], "hatch": hatches.get(Partition(layer["partition"]))}
         axes.bar(place, cost.compute_ms, width=1, edgecolor="black", linewidth=0.4, **look)
         axes.bar(place, cost.communication_ms, width=1, bottom=cost.compute_ms, color="black")
     names = [cost.name for cost in costs]
@@ -95,15 +99,14 @@ def draw_plan(
     axes.margins(x=0.005)
     # Without any measured operation, the axis still needs a height.
     axes.set_ylim(0, 1.06 * max(cost.compute_ms + cost.communication_ms for cost in costs) or 1.0)
-    axes.set_xlabel("layer")
+    axes.set_xlabel("layer" if hatches else f"layer, all with partition {partitions.pop()}")
     axes.set_ylabel("predicted ms a launch")
     times = f"predicted {shown_ms(total_ms(costs))} ms, measured {shown_ms(measured_ms)} ms a launch"
     axes.set_title(f"{title}\n{times}", fontsize=10)
     handles = [Patch(facecolor=colour, edgecolor="black", label=name) for name, colour in colours.items()]
     handles += [
         Patch(facecolor="white", edgecolor="black", hatch=hatch, label=f"partition {partition}")
-        for partition, hatch in _HATCHES.items()
-        if partition in {layer["partition"] for layer in plan.values()}
+        for partition, hatch in hatches.items()
     ]
     if any(cost.communication_ms for cost in costs):
         handles.append(Patch(facecolor="black", label="change of layout"))

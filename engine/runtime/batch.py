@@ -16,8 +16,13 @@ def num_samples(batch: Any) -> int:
       TypeError: if a leaf isn't an array.
       UsageError: if the arrays have different N.
     """
-    leaves = jax.tree.leaves(batch)
+    leaves = jax.tree.leaves(batch) or [batch]  # None has no leaves
     for leaf in leaves:
+        if isinstance(leaf, jax.core.Tracer):
+            raise TypeError(
+                "an executable is compiled and can't be traced into another program: there, call "
+                "executable.program.apply(executable.params, inputs), or a function from cambrian.optimize"
+            )
         if not isinstance(leaf, (np.ndarray, jax.Array)):
             raise TypeError(f"inputs must be a NumPy or JAX array, or a pytree of arrays, got {type(leaf).__name__}")
     lengths = {len(leaf) for leaf in leaves}

@@ -58,7 +58,7 @@ class Computed(NamedTuple):
     card: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Executable:
     """A program compiled ahead of time for one mesh and batch size.
 
@@ -130,6 +130,9 @@ class Executable:
     def mesh_shape(self) -> MeshShape:
         """Sizes of the mesh axes."""
         return mesh_shape(self.mesh)
+
+    def __reduce__(self):
+        raise TypeError("an executable can't be copied or pickled: save it, and load the artefact")
 
     def put(self, inputs: Any) -> Any:
         """Pads inputs with zeros to a whole batch, or to this process's rows, and moves them to the devices.

@@ -23,6 +23,7 @@ from cambrian.models.graph.fastest_program import fastest_program
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.micro_batch import micro_batch
+from cambrian.models.graph.over_samples import reduction_over_samples
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.plan_of_graph import plan_of_graph
 from cambrian.models.graph.precision import in_bfloat16
@@ -88,7 +89,8 @@ def build_program(
 
     Raises:
       UsageError: as `program_from_function` and `choose_plan`; if the mesh can't cut the samples of a function that
-        doesn't consist of layers; or if the function can't be computed as asked within the tolerance.
+        doesn't consist of layers, or in less than float32 of one that mixes them; or if the function can't be computed
+        as asked within the tolerance.
       OutOfMemory: if no plan fits the limit.
     """
     end = time.perf_counter() + calibrate_s
@@ -110,6 +112,10 @@ def build_program(
     local_samples = samples // (mesh.size if by_samples else shape.data)
     local = jax.tree.map(lambda each: jax.ShapeDtypeStruct((local_samples, *each.shape[1:]), each.dtype), inputs)
     graph, _ = trace(function, params, local)
+    if local_samples < samples and partition in ("auto", "samples"):
+        whole, _ = trace(function, params, inputs)
+        if (reduction := reduction_over_samples(graph, whole)) is not None:
+            return _of_mixed_samples(stock, reduction)
     given_tolerance = tolerance
     if tolerance is None:
         tolerance = TOLERANCE["bfloat16" if _has_narrow_floats(graph) else precision]
@@ -117,7 +123,7 @@ def build_program(
     for value, spec in zip(graph.outputs, jax.tree.leaves(stock.output_spec), strict=True):
         if value.shape != (expected := (local_samples, *spec.shape[1:])):
             raise UsageError(f"expected {spec.name} {expected} for {local_samples} samples, got {value.shape}")
-    graph = optimized(graph)
+    traced, graph = graph, optimized(graph)
     reference = None
     if precision == "int8":
         if calibration is None:
@@ -146,7 +152,7 @@ def build_program(
         graph = in_bfloat16(graph) if precision == "bfloat16" else graph
         graphs = [graph]
         if precision != "int8" and (size := micro_batch(graph)) < local_samples:
-            graphs += _for_samples(size, function, params, local, precision)
+            graphs += _for_samples(size, function, params, local, traced, precision)
         for number, each in enumerate(graphs):
             seconds = (end - time.perf_counter()) / (len(graphs) - number)
             chosen = choose_lowerings(each, mesh.devices.flat[0], costs, seconds)
@@ -155,16 +161,23 @@ def build_program(
     return fastest_program(programs, stock, stock_allowed=stock_allowed, reference=reference)
 
 
+def _of_mixed_samples(stock: Program, reduction: str) -> Program:
+    reason = f"the function mixes the samples of a batch ({reduction})"
+    if (precision := stock.metadata["precision"]) != "float32":
+        raise UsageError(f"mesh {mesh_shape(stock.mesh)} in {precision} must be able to cut the samples: {reason}")
+    return dataclasses.replace(stock, notes=(*stock.notes, f"computed as JAX compiles it: {reason}"))
+
+
 def _for_samples(
-    samples: int, function: Callable[[Any, Any], Any], params: Any, inputs: Any, precision: str
+    samples: int, function: Callable[[Any, Any], Any], params: Any, inputs: Any, traced: Graph, precision: str
 ) -> list[Graph]:
-    """The optimised graph of a function for another number of samples; none if it is bound to that of `inputs`."""
+    """The optimised graph of a function for another number of samples; none if it is bound to that of `traced`."""
     fewer = jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
     try:
         graph, _ = trace(function, params, fewer)
     except Exception:  # whatever the function raises
         return []
-    if any(value.shape[:1] != (samples,) for value in graph.outputs):
+    if any(value.shape[:1] != (samples,) for value in graph.outputs) or reduction_over_samples(graph, traced):
         return []
     graph = optimized(graph)
     return [in_bfloat16(graph) if precision == "bfloat16" else graph]

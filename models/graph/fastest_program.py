@@ -63,14 +63,16 @@ def fastest_program(
 
 
 def _as_it_is(stock: Program, errors: Sequence[float], allowed: bool) -> Program:
-    mixed = "; it may mix the samples of a batch" if stock.mesh.size > 1 else ""
+    least, mixed = min(errors), "; it may mix the samples of a batch" if stock.mesh.size > 1 else ""
     if not allowed:
         raise UsageError(
             f"in {stock.metadata['precision']} the outputs must be within {stock.tolerance:g} of the function's own, "
-            f"got a relative error of {min(errors):.1e}{mixed}; compute in float32, or raise the tolerance"
+            f"got a relative error of {least:.1e}{mixed}; compute in float32, or raise the tolerance"
         )
-    note = f"computed as JAX compiles it: the optimised function's outputs differ by {min(errors):.1e}{mixed}"
-    return dataclasses.replace(stock, notes=(*stock.notes, note))
+    differ = f"the optimised function's outputs differ by {least:.1e}{mixed}"
+    if np.isnan(least):
+        differ = "some outputs for random inputs aren't finite, so that they can't be compared"
+    return dataclasses.replace(stock, notes=(*stock.notes, f"computed as JAX compiles it: {differ}"))
 
 
 def _seconds_of(launches: dict[Program, Launch]) -> dict[Program, float]:

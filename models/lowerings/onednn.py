@@ -14,7 +14,8 @@ packed.
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ _BLOCKS = (64, 48, 32, 16)
 _IN_CHANNELS = {"float32": 1, "bfloat16": 32, "uint8": 64, "int8": 64}
 _ZERO_OF_INT8 = 128
 _MOST_DRAWN = 1_000_003
+_LEAST_COMPARED = 32  # values: one of few channels is right by chance with a wrong block size
 _CHANNELS_OF_GROUP = 16  # likewise for the input and the output channels of each group
 
 
@@ -78,7 +80,7 @@ class Convolution:
 
     def pack(self, kernel: np.ndarray) -> np.ndarray:
         """Packs a kernel of `kernel_shape` into oneDNN's order, in one dimension; returns it unchanged if unknown."""
-        block = _block(dataclasses.replace(self, factors=(1.0,) * len(self.factors)))
+        block = _block(dataclasses.replace(self, factors=()))
         return kernel if block is None else _packed(kernel, self, block)
 
     def _configuration(self, packed: bool) -> dict:
@@ -147,29 +149,68 @@ def _block(convolution: Convolution) -> int | None:
         return None
     if groups > 1 and (in_channels % _CHANNELS_OF_GROUP or out_channels // groups % _CHANNELS_OF_GROUP):
         return None
-    random = np.random.default_rng(0)
-    # A prime number of random values, repeated: they lie nowhere as in the next row or block.
-    size = min(int(np.prod(convolution.kernel_shape)), _MOST_DRAWN)
-    kernel = np.resize(random.integers(-2, 3, size).astype(np.float32), convolution.kernel_shape)
-    # NumPy arrays, as JAX would compile a program for each shape.
-    images = np.zeros(convolution.in_shape, convolution.dtype)
-    images[0] = random.integers(1, 4, convolution.in_shape[1:])  # from zeros alone, any order of the kernel gives zeros
-    row, column = (size // 2 for size in convolution.out_shape[1:3])
-    expected = _output_pixel(images[0].astype(np.float32), kernel, convolution, row, column)
-    shapes = {"BIAS": (convolution.out_channels,), "BINARY_ADD": convolution.out_shape}
-    is_integer = kernel_dtype(convolution.dtype) == "int8"
-    dtypes = {"BIAS": "float32", "BINARY_ADD": "uint8"} if is_integer else dict.fromkeys(shapes, convolution.out_dtype)
-    zeros = [np.zeros(shapes[name], dtypes[name]) for name in convolution.following if name in shapes]
-
+    probe = _Probe.of(convolution)
+    draws = [probe.draw(seed) for seed in range(-(-_LEAST_COMPARED // out_channels))]
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        apply = jax.jit(convolution.__call__)  # without indexing, which XLA would have to compile
-        for block in _BLOCKS:
-            got = np.asarray(
-                apply(images, _packed(kernel.astype(kernel_dtype(convolution.dtype)), convolution, block), zeros)
-            )
-            if np.allclose(got[0, row, column].astype(np.float32), expected, 1e-2):
-                return block
-    return None
+        apply = jax.jit(probe.convolution.__call__)  # without indexing, which XLA would have to compile
+        return next((block for block in _BLOCKS if all(probe.is_right(apply, block, *draw) for draw in draws)), None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Probe:
+    """A call on values that tell the right order of the kernel from any other: whatever follows, none saturates.
+
+    Attributes:
+      convolution: the call.
+      unit: factor of the kernel in floating point, a power of two, so that products are exact.
+    """
+
+    convolution: Convolution
+    unit: float
+
+    @classmethod
+    def of(cls, convolution: Convolution) -> "_Probe":
+        # The sums of products of `draw` have about this standard deviation, which a unit brings to 1.
+        unit = 2.0 ** -round(math.log2(3 * math.sqrt(math.prod(convolution.kernel_shape[:3]))))
+        if kernel_dtype(convolution.dtype) != "int8":
+            return cls(convolution, unit)
+        following = convolution.following
+        factors = [1.0] * following.count("LINEAR")
+        if following[-2:-1] and following[-2] in ACTIVATIONS and following[-1] == "LINEAR":
+            factors[0], factors[-1] = unit, 64.0  # the activation of numbers around 1, which is rounded to an integer
+        return cls(dataclasses.replace(convolution, factors=tuple(factors)), 1.0)
+
+    def draw(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns random images and a kernel of `kernel_shape`."""
+        random, convolution = np.random.default_rng(seed), self.convolution
+        # A prime number of random values, repeated: they lie nowhere as in the next row or block.
+        size = min(math.prod(convolution.kernel_shape), _MOST_DRAWN)
+        kernel = np.resize(random.integers(-2, 3, size).astype(np.float32), convolution.kernel_shape) * self.unit
+        # NumPy arrays, as JAX would compile a program for each shape.
+        images = np.zeros(convolution.in_shape, convolution.dtype)
+        images[0] = random.integers(1, 4, convolution.in_shape[1:])  # zeros alone give zeros in any order
+        return images, kernel
+
+    def is_right(self, apply: Callable[..., jax.Array], block: int, images: np.ndarray, kernel: np.ndarray) -> bool:
+        """Whether the kernel packed in blocks of this size gives one output pixel correctly."""
+        convolution = self.convolution
+        row, column = (size // 2 for size in convolution.out_shape[1:3])
+        expected = _output_pixel(images[0].astype(np.float32), kernel, convolution, row, column)
+        packed = _packed(kernel.astype(kernel_dtype(convolution.dtype)), convolution, block)
+        got = np.asarray(apply(images, packed, self._zeros()))[0, row, column].astype(np.float32)
+        return np.allclose(got, expected, rtol=1e-2, atol=5e-3)
+
+    def _zeros(self) -> list[np.ndarray]:
+        """The operands of what follows."""
+        convolution = self.convolution
+        shapes = {"BIAS": (convolution.out_channels,), "BINARY_ADD": convolution.out_shape}
+        is_integer = kernel_dtype(convolution.dtype) == "int8"
+        dtypes = {"BIAS": "float32", "BINARY_ADD": "uint8"}
+        return [
+            np.zeros(shapes[name], dtypes[name] if is_integer else convolution.out_dtype)
+            for name in convolution.following
+            if name in shapes
+        ]
 
 
 def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolution, row: int, column: int) -> np.ndarray:
@@ -183,8 +224,11 @@ def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolutio
     seen = padded[rows, columns]
     parts = zip(np.split(seen, groups, axis=2), np.split(kernel, groups, axis=3), strict=True)
     pixel = np.concatenate([np.tensordot(part, kernel_part, 3) for part, kernel_part in parts])
+    factors = iter(convolution.factors)
     for name in convolution.following:
-        if name in ACTIVATIONS:
+        if name == "LINEAR":
+            pixel = pixel * next(factors)
+        elif name in ACTIVATIONS:
             pixel = np.asarray(ACTIVATIONS[name](jax.numpy.asarray(pixel)))
     if convolution.out_dtype not in ("uint8", "int8"):
         return pixel

@@ -151,13 +151,14 @@ def _configure_virtual_devices(count: int, launches_at_once: int, cores: int | N
     global _cpu_threads, _side_by_side, _synchronous
     if count > max_virtual_devices() or "virtual_devices" not in host.permitted:
         return False
+    made = max(count, jax.config.values["jax_num_cpu_devices"])  # the user may have asked for more
     try:
         # Only an update that changes something raises where the backend already runs; the caller counts its devices.
-        jax.config.update("jax_num_cpu_devices", count + 1)
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", made + 1)
+        jax.config.update("jax_num_cpu_devices", made)
     except RuntimeError:
         return False
-    host.record("virtual_devices", f"jax_num_cpu_devices = {count}")
+    host.record("virtual_devices", f"jax_num_cpu_devices = {made}")
     check_address_space(count)
     if cpu_only and "platform" in host.permitted:
         jax.config.update("jax_platforms", "cpu")
