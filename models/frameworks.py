@@ -21,11 +21,13 @@ def as_function(model: Any, params: Any) -> tuple[Function, Any]:
       model: a function; a Flax NNX, Equinox or Keras model, which hold their parameters; or a Flax Linen module or a
         Haiku transform. An Equinox model takes one sample, and is mapped over the batch.
       params: of a function, Linen module (its variables) or Haiku transform (its parameters; with state, a pair of
-        parameters and state); None otherwise.
+        parameters and state); the state of an Equinox model that has one; None otherwise.
 
     Raises:
       UsageError: if `model` is none of these, or `params` are missing or superfluous.
     """
+    if _is_instance(model, "equinox", "Module"):
+        return _equinox(model, params)
     for package, class_name, adapt in _WITH_PARAMS:
         if _is_instance(model, package, class_name):
             if params is not None:
@@ -67,11 +69,17 @@ def _nnx(module: Any) -> tuple[Function, Any]:
     return apply, state
 
 
-def _equinox(module: Any) -> tuple[Function, Any]:
+def _equinox(module: Any, state: Any) -> tuple[Function, Any]:
     import equinox  # pyright: ignore[reportMissingImports]
 
-    arrays, rest = equinox.partition(equinox.nn.inference_mode(module), equinox.is_array)
-    return lambda arrays, inputs: jax.vmap(equinox.combine(arrays, rest))(inputs), arrays
+    module = equinox.nn.inference_mode(module)
+    arrays, rest = equinox.partition(module if state is None else (module, state), equinox.is_array)
+
+    def apply(arrays: Any, inputs: jax.Array) -> Any:
+        model = equinox.combine(arrays, rest)
+        return jax.vmap(model if state is None else lambda sample: model[0](sample, model[1])[0])(inputs)
+
+    return apply, arrays
 
 
 def _keras(model: Any) -> tuple[Function, Any]:
@@ -111,7 +119,7 @@ def _haiku_with_state(transform: Any) -> Function:
     return apply
 
 
-_WITH_PARAMS = (("flax.nnx", "Module", _nnx), ("equinox", "Module", _equinox), ("keras", "Model", _keras))
+_WITH_PARAMS = (("flax.nnx", "Module", _nnx), ("keras", "Model", _keras))
 _WITHOUT_PARAMS = (
     ("flax.linen", "Module", _linen),
     ("haiku", "TransformedWithState", _haiku_with_state),

@@ -73,6 +73,33 @@ def test_a_module_of_equinox_takes_one_sample():
 
 
 @pytest.mark.slow
+def test_a_module_of_equinox_with_state():
+    import equinox as eqx
+
+    class Net(eqx.Module):
+        conv: eqx.nn.Conv2d
+        norm: eqx.nn.BatchNorm
+
+        def __init__(self):
+            self.conv = eqx.nn.Conv2d(3, 8, 3, padding=1, key=jax.random.key(0))
+            self.norm = eqx.nn.BatchNorm(8, axis_name="batch", mode="batch")
+
+        def __call__(self, x, state):
+            y, state = self.norm(self.conv(x), state)
+            return jax.nn.relu(y).mean(axis=(1, 2)), state
+
+    with jax.numpy_dtype_promotion("standard"):  # which Equinox relies on
+        model, state = eqx.nn.make_with_state(Net)()
+        train = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+        _, state = train(images(8, 3, 8, 8), state)
+        x = images(2, 3, 8, 8)
+        expected = jax.vmap(lambda sample: eqx.nn.inference_mode(model)(sample, state)[0])(x)
+        executable = cambrian.compile(model, state, jax.ShapeDtypeStruct((3, 8, 8), "float32"), batch_size=2)
+        for got in (executable(x), cambrian.optimize(model, state)(x)):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("with_key", [True, False])
 def test_a_transform_of_haiku(with_key):
     import haiku as hk

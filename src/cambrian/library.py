@@ -120,7 +120,8 @@ def compile(
       model: a model of `resnet`; a `Classifier`; a Flax NNX, Equinox or Keras model, which is computed in evaluation
         mode; a Flax Linen module or a Haiku transform; or a function of (params, inputs). Inputs and results are arrays
         (N, …), alone or in dicts, lists and tuples.
-      params: of a function, Linen module or Haiku transform: any pytree of arrays.
+      params: of a function, Linen module or Haiku transform: any pytree of arrays; the state of an Equinox model that
+        has one.
       spec: of a module or function: shape and dtype of one sample, such as `jax.ShapeDtypeStruct((224, 224, 3),
         "float32")`, or one for each array in dicts, lists and tuples.
       mesh: MODELxDATA: number of devices that cut each layer × number of devices that cut the batch. Both cut the
@@ -255,7 +256,8 @@ def optimize(model: Any, params: Any = None, *, precision: str = "auto") -> "Opt
 
     Args:
       model: a function of (params, *inputs), pytrees in and out, or a model as `compile` takes one.
-      params: of a function, Linen module or Haiku transform: any pytree of arrays.
+      params: of a function, Linen module or Haiku transform: any pytree of arrays; the state of an Equinox model that
+        has one.
       precision: float32, bfloat16, or auto, which is the function's own.
 
     Returns:
