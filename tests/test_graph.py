@@ -1,5 +1,6 @@
 """Rewritten functions give what JAX gives, and passes recognise arithmetic however it is written."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,14 +12,17 @@ from jax.sharding import PartitionSpec as P
 
 import cambrian
 import cambrian.sharding
-from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings, with_lowering
+from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings, fastest, with_lowering
 from cambrian.models.graph.constants import compact
 from cambrian.models.graph.find_poolings import Pool
+from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import rewritten
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.scan import Scan, nodes_and_repetitions
 from cambrian.models.graph.trace import trace
+from cambrian.models.lowerings import Window
+from cambrian.models.lowerings.onednn import Convolution
 from graph_cases import batch_norm, conv, draw, evaluate, fused, norm_params, others, rewrite
 
 
@@ -371,3 +375,14 @@ def test_random_keys_and_effects_stay():
     rewrite(function, draw(6, 4), draw(2, 6))
     jax.effects_barrier()
     assert len(seen) == 2  # the function's and the graph's
+
+
+def test_a_lowering_with_wrong_results_is_never_taken(monkeypatch):
+    kernel, x = draw(3, 3, 24, 40), draw(2, 7, 9, 24)
+    monkeypatch.setattr(Convolution, "pack", lambda _, kernel: kernel[::-1].copy())
+    fast = cambrian.optimize(lambda k, x: jax.nn.relu(conv(x, k)), kernel)
+    np.testing.assert_allclose(fast(x), jax.nn.relu(conv(x, kernel)), rtol=1e-4, atol=1e-4)
+    operation = FusedConvolution(x.shape, 40, Window.square(3, 1, ((1, 1), (1, 1))), activation="RELU")
+    costs = MeasuredCosts.of_machine("cpu")
+    assert costs.get(dataclasses.replace(operation, lowering="onednn")) == np.inf
+    assert fastest(operation, "cpu", costs).lowering != "onednn"

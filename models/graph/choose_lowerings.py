@@ -1,8 +1,8 @@
 """Pass: each fused convolution gets the lowering that was measured to be fastest on this machine.
 
 Distinct convolutions are measured one by one, those with the most arithmetic first, until the time for it is spent; the
-results are kept in the user's cache folder, and later builds go on from there. What isn't measured is computed by
-oneDNN where it can be called, otherwise by XLA.
+results are kept in the user's cache folder, and later builds go on from there. A lowering whose results are wrong takes
+for ever. What isn't measured is computed by oneDNN where it can be called, otherwise by XLA.
 """
 
 import contextlib
@@ -22,12 +22,14 @@ from cambrian.models.costs.machine import own_table_path
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, rewritten
 from cambrian.models.graph.scan import nodes_and_repetitions, rewrite_bodies
+from cambrian.models.lowerings.onednn import output_pixel
 from cambrian.sharding.host import cpu_threads, without_compilation_cache
 
 _LAUNCHES, _SECONDS = 5, 0.05
 _SMALL_FLOPS = 2**28
 _TINY_FLOPS = 2**20  # of matrix products that take less time than oneDNN to start
 _MOST_DRAWN = 1_000_003  # random numbers, which are repeated: a large dense layer has a hundred times as many
+_TOLERANCE = 0.1  # of a few pixels; a kernel in a wrong order gives an error above 1
 _HOPELESS = 1.5  # times the fastest: then the first launch suffices
 
 
@@ -111,7 +113,10 @@ def fastest(operation: FusedConvolution, platform: str, costs: MeasuredCosts) ->
     """The operation with the fastest measured lowering, or the one that suits most if none is measured."""
     candidates = _candidates(operation, platform)
     measured = [candidate for candidate in candidates if costs.get(candidate) is not None]
-    return min(measured, key=lambda candidate: costs.get(candidate) or 0.0) if measured else candidates[0]
+    if not measured:
+        return candidates[0]
+    best = min(measured, key=lambda candidate: costs.get(candidate) or 0.0)
+    return dataclasses.replace(operation, lowering="native") if costs.get(best) == np.inf else best
 
 
 def _candidates(operation: FusedConvolution, platform: str) -> list[FusedConvolution]:
@@ -145,7 +150,7 @@ def _measure(counts: Mapping[FusedConvolution, int], device: jax.Device, costs: 
 
 
 def measured_ms(operation: FusedConvolution, device: jax.Device, fastest_ms: float = np.inf) -> float:
-    """Measures the milliseconds of an operation on random operands, which are on the device."""
+    """Measures the milliseconds of an operation on random operands, which are on the device; inf if it is wrong."""
     random = np.random.default_rng(0)
 
     def values(shape: Sequence[int], dtype: str, scale: float = 1.0) -> np.ndarray:
@@ -153,14 +158,14 @@ def measured_ms(operation: FusedConvolution, device: jax.Device, fastest_ms: flo
         return np.resize(drawn.astype(dtype), shape)
 
     kernel, bias = values(operation.kernel_shape, "float32", 0.05), values((operation.out_channels,), "float32")
-    operands = [values(operation.in_shape, operation.dtype), *operation.prepare(kernel, bias)]
-    if operation.residual:
-        operands.append(values(operation.out_shape, operation.out_dtype))
-    arrays = jax.device_put(operands, device)
+    images = values(operation.in_shape, operation.dtype)
+    residual = [values(operation.out_shape, operation.out_dtype)] * operation.residual
+    arrays = jax.device_put([images, *operation.prepare(kernel, bias), *residual], device)
     with without_compilation_cache():
         compiled = jax.jit(lambda *arrays: operation(*arrays)).lower(*arrays).compile()
     launch = functools.partial(compiled, *arrays)
-    jax.block_until_ready(launch())
+    if not _is_right(np.asarray(launch()[0]), operation, images, kernel, [bias, *residual]):
+        return np.inf
     times, start = [], time.perf_counter()
     while len(times) < _LAUNCHES or time.perf_counter() - start < _SECONDS:
         before = time.perf_counter()
@@ -169,3 +174,16 @@ def measured_ms(operation: FusedConvolution, device: jax.Device, fastest_ms: flo
         if times[-1] > _HOPELESS * fastest_ms:
             break
     return statistics.median(times)
+
+
+def _is_right(
+    got: np.ndarray, operation: FusedConvolution, images: np.ndarray, kernel: np.ndarray, operands: Sequence[np.ndarray]
+) -> bool:
+    """Whether some pixels of the last image are those that NumPy computes."""
+    last, exact, seen = len(images) - 1, [], []
+    bias, *residual = operands
+    for row, column in {(0, 0), tuple(size // 2 for size in operation.out_shape[1:3])}:
+        added = [bias, *(array[last, row, column].astype(np.float32) for array in residual)]
+        exact.append(output_pixel(images[last].astype(np.float32), kernel, operation.onednn, row, column, added))
+        seen.append(got[last, row, column].astype(np.float32))
+    return bool(np.linalg.norm(np.subtract(seen, exact)) <= _TOLERANCE * (np.linalg.norm(exact) + _TOLERANCE**2))

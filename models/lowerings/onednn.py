@@ -195,7 +195,7 @@ class _Probe:
         """Whether the kernel packed in blocks of this size gives one output pixel correctly."""
         convolution = self.convolution
         row, column = (size // 2 for size in convolution.out_shape[1:3])
-        expected = _output_pixel(images[0].astype(np.float32), kernel, convolution, row, column)
+        expected = output_pixel(images[0].astype(np.float32), kernel, convolution, row, column)
         packed = _packed(kernel.astype(kernel_dtype(convolution.dtype)), convolution, block)
         got = np.asarray(apply(images, packed, self._zeros()))[0, row, column].astype(np.float32)
         return np.allclose(got, expected, rtol=1e-2, atol=5e-3)
@@ -213,8 +213,19 @@ class _Probe:
         ]
 
 
-def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolution, row: int, column: int) -> np.ndarray:
-    """Computes one output pixel (C_out,) of an image (H, W, C_in), with zero operands of `following`."""
+def output_pixel(
+    image: np.ndarray,
+    kernel: np.ndarray,
+    convolution: Convolution,
+    row: int,
+    column: int,
+    operands: Sequence[np.ndarray] = (),
+) -> np.ndarray:
+    """Computes one output pixel (C_out,) of an image (H, W, C_in) in NumPy.
+
+    Args:
+      operands: those of `following` for this pixel, each (C_out,); none for zeros.
+    """
     window, groups = convolution.window, convolution.groups
     padded = np.pad(image, (*window.padding, (0, 0)))
     rows, columns = (
@@ -224,9 +235,11 @@ def _output_pixel(image: np.ndarray, kernel: np.ndarray, convolution: Convolutio
     seen = padded[rows, columns]
     parts = zip(np.split(seen, groups, axis=2), np.split(kernel, groups, axis=3), strict=True)
     pixel = np.concatenate([np.tensordot(part, kernel_part, 3) for part, kernel_part in parts])
-    factors = iter(convolution.factors)
+    factors, added = iter(convolution.factors), iter(operands)
     for name in convolution.following:
-        if name == "LINEAR":
+        if name in ("BIAS", "BINARY_ADD"):
+            pixel = pixel + next(added, np.float32(0))
+        elif name == "LINEAR":
             pixel = pixel * next(factors)
         elif name in ACTIVATIONS:
             pixel = np.asarray(ACTIVATIONS[name](jax.numpy.asarray(pixel)))
@@ -253,7 +266,7 @@ def obstacle(platform: str) -> str | None:
             except Exception as error:  # an unknown target, or another form of its configuration
                 return f"XLA rejects the call: {str(error).splitlines()[0]}"
         for image, row, column in np.ndindex(got.shape[:3]):
-            expected = _output_pixel(images[image], kernel, convolution, row, column)
+            expected = output_pixel(images[image], kernel, convolution, row, column)
             if not np.allclose(got[image, row, column], expected, rtol=1e-4, atol=1e-4):
                 return "the probe gave a wrong result"
     return None
