@@ -21,7 +21,7 @@ from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.scan import Scan, nodes_and_repetitions
 from cambrian.models.graph.trace import trace
-from cambrian.models.lowerings import Window
+from cambrian.models.lowerings import LOWERINGS, Window
 from cambrian.models.lowerings.onednn import Convolution
 from graph_cases import batch_norm, conv, draw, evaluate, fused, norm_params, others, rewrite
 
@@ -386,3 +386,13 @@ def test_a_lowering_with_wrong_results_is_never_taken(monkeypatch):
     costs = MeasuredCosts.of_machine("cpu")
     assert costs.get(dataclasses.replace(operation, lowering="onednn")) == np.inf
     assert fastest(operation, "cpu", costs).lowering != "onednn"
+
+
+def test_in_a_loop_xla_computes_no_convolution_that_another_can(tmp_path):
+    operation = FusedConvolution((2, 7, 9, 24), 40, Window.square(3, 1, ((1, 1), (1, 1))))
+    costs = MeasuredCosts(tmp_path / "costs")
+    for lowering, milliseconds in (("native", 1.0), ("onednn", 2.0)):
+        costs.add(dataclasses.replace(operation, lowering=lowering), milliseconds)
+    if LOWERINGS["onednn"].obstacle("cpu") is not None:
+        pytest.skip("oneDNN can't be called")
+    assert [fastest(operation, "cpu", costs, in_loop).lowering for in_loop in (False, True)] == ["native", "onednn"]

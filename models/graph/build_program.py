@@ -155,7 +155,8 @@ def build_program(
             graphs += _for_samples(size, function, params, local, traced, precision)
         for number, each in enumerate(graphs):
             seconds = (end - time.perf_counter()) / (len(graphs) - number)
-            chosen = choose_lowerings(each, mesh.devices.flat[0], costs, seconds)
+            in_loop = each.inputs[0].shape[0] < local_samples
+            chosen = choose_lowerings(each, mesh.devices.flat[0], costs, seconds, in_loop)
             programs.append(_program_of_graph(chosen, stock, costs, local_samples))
     stock_allowed = precision == "float32" and partition in ("auto", "samples")
     return fastest_program(programs, stock, stock_allowed=stock_allowed, reference=reference)

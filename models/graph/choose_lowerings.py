@@ -70,13 +70,16 @@ def _key(operation: FusedConvolution) -> str:
     return f"jax {jax.__version__}, {cpu_threads()} threads {dataclasses.astuple(operation)}"
 
 
-def choose_lowerings(graph: Graph, device: jax.Device, costs: MeasuredCosts, seconds: float) -> Graph:
+def choose_lowerings(
+    graph: Graph, device: jax.Device, costs: MeasuredCosts, seconds: float, in_loop: bool = False
+) -> Graph:
     """Chooses the lowering of every fused convolution, and prepares its kernel.
 
     Args:
       device: where the graph will run.
       costs: what was measured so far; new measurements are added.
       seconds: time that measuring may take.
+      in_loop: whether the graph is the body of a loop, in which XLA:CPU computes its own convolutions on one core.
     """
     counts: Counter[FusedConvolution] = Counter()
     for node, repetitions in nodes_and_repetitions(graph):
@@ -84,16 +87,16 @@ def choose_lowerings(graph: Graph, device: jax.Device, costs: MeasuredCosts, sec
             counts[node.operation] += repetitions
     if device.platform == "cpu":
         _measure(counts, device, costs, seconds)
-    return _with_fastest(graph, device.platform, costs)
+    return _with_fastest(graph, device.platform, costs, in_loop)
 
 
-def _with_fastest(graph: Graph, platform: str, costs: MeasuredCosts) -> Graph:
-    graph = rewrite_bodies(graph, lambda body: _with_fastest(body, platform, costs))
+def _with_fastest(graph: Graph, platform: str, costs: MeasuredCosts, in_loop: bool) -> Graph:
+    graph = rewrite_bodies(graph, lambda body: _with_fastest(body, platform, costs, in_loop=True))
 
     def rewrite(node: Node) -> list[Node] | None:
         if not isinstance(node.operation, FusedConvolution):
             return None
-        return [with_lowering(node, fastest(node.operation, platform, costs).lowering)]
+        return [with_lowering(node, fastest(node.operation, platform, costs, in_loop).lowering)]
 
     return rewritten(graph, rewrite)
 
@@ -109,9 +112,13 @@ def with_lowering(node: Node, lowering: str) -> Node:
     return Node(operation, (images, *prepared, *residual), node.outputs)
 
 
-def fastest(operation: FusedConvolution, platform: str, costs: MeasuredCosts) -> FusedConvolution:
+def fastest(
+    operation: FusedConvolution, platform: str, costs: MeasuredCosts, in_loop: bool = False
+) -> FusedConvolution:
     """The operation with the fastest measured lowering, or the one that suits most if none is measured."""
     candidates = _candidates(operation, platform)
+    if in_loop and platform == "cpu":
+        candidates = [candidate for candidate in candidates if candidate.lowering != "native"] or candidates
     measured = [candidate for candidate in candidates if costs.get(candidate) is not None]
     if not measured:
         return candidates[0]
