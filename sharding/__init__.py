@@ -39,6 +39,7 @@ from cambrian.sharding.planner import (
 )
 from cambrian.sharding.preprocessing import Preprocessing as Preprocessing
 from cambrian.sharding.program import (
+    MIXES_SAMPLES as MIXES_SAMPLES,
     Program as Program,
     Specs as Specs,
     TensorSpec as TensorSpec,

@@ -12,6 +12,8 @@ from cambrian.sharding.errors import UsageError
 from cambrian.sharding.layer import Network
 from cambrian.sharding.plan import Plan
 
+MIXES_SAMPLES = "mixes_samples"  # in the metadata of a program whose outputs depend on all samples of a batch
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorSpec:

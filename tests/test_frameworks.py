@@ -186,7 +186,7 @@ def test_a_function_that_mixes_samples_is_computed_as_it_is():
 
     def function(params, x):
         y = x @ params
-        return y - jax.numpy.roll(y, 1, axis=0)  # which keeps the axis of the samples
+        return y - jax.numpy.cumsum(y, axis=0)  # which keeps the axis of the samples
 
     spec = jax.ShapeDtypeStruct((4,), "float32")
     executable = cambrian.compile(function, kernel, spec, mesh="2x2", batch_size=8)

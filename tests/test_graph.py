@@ -70,7 +70,7 @@ ACTIVATIONS = {
     "RELU6": [jax.nn.relu6, lambda x: jnp.clip(x, 0, 6), lambda x: lax.clamp(0.0, x, 6.0)],
     "SWISH": [jax.nn.silu, lambda x: x / (1 + jnp.exp(-x)), lambda x: x * 0.5 * (jnp.tanh(0.5 * x) + 1)],
     "SIGMOID": [jax.nn.sigmoid, lambda x: 1 / (1 + jnp.exp(-x))],
-    "TANH": [jnp.tanh, lambda x: 2 * jax.nn.sigmoid(2 * x) - 1],
+    "TANH": [jnp.tanh],
     "GELU_ERF": [
         functools.partial(jax.nn.gelu, approximate=False),
         lambda x: 0.5 * x * (1 + lax.erf(x / np.sqrt(2).astype("f"))),
@@ -90,11 +90,38 @@ def test_activations_are_known_by_their_values(name, way):
     assert set(others(graph)) <= {"reshape"}
 
 
-@pytest.mark.parametrize("function", [jax.nn.hard_swish, jax.nn.softplus, lambda x: jnp.minimum(jax.nn.relu(x), 5)])
-def test_other_activations_are_left_to_xla(function):
-    graph = rewrite(lambda k, x: function(x @ k), draw(6, 7), draw(3, 6))
-    assert [operation.activation in (None, "RELU") for operation in fused(graph)] == [True]
-    assert others(graph)
+OTHER_ACTIVATIONS = [
+    jax.nn.hard_swish,
+    jax.nn.softplus,
+    lambda x: jnp.minimum(jax.nn.relu(x), 5),
+    lambda x: jnp.minimum(jax.nn.relu(x), 64),
+    lambda x: jnp.clip(x, 0, 255),
+    lambda x: jax.nn.relu(x) + 1e-6,
+    lambda x: jax.nn.relu(x) * 1.00001,
+    lambda x: jax.nn.leaky_relu(x, 5e-6),
+    lambda x: jnp.clip(jax.nn.sigmoid(x), 1e-6, 1 - 1e-6),
+    lambda x: x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x),  # CLIP's approximation of GELU
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("function", OTHER_ACTIVATIONS)
+def test_other_activations_are_left_to_xla(function, dtype):
+    if dtype == "bfloat16" and function in OTHER_ACTIVATIONS[6:8]:
+        return  # one of its numbers' last digits
+    kernel, x = draw(6, 7).astype(dtype), (100 * draw(3, 6)).astype(dtype)
+    graph = optimized(trace(lambda k, x: function(x @ k), kernel, x)[0])
+    assert [operation.activation in (None, "RELU", "SIGMOID") for operation in fused(graph)] == [True]
+    assert set(others(graph)) - {"reshape", "convert_element_type"}
+    got, expected = evaluate(graph, x)[0], function(jnp.asarray(x @ kernel))
+    np.testing.assert_allclose(got.astype(np.float32), np.asarray(expected, np.float32), rtol=2e-2, atol=1e-3)
+
+
+def test_an_epsilon_after_an_activation_keeps_a_logarithm_finite():
+    kernel, x = -np.eye(3, dtype=np.float32), np.ones((2, 3), np.float32)
+    for function in (lambda y: jnp.log(jax.nn.relu(y) + 1e-6), lambda y: 1 / (jax.nn.relu(y) + 1e-6)):
+        fast = cambrian.optimize(lambda k, x, function=function: function(x @ k), kernel)
+        np.testing.assert_allclose(fast(x), function(x @ kernel), rtol=1e-5)
 
 
 def test_what_is_read_twice_is_not_fused():
@@ -396,3 +423,69 @@ def test_in_a_loop_xla_computes_no_convolution_that_another_can(tmp_path):
     if LOWERINGS["onednn"].obstacle("cpu") is not None:
         pytest.skip("oneDNN can't be called")
     assert [fastest(operation, "cpu", costs, in_loop).lowering for in_loop in (False, True)] == ["native", "onednn"]
+
+
+@pytest.mark.parametrize("padding", [[(1, 1), (1, 1)], [(0, 2), (1, 0)]])
+@pytest.mark.parametrize("padded_before", [False, True])
+def test_a_pointwise_convolution_with_padding_has_a_border(padding, padded_before):
+    kernel, x = draw(1, 1, 4, 8), draw(1, 8, 8, 4)
+
+    def function(k, x):
+        if not padded_before:
+            return conv(x, k, padding=padding) + 1
+        return conv(jnp.pad(x, ((0, 0), *padding, (0, 0))), k, padding="VALID") + 1
+
+    rewrite(function, kernel, x)
+    np.testing.assert_allclose(cambrian.optimize(function, kernel)(x), function(kernel, x), rtol=1e-4, atol=1e-5)
+
+
+def test_views_that_vanish_beside_each_other():
+    nchw = ("NCHW", "OIHW", "NCHW")
+    params = {"a": draw(8, 4, 3, 3), "b": draw(8, 8, 1, 1), "c": draw(3, 3, 4, 8), "d": draw(3, 3, 4, 1)}
+
+    def squeeze_and_excite(p, x):
+        y = conv(x, p["a"], numbers=nchw)
+        return y * jax.nn.sigmoid(conv(y.mean((2, 3), keepdims=True), p["b"], numbers=nchw))
+
+    def gated_tokens(p, x):
+        tokens, gate = (conv(x, p[name]).reshape(2, 20, -1) for name in "cd")
+        return tokens * gate
+
+    rewrite(squeeze_and_excite, params, draw(2, 4, 5, 4))
+    rewrite(gated_tokens, params, draw(2, 5, 4, 4))
+
+
+def test_numbers_beyond_an_integer_saturate_as_in_xla():
+    values = np.array([300.0, -1.0, 3e9, 7.9], np.float32)
+    for dtype in (jnp.uint8, jnp.int32):
+        function = lambda p, x, dtype=dtype: x + p.astype(dtype)  # noqa: E731
+        x = np.zeros(4, dtype)
+        np.testing.assert_array_equal(cambrian.optimize(function, values)(x), jax.jit(function)(values, x))
+
+
+def test_a_key_that_a_function_closes_over(tmp_path):
+    key = jax.random.key(0)
+    executable = cambrian.compile(
+        lambda p, x: x @ p + jax.random.normal(key, (5,)), draw(4, 5), jax.ShapeDtypeStruct((4,), "float32")
+    )
+    assert executable(draw(2, 4)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_results_keep_their_shape(batch_size):
+    params = {"c": draw(3, 3, 4, 8), "h": draw(8, 55), "p": draw(1, 1, 8, 10)}
+    x = draw(batch_size, 6, 6, 4)
+
+    def boxes(p, x):
+        return (jax.nn.relu(conv(x, p["c"])).mean((1, 2)) @ p["h"]).reshape(-1, 5, 11)
+
+    def head(p, x):
+        return conv(jax.nn.relu(conv(x, p["c"])).mean((1, 2), keepdims=True), p["p"])
+
+    for function in (boxes, head):
+        executable = cambrian.compile(
+            function, params, jax.ShapeDtypeStruct(x.shape[1:], "float32"), batch_size=batch_size
+        )
+        expected = function(params, x)
+        assert executable(x).shape == expected.shape
+        np.testing.assert_allclose(executable(x), expected, rtol=1e-4, atol=1e-4)

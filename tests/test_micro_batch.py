@@ -9,7 +9,7 @@ import pytest
 
 import cambrian
 from cambrian.models.graph.micro_batch import micro_batch
-from cambrian.models.graph.over_samples import reduction_over_samples
+from cambrian.models.graph.over_samples import operation_over_samples
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.trace import trace
 from cambrian.sharding import MeshShape, UsageError, make_mesh
@@ -102,6 +102,12 @@ def test_a_function_that_is_bound_to_its_batch_runs_all_at_once(cache, monkeypat
     assert {3} not in sizes
 
 
+def pairs(x):
+    """The distances of all samples, with large ones to themselves."""
+    return jnp.square(x[:, None] - x[None]).sum((2, 3, 4)) + 1e9 * jnp.eye(len(x))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function",
     [
@@ -111,6 +117,10 @@ def test_a_function_that_is_bound_to_its_batch_runs_all_at_once(cache, monkeypat
         lambda p, x: jnp.where(x.max() > 50, 2.0, 3.0) * network(p, x),
         lambda p, x: network(p, x) * network(p, x).argmax(axis=0).astype("float32"),
         lambda p, x: network(p, x) @ (network(p, x).T @ network(p, x)),
+        lambda p, x: jnp.where(jax.lax.top_k(x.max((1, 2, 3)), 1)[0][0] > 50, 2.0, 3.0) * network(p, x),
+        lambda p, x: jax.lax.cond(x[0, 0, 0, 0] > 50, lambda y: y, lambda y: -y, network(p, x)),
+        lambda p, x: jnp.where(pairs(x).min(1)[:, None] < 1e-6, 0.0, network(p, x)),
+        lambda p, x: jnp.stack([network(p, row[None])[0] for row in x]) * jnp.where(x.max() > 50, 2.0, 3.0),
     ],
 )
 def test_a_function_that_mixes_samples_is_never_cut(cache, monkeypatch, function):
@@ -119,8 +129,8 @@ def test_a_function_that_mixes_samples_is_never_cut(cache, monkeypatch, function
     assert {3} not in sizes
     programs, _, program = built(monkeypatch, function, "1x2")
     assert programs == []
-    (note,) = program.notes
-    assert note.startswith("computed as JAX compiles it: the function mixes the samples of a batch (")
+    assert program.notes[0].startswith("mine mixes the samples of a batch (")
+    assert program.notes[1] == "computed as JAX compiles it"
     for images in draw(2 * SAMPLES, 8, 8, 4), np.repeat([[[[100.0]]], [[[0.0]]]], SAMPLES, 0) + np.zeros((8, 8, 4)):
         images = images.astype(np.float32)
         got, expected = jax.jit(program.apply)(program.params, images), function(PARAMS, images)
@@ -128,7 +138,7 @@ def test_a_function_that_mixes_samples_is_never_cut(cache, monkeypatch, function
 
 
 def test_one_that_mixes_samples_is_refused_in_bfloat16_on_several_devices():
-    with pytest.raises(UsageError, match=r"mesh 1x2 in bfloat16 must be able to cut the samples: .*reduce_sum"):
+    with pytest.raises(UsageError, match=r"mesh 1x2 in bfloat16 must be able to cut the samples, but .*reduce_sum"):
         cambrian.compile(
             lambda p, x: x - x.mean(axis=0),
             {},
@@ -139,7 +149,24 @@ def test_one_that_mixes_samples_is_refused_in_bfloat16_on_several_devices():
         )
 
 
-def test_a_function_unrolled_over_its_samples_can_be_cut():
-    unrolled = lambda _, x: jnp.stack([row / row.sum() for row in x])  # noqa: E731
-    shapes = [jax.ShapeDtypeStruct((samples, 5), "float32") for samples in (2, 3)]
-    assert reduction_over_samples(*(trace(unrolled, {}, shape)[0] for shape in shapes)) is None
+def test_what_mixes_samples_takes_whole_batches_alone():
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    executable = cambrian.compile(lambda p, x: x - x.mean(axis=0), {}, spec, batch_size=8)
+    x = draw(8, 4)
+    np.testing.assert_allclose(executable(x), x - x.mean(axis=0), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match="mixes the samples of a batch: expected 8 inputs, got 7"):
+        executable(x[:7])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: jax.lax.map(lambda row: network(p, row[None])[0], x),
+        lambda p, x: jax.vmap(lambda row: network(p, row[None])[0])(x),
+        lambda p, x: network(p, x) / jnp.linalg.norm(network(p, x), axis=1, keepdims=True),
+        lambda p, x: jax.lax.fori_loop(0, 3, lambda _, y: y + network(p, x), network(p, x)),
+    ],
+)
+def test_samples_that_are_computed_alone_are_known(function):
+    shapes = [jax.ShapeDtypeStruct((samples, 8, 8, 4), "float32") for samples in (2, 4)]
+    assert operation_over_samples(*(trace(function, PARAMS, shape)[0] for shape in shapes)) is None

@@ -15,7 +15,16 @@ from cambrian.engine.runtime.deferred_probe import DeferredProbe
 from cambrian.engine.runtime.launch import launch
 from cambrian.engine.runtime.parity import Parity
 from cambrian.engine.runtime.stream import Turn, stream
-from cambrian.sharding import MeshShape, Program, Specs, TensorSpec, local_rows, mesh_shape
+from cambrian.sharding import (
+    MIXES_SAMPLES,
+    MeshShape,
+    Program,
+    Specs,
+    TensorSpec,
+    UsageError,
+    local_rows,
+    mesh_shape,
+)
 from cambrian.sharding.host import launches_run_side_by_side, low_cpu_latency
 
 
@@ -139,13 +148,16 @@ class Executable:
 
         Raises:
           TypeError: if `inputs` isn't an array, where one is expected.
-          UsageError: if structure, shapes or dtypes differ from the executable's.
+          UsageError: if structure, shapes or dtypes differ from the executable's, or a batch isn't whole whose samples
+            the program mixes.
         """
         return put(self.whole_batch(inputs), self.input_spec, self.mesh)
 
     def whole_batch(self, inputs: Any) -> Any:
         """Pads inputs with zeros to a whole batch, or to this process's rows; raises as `put`."""
         check_inputs(inputs, self.input_spec)
+        if MIXES_SAMPLES in self.metadata and (given := num_samples(inputs)) < len(self.rows):
+            raise UsageError(f"{self.name} mixes the samples of a batch: expected {len(self.rows)} inputs, got {given}")
         return jax.tree.map(lambda array: _padded(array, len(self.rows)), inputs)
 
     def launch(self, inputs: Any) -> Any:

@@ -13,8 +13,12 @@ from cambrian.models.graph.graph import Constant, Node, Uses, Value
 from cambrian.models.lowerings.activations import ACTIVATIONS
 
 _MOST_NODES = 24
-_POINTS = np.concatenate([np.linspace(-12, 12, 97), [0.0, -1e-3, 1e-3, 3.0, 6.0, -30.0, 30.0]]).astype(np.float32)
-_TOLERANCE = 5e-6  # GELU and its approximation by tanh differ by 5e-4
+_MAGNITUDES = np.concatenate([np.logspace(-8, 4, 49), np.linspace(0.25, 12, 48), [3.0, 6.0, 1e30]])
+_POINTS = np.concatenate([-_MAGNITUDES, [0.0], _MAGNITUDES]).astype(np.float32)
+# Relative to the result or, where terms may have cancelled, to an argument of at most _MOST_CANCELLED: near 0 no added
+# constant is small enough. GELU and its approximation by tanh differ by 5e-4; bfloat16 constants have 8 bits.
+_TOLERANCE = {"float32": 1e-6, "bfloat16": 2.0**-8}
+_MOST_CANCELLED = 8.0
 
 
 def activation_after(value: Value, uses: Uses) -> tuple[str, list[Node]] | None:
@@ -36,6 +40,8 @@ def activation_after(value: Value, uses: Uses) -> tuple[str, list[Node]] | None:
         known.add(node.output)
         open_values = [v for v in known if v is not node.output and not _closed(v, region, uses)]
         if not open_values and (name := _name(region, value)) is not None:
+            if found is not None and found[0] == name:
+                break  # the last node changes nothing at the points, such as an epsilon or a distant bound: it stays
             found = (name, list(region))
         waiting += [reader for reader in uses.readers(node.output) if reader not in waiting]
     return found
@@ -88,25 +94,40 @@ def _computed_name(region: Sequence[Node], value: Value) -> str | None:
         values = {value: points}
         for node in region:
             arrays = [
-                jnp.full(points.shape if operand.shape else (), uniform_value(operand.array), operand.dtype)
+                _as_wide(jnp.full(points.shape if operand.shape else (), uniform_value(operand.array), operand.dtype))
                 if isinstance(operand, Constant)
                 else values[operand]
                 for operand in node.inputs
             ]
-            (values[node.output],) = node.operation(*arrays)
+            if value.dtype != jnp.float32 and jnp.issubdtype(node.output.dtype, jnp.floating) and _is_cast(node):
+                values[node.output] = arrays[0].astype(jnp.float32)
+            else:
+                (values[node.output],) = node.operation(*arrays)
         return values[region[-1].output]
 
-    got = _at_points(compute, str(value.dtype))
-    tolerance = _TOLERANCE if value.dtype == jnp.float32 else 2e-2
-    close = functools.partial(np.allclose, got, rtol=tolerance, atol=tolerance)
-    return next((name for name in ACTIVATIONS if close(_expected(name, str(value.dtype)))), None)
+    got, tolerance = _at_points(compute), _TOLERANCE[str(value.dtype)]
+    return next((name for name in ACTIVATIONS if _is_close(got, _expected(name), tolerance)), None)
+
+
+def _is_cast(node: Node) -> bool:
+    return node.name == "convert_element_type"
+
+
+def _as_wide(array: jax.Array) -> jax.Array:
+    """In float32: what is written in bfloat16 is compared without its rounding."""
+    return array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array
+
+
+def _is_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
+    cancelled = np.minimum(abs(_POINTS), _MOST_CANCELLED)
+    return bool((abs(got - expected) <= tolerance * np.maximum(abs(expected), cancelled)).all())
 
 
 @functools.cache
-def _expected(name: str, dtype: str) -> np.ndarray:
-    return _at_points(ACTIVATIONS[name], dtype)
+def _expected(name: str) -> np.ndarray:
+    return _at_points(ACTIVATIONS[name])
 
 
-def _at_points(function: Callable[[jax.Array], jax.Array], dtype: str) -> np.ndarray:
+def _at_points(function: Callable[[jax.Array], jax.Array]) -> np.ndarray:
     with jax.ensure_compile_time_eval():  # compiled as a whole, which takes less time than one primitive after another
-        return np.asarray(jax.jit(function)(jnp.asarray(_POINTS, dtype)), np.float32)
+        return np.asarray(jax.jit(function)(jnp.asarray(_POINTS)), np.float32)

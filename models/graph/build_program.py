@@ -23,7 +23,7 @@ from cambrian.models.graph.fastest_program import fastest_program
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.micro_batch import micro_batch
-from cambrian.models.graph.over_samples import reduction_over_samples
+from cambrian.models.graph.over_samples import operation_over_samples
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.plan_of_graph import plan_of_graph
 from cambrian.models.graph.precision import in_bfloat16
@@ -34,6 +34,7 @@ from cambrian.models.graph.trace import trace
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import (
     DATA_AXIS,
+    MIXES_SAMPLES,
     MODEL_AXIS,
     Partition,
     Program,
@@ -112,10 +113,14 @@ def build_program(
     local_samples = samples // (mesh.size if by_samples else shape.data)
     local = jax.tree.map(lambda each: jax.ShapeDtypeStruct((local_samples, *each.shape[1:]), each.dtype), inputs)
     graph, _ = trace(function, params, local)
-    if local_samples < samples and partition in ("auto", "samples"):
-        whole, _ = trace(function, params, inputs)
-        if (reduction := reduction_over_samples(graph, whole)) is not None:
-            return _of_mixed_samples(stock, reduction)
+    mixing = _operation_over_samples(function, params, inputs, graph)
+    if mixing is not None:
+        note = f"{name} mixes the samples of a batch ({mixing}), so that each launch takes a whole batch"
+        stock = dataclasses.replace(stock, metadata={**stock.metadata, MIXES_SAMPLES: True}, notes=(*stock.notes, note))
+        if local_samples < samples and partition in ("auto", "samples"):
+            if precision != "float32":
+                raise UsageError(f"mesh {shape} in {precision} must be able to cut the samples, but {note}")
+            return dataclasses.replace(stock, notes=(*stock.notes, "computed as JAX compiles it"))
     given_tolerance = tolerance
     if tolerance is None:
         tolerance = TOLERANCE["bfloat16" if _has_narrow_floats(graph) else precision]
@@ -123,7 +128,7 @@ def build_program(
     for value, spec in zip(graph.outputs, jax.tree.leaves(stock.output_spec), strict=True):
         if value.shape != (expected := (local_samples, *spec.shape[1:])):
             raise UsageError(f"expected {spec.name} {expected} for {local_samples} samples, got {value.shape}")
-    traced, graph = graph, optimized(graph)
+    graph = optimized(graph)
     reference = None
     if precision == "int8":
         if calibration is None:
@@ -151,8 +156,8 @@ def build_program(
         costs = MeasuredCosts.of_machine(mesh.devices.flat[0].platform)
         graph = in_bfloat16(graph) if precision == "bfloat16" else graph
         graphs = [graph]
-        if precision != "int8" and (size := micro_batch(graph)) < local_samples:
-            graphs += _for_samples(size, function, params, local, traced, precision)
+        if precision != "int8" and mixing is None and (size := micro_batch(graph)) < local_samples:
+            graphs += _for_samples(size, function, params, local, precision)
         for number, each in enumerate(graphs):
             seconds = (end - time.perf_counter()) / (len(graphs) - number)
             in_loop = each.inputs[0].shape[0] < local_samples
@@ -162,26 +167,33 @@ def build_program(
     return fastest_program(programs, stock, stock_allowed=stock_allowed, reference=reference)
 
 
-def _of_mixed_samples(stock: Program, reduction: str) -> Program:
-    reason = f"the function mixes the samples of a batch ({reduction})"
-    if (precision := stock.metadata["precision"]) != "float32":
-        raise UsageError(f"mesh {mesh_shape(stock.mesh)} in {precision} must be able to cut the samples: {reason}")
-    return dataclasses.replace(stock, notes=(*stock.notes, f"computed as JAX compiles it: {reason}"))
+def _operation_over_samples(function: Callable[[Any, Any], Any], params: Any, inputs: Any, local: Graph) -> str | None:
+    """An operation that mixes samples; None if none is found, or the function is bound to its number of samples."""
+    if (samples := jax.tree.leaves(inputs)[0].shape[0]) == 1:
+        return None
+    is_whole = local.inputs[0].shape[0] == samples
+    whole = local if is_whole else trace(function, params, inputs)[0]
+    twice = _traced(2 * samples, function, params, inputs)
+    return None if twice is None else operation_over_samples(whole, twice)
 
 
 def _for_samples(
-    samples: int, function: Callable[[Any, Any], Any], params: Any, inputs: Any, traced: Graph, precision: str
+    samples: int, function: Callable[[Any, Any], Any], params: Any, inputs: Any, precision: str
 ) -> list[Graph]:
-    """The optimised graph of a function for another number of samples; none if it is bound to that of `traced`."""
-    fewer = jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
-    try:
-        graph, _ = trace(function, params, fewer)
-    except Exception:  # whatever the function raises
-        return []
-    if any(value.shape[:1] != (samples,) for value in graph.outputs) or reduction_over_samples(graph, traced):
+    """The optimised graph of a function for another number of samples; none if it is bound to that of `inputs`."""
+    graph = _traced(samples, function, params, inputs)
+    if graph is None or any(value.shape[:1] != (samples,) for value in graph.outputs):
         return []
     graph = optimized(graph)
     return [in_bfloat16(graph) if precision == "bfloat16" else graph]
+
+
+def _traced(samples: int, function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Graph | None:
+    resized = jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
+    try:
+        return trace(function, params, resized)[0]
+    except Exception:  # whatever the function raises that is bound to its number of samples
+        return None
 
 
 def _has_narrow_floats(graph: Graph) -> bool:

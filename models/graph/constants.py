@@ -48,7 +48,11 @@ def evaluated(node: Node) -> list[Constant] | None:
         return [Constant.of(np.squeeze(arrays[0], node.params["dimensions"]), path)]
     if node.name == "transpose":
         return [Constant.of(np.transpose(arrays[0], node.params["permutation"]), path)]
-    if node.name in _NUMPY or node.name == "convert_element_type":
+    # NumPy's conversions of floats to integers wrap around where those of XLA saturate.
+    is_cast = node.name == "convert_element_type" and (
+        jnp.issubdtype(node.output.dtype, jnp.floating) or not jnp.issubdtype(arrays[0].dtype, jnp.floating)
+    )
+    if node.name in _NUMPY or is_cast:
         return [_elementwise(node, arrays)]
     outputs = sum(value.size * np.dtype(value.dtype).itemsize for value in node.outputs)
     if outputs > _MOST_BYTES and outputs > sum(array.nbytes for array in arrays):

@@ -98,9 +98,11 @@ def _seconds(launch: Launch) -> float:
 
 
 def _relative_error(got: Any, expected: Any) -> float:
-    """The largest of the arrays' errors."""
+    """The largest of the arrays' errors; inf if shapes differ."""
 
     def error(got: jax.Array, expected: jax.Array) -> float:
+        if got.shape != expected.shape:
+            return np.inf
         exact = np.asarray(expected, np.float64)
         return float(np.linalg.norm(np.asarray(got, np.float64) - exact) / max(np.linalg.norm(exact), 1e-30))
 

@@ -1,5 +1,6 @@
 """How many samples of a launch a device computes at a time, so that activations stay in the caches."""
 
+from cambrian.models.graph.constants import compact
 from cambrian.models.graph.graph import Constant, Graph, Value
 from cambrian.models.graph.scan import nodes_and_repetitions
 from cambrian.sharding.host import cache_share_bytes
@@ -23,7 +24,7 @@ def micro_batch(graph: Graph) -> int:
     fitting = (size for size in range(samples, 0, -1) if samples % size == 0 and size * of_sample <= share)
     chosen = next(fitting, 1)
     moved = sum(_bytes(*node.outputs) * times for node, times in nodes)
-    weights = sum(constant.array.nbytes for constant in graph.constants() if 0 not in constant.array.strides)
+    weights = sum(compact(constant.array).nbytes for constant in graph.constants())
     return chosen if weights * (samples // chosen) < moved else samples
 
 

@@ -34,6 +34,7 @@ def move_views(graph: Graph) -> Graph:
 
     def view_at(source: Value, view: View, output: Value) -> None:
         """Records and makes `output`, a view of `source`; composed with the view that `source` is."""
+        source = same.get(source, source)
         if source in views:
             inner, source_of = views[source]
             composed = _composed(inner, view)
@@ -47,6 +48,7 @@ def move_views(graph: Graph) -> Graph:
 
     def emit(node: Node, back: frozenset[View] = frozenset()) -> None:
         """Appends a node; `back` are the views that would move it to where it came from."""
+        node = Node(node.operation, tuple(same.get(value, value) for value in node.inputs), node.outputs)
         if (view := view_of(node)) is not None:
             view_at(node.inputs[0], view, node.output)
         elif (moved := _moved(node, views, back)) is not None:
@@ -54,12 +56,12 @@ def move_views(graph: Graph) -> Graph:
             for each in before:
                 emit(each)
             emit(made, back | {view.inverse(made.output.shape)})  # other views may stand before this one
-            view_at(same.get(made.output, made.output), view, node.output)
+            view_at(made.output, view, node.output)
         else:
             nodes.append(node)
 
     for node in graph.nodes:
-        emit(Node(node.operation, tuple(same.get(value, value) for value in node.inputs), node.outputs))
+        emit(node)
     outputs = tuple(same.get(value, value) for value in graph.outputs)
     return without_dead_nodes(Graph(graph.inputs, tuple(nodes), outputs))
 
@@ -149,7 +151,7 @@ def _moved_elementwise(
     for value in node.inputs:
         if (at_hand := undone(value)) is not None:
             inputs.append(at_hand)
-        elif value.shape == ():
+        elif value.shape == () != node.output.shape:
             inputs.append(value)
         elif value.shape == node.output.shape or isinstance(view, Transpose):  # dimensions of size 1 are broadcast
             inputs.append(apply_view(inverse, value, before))

@@ -1,4 +1,4 @@
-"""Whether a function reduces over the samples of a batch, so that no part of a batch can be computed alone.
+"""Whether a function mixes the samples of a batch, so that no part of a batch can be computed alone.
 
 That may show in few results: `lax.cond(x.mean() > 2, …)` mixes samples for some inputs alone. So the operations are
 compared, not only results.
@@ -15,21 +15,30 @@ from cambrian.models.graph.scan import Scan
 _Shapes = list[tuple[int, ...]]
 
 
-def reduction_over_samples(one: Graph, other: Graph) -> str | None:
-    """Returns the name of an operation that reduces over the samples; None if none is found.
+def operation_over_samples(one: Graph, other: Graph) -> str | None:
+    """Returns the name of an operation that mixes samples; None if none is found.
+
+    That is an operation that reads samples and makes something without them, such as a maximum of all, or something
+    with two of them, such as the distances of pairs. An operation that keeps the samples in another order isn't found.
 
     Args:
-      one: graph of a function, as `trace` returns it.
-      other: graph of the same function for another number of samples: where shapes differ, there are samples.
+      one: graph of a function for at least two samples, as `trace` returns it.
+      other: graph of the same function for twice as many: what differs in the shapes are samples.
     """
     operations, others = list(_operations(one)), list(_operations(other))
     if [name for name, _, _ in operations] != [name for name, _, _ in others]:
-        return None
+        return "other operations for another number of samples"
     for (name, read, made), (_, others_read, others_made) in zip(operations, others, strict=True):
-        is_reduction = name.startswith(("reduce", "arg")) or name == "dot_general"
-        if is_reduction and read != others_read and made == others_made:
+        axes_read, axes_made = _most_differing(read, others_read), _most_differing(made, others_made)
+        if axes_made > 1 or axes_read > axes_made:
             return name
     return None
+
+
+def _most_differing(shapes: _Shapes, others: _Shapes) -> int:
+    """The largest number of axes in which a shape differs from its counterpart."""
+    pairs = zip(shapes, others, strict=False)
+    return max((sum(map(int.__ne__, shape, other)) for shape, other in pairs), default=0)
 
 
 def _operations(graph: Any) -> Iterator[tuple[str, _Shapes, _Shapes]]:

@@ -147,6 +147,8 @@ class _Reader:
         assert isinstance(bias, Constant)
         window, weights = operation.window, kernel.array
         is_dense = images in self.flat or images in self.flattened
+        if is_dense and not operation.is_dense:
+            raise NotLayered("convolutions of flattened images")
         if images in self.flattened:  # a window as large as the images
             images = self.flattened[images]
             weights = weights.reshape(*images.shape[1:], -1)

@@ -26,14 +26,14 @@ def _native(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: F
 
 def _matmul(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
     rows, columns = window.stride
-    return finish(_contract_channels(x[:, ::rows, ::columns], kernel[0]))
+    return finish(_contract_channels(pad(x, window.padding)[:, ::rows, ::columns], kernel[0]))
 
 
 def _im2col(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
     size, stride = window.size[0], window.stride[0]
     (above, _), (left, _) = window.padding
     out_rows, out_columns = window.out_size(x.shape)
-    if window.size == x.shape[1:3] and (out_rows, out_columns) == (1, 1):  # all pixels, in order
+    if window.size == x.shape[1:3] and window.padding == ((0, 0), (0, 0)):  # all pixels, in order
         return finish(_contract_channels(x.reshape(len(x), 1, 1, -1), kernel[0].reshape(-1, kernel[0].shape[-1])))
     # Taps that read only padding are left out: on a 1×1 image, only the centre of a 3×3 kernel remains.
     taps = [
