@@ -489,3 +489,14 @@ def test_results_keep_their_shape(batch_size):
         expected = function(params, x)
         assert executable(x).shape == expected.shape
         np.testing.assert_allclose(executable(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_precision_that_a_function_asks_for_is_kept():
+    for function in (
+        lambda k, x: jnp.dot(x, k, precision="highest"),
+        lambda k, x: conv(x[:, None, None], k[None, None], precision="highest")[:, 0, 0],
+    ):
+        (operation,) = fused(rewrite(function, draw(6, 7), draw(3, 6)))
+        operation = dataclasses.replace(operation, lowering="native")
+        arrays = draw(*operation.in_shape), draw(*operation.kernel_shape), draw(7)
+        assert "Precision.HIGHEST" in str(jax.make_jaxpr(operation)(*arrays))

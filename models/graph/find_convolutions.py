@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax import lax
 
 from cambrian.models.graph.depth_taps import DepthTaps
 from cambrian.models.graph.fused_convolution import FusedConvolution
@@ -161,7 +162,9 @@ def _fused(
     images: Value, kernel: np.ndarray, path: str, window: Window, groups: int, node: Node, nodes: list[Node]
 ) -> Value:
     dtypes = str(images.dtype), str(node.output.dtype)
-    operation = FusedConvolution(images.shape, kernel.shape[3], window, groups, *dtypes)
+    precision = node.params["precision"]  # or a preset, which convolutions don't take
+    precision = precision if isinstance(precision, (lax.Precision, tuple)) else None
+    operation = FusedConvolution(images.shape, kernel.shape[3], window, groups, *dtypes, precision=precision)
     output = Value(operation.out_shape, node.output.dtype)
     bias = np.zeros(kernel.shape[3], np.float32)
     operands = (images, Constant.of(kernel.astype(np.float32, copy=False), path), Constant.of(bias))

@@ -34,6 +34,7 @@ class FusedConvolution:
       activation: a name of ACTIVATIONS, or None.
       scales: of integers, see `cambrian.models.lowerings.Finish`; without a residual, the second one multiplies the
         result of the activation.
+      precision: of the products, as the function asks JAX for it; None for JAX's default. CPUs compute in full.
       lowering: `native` (XLA's), `onednn`, or another of LOWERINGS. `native` computes integers in float32.
     """
 
@@ -46,6 +47,7 @@ class FusedConvolution:
     residual: bool = False
     activation: str | None = None
     scales: tuple[float, float] = (1.0, 1.0)
+    precision: lax.Precision | tuple[lax.Precision, lax.Precision] | None = None
     lowering: str = "native"
 
     @property
@@ -142,7 +144,7 @@ class FusedConvolution:
                 rhs_dilation=self.window.dilation,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,
-                precision=lax.Precision.HIGHEST if self.is_integer else None,
+                precision=lax.Precision.HIGHEST if self.is_integer else self.precision,
                 preferred_element_type=jnp.float32,
             )
             return [self._finish(products, bias, residual)]
