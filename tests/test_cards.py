@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import psutil
 import pytest
@@ -28,6 +29,18 @@ ROOT = Path(__file__).parents[1]
 
 def start(count: int, load: Any = make, build: Any = None) -> tuple[Cards, list[int]]:
     return Cards.start([Share()] * count, load, build)
+
+
+@pytest.mark.slow
+def test_a_part_of_a_batch_whose_samples_mix_is_refused_and_ends_no_card(tmp_path):
+    spec = jax.ShapeDtypeStruct((3,), "float32")
+    executable = cambrian.compile(lambda p, x: x - x.mean(axis=0), {}, spec, batch_size=4)
+    executable.save(tmp_path / "mixing")
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    with cambrian.load(tmp_path / "mixing", cards=1) as cards:
+        with pytest.raises(UsageError, match="takes 4 at a time, got 3"):
+            cards(x[:3])
+        np.testing.assert_allclose(cards(x), x - x.mean(axis=0), atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,13 @@
 
 import os
 import re
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image as PillowImage
+from PIL import Image as PillowImage, ImageOps
 
 from cambrian.commands.images import UnreadableImage, for_model, open_source
 from cambrian.commands.images.labels import find_labels
@@ -178,7 +179,26 @@ def test_numbers_name_the_logits_of_a_model_without_labels(tmp_path):
         write(tmp_path / number / "a.png")
     source, notes = open_images(tmp_path, num_logits=11)
     assert names_and_labels(source) == [("2/a.png", 2), ("007/a.png", 7), ("10/a.png", 10)]
-    assert (source.class_names, notes) == (("0", "1", "2", "3", "4", "5", "6", "007", "8", "9", "10"), [])
+    assert source.class_names == ("0", "1", "2", "3", "4", "5", "6", "007", "8", "9", "10")
+    assert notes == [
+        "the folders' numbers are taken to be those of the logits; torchvision's ImageFolder orders them as text"
+    ]
+
+
+def test_numbers_that_sort_as_text_need_no_note(tmp_path):
+    for number in ("0", "1", "2"):
+        write(tmp_path / number / "a.png")
+    assert open_images(tmp_path)[1] == []
+
+
+def test_a_class_may_be_named_as_a_split_is(tmp_path):
+    for name in ("bus/a.png", "car/b.png", "train/c.png"):
+        write(tmp_path / name)
+    source, _ = open_images(tmp_path, split="train")
+    assert names_and_labels(source) == [("bus/a.png", 0), ("car/b.png", 1), ("train/c.png", 2)]
+    write(tmp_path / "splits" / "train" / "cat" / "d.png")
+    write(tmp_path / "splits" / "extra" / "cat" / "e.png")
+    assert names_and_labels(open_images(tmp_path / "splits", split="train")[0]) == [("cat/d.png", 0)]
 
 
 def test_classes_that_number_no_logits_give_no_accuracy(tmp_path):
@@ -248,6 +268,27 @@ def test_exif_orientation_is_respected(tmp_path):
     exif[0x0112] = 6  # to be turned by 90° clockwise: the stored top is the right side
     PillowImage.fromarray(stored).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(open_images(tmp_path)[0][0].pixels, np.rot90(stored, k=-1))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_pillow_s(tmp_path, orientation):
+    stored = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    exif = PillowImage.Exif()
+    exif[0x0112] = orientation
+    PillowImage.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    with PillowImage.open(tmp_path / "a.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(open_images(tmp_path)[0][0].pixels, expected)
+
+
+def test_exif_that_can_not_be_written_again_turns_the_picture_all_the_same(tmp_path):
+    tags = struct.pack("<HHLHH", 0x112, 3, 1, 6, 0) + struct.pack("<HHL", 0x100, 2, 4) + b"abc\0"  # a width of letters
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + tags + bytes(4)
+    stored = np.zeros((8, 8, 3), np.uint8)
+    stored[:4] = 255
+    PillowImage.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    turned = open_images(tmp_path)[0][0].pixels
+    assert turned[:, 4:].min() > 250 and turned[:, :4].max() < 5
 
 
 # Unreadable images

@@ -154,7 +154,7 @@ def test_what_mixes_samples_takes_whole_batches_alone():
     executable = cambrian.compile(lambda p, x: x - x.mean(axis=0), {}, spec, batch_size=8)
     x = draw(8, 4)
     np.testing.assert_allclose(executable(x), x - x.mean(axis=0), rtol=1e-5, atol=1e-6)
-    with pytest.raises(UsageError, match="mixes the samples of a batch: expected 8 inputs, got 7"):
+    with pytest.raises(UsageError, match="mixes the samples of a batch takes 8 at a time, got 7"):
         executable(x[:7])
 
 

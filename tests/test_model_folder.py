@@ -96,6 +96,11 @@ def test_a_folder_of_timm(tmp_path):
     assert weights.description == Description(
         Preprocessing((160, 160), (168, 168), (0.5,) * 3, (0.25,) * 3, interpolation="bicubic"), LABELS
     )
+    # Once, all of it stood beside the architecture.
+    old = {"architecture": "resnet11", "num_classes": 3, "labels": list(LABELS), "first_conv": "conv1"} | pretrained
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_weights(tmp_path).description == weights.description
+    assert read_weights(tmp_path).notes == weights.notes
     (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "resnetblur11"}))
     with pytest.raises(UsageError, match=r"architecture must be 'resnet11', .* got 'resnetblur11'"):
         read_weights(tmp_path)

@@ -1,8 +1,11 @@
 """Ranking: medians and spread, what can't be told from the best, constraints, configurations without a result."""
 
+import os
+
 import pytest
 from benchmarks.findings import findings
 
+from cambrian.commands.sweep.log import ResultLog
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import best_group, rank
 from cambrian.commands.sweep.result import Result, Trial
@@ -128,3 +131,9 @@ def test_the_papers_findings_beside_those_of_a_sweep():
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (59.4, "59 s"), (60, "1 min"), (12000, "3 h 20 min")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_result_may_name_a_file_that_is_not_unicode(tmp_path):
+    log = ResultLog(tmp_path / "results.jsonl")
+    log.append(Result(Trial(GRID.cells[0]), "failed", reason=os.fsdecode(b"caf\xe9.png")))
+    assert ResultLog(tmp_path / "results.jsonl").results == log.results

@@ -3,11 +3,21 @@
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image as PillowImage, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image as PillowImage, UnidentifiedImageError
 
 from cambrian.commands.images.preprocess import preprocess
 from cambrian.commands.images.source import UnreadableImage
 from cambrian.sharding import Preprocessing
+
+_TURNS = {
+    2: PillowImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PillowImage.Transpose.ROTATE_180,
+    4: PillowImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PillowImage.Transpose.TRANSPOSE,
+    6: PillowImage.Transpose.ROTATE_270,
+    7: PillowImage.Transpose.TRANSVERSE,
+    8: PillowImage.Transpose.ROTATE_90,
+}
 
 
 def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) -> np.ndarray:
@@ -21,13 +31,19 @@ def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) 
     """
     try:
         with PillowImage.open(file, formats=("JPEG", "PNG")) as image:
-            return preprocess(as_rgb(ImageOps.exif_transpose(image)), preprocessing)
+            return preprocess(as_rgb(_upright(image)), preprocessing)
     except MemoryError:
         raise
     except UnidentifiedImageError:
         raise UnreadableImage(name, "not a JPEG or PNG file") from None
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error and others
         raise UnreadableImage(name, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _upright(image: PillowImage.Image) -> PillowImage.Image:
+    """Turns a picture as EXIF says; `ImageOps.exif_transpose` would write its EXIF anew, and fails if that is odd."""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def as_rgb(image: PillowImage.Image) -> PillowImage.Image:

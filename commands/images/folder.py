@@ -61,7 +61,7 @@ def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tu
       UsageError: if the folder is missing, is empty, has no such split, or is laid out in another way.
     """
     listing = _list(folder, file_system)
-    if split in listing.folders or (listing.folders and _USUAL_SPLITS.issuperset(listing.folders)):
+    if _has_splits(folder, listing, split, file_system):
         if split not in listing.folders:
             raise UsageError(f"split must be one of {', '.join(listing.folders)} in {folder}, got {split!r}")
         folder = os.path.join(folder, split)
@@ -89,6 +89,15 @@ def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tu
         notes.append(f"no accuracy: the images in {folder} have no labels")
     class_names = tuple(map(_as_utf8, listing.folders)) or None
     return FolderSource(folder, tuple(files), class_names, file_system), notes
+
+
+def _has_splits(folder: str, listing: "_Listing", split: str, file_system: FileSystem) -> bool:
+    """Whether a folder's folders are splits. A class may have a usual split's name: `train` beside `bus` and `car`."""
+    if listing.folders and _USUAL_SPLITS.issuperset(listing.folders):
+        return True
+    if split not in listing.folders:
+        return False
+    return split not in _USUAL_SPLITS or bool(_list(os.path.join(folder, split), file_system).folders)
 
 
 def _as_utf8(name: str) -> str:

@@ -68,10 +68,13 @@ def number_classes(class_names: Sequence[str], labels: tuple[str, ...], num_logi
         names = [str(number) for number in range(num_logits)]
         for number, name in zip(numbers, class_names, strict=True):
             names[number] = name
-        return Numbering(numbers, tuple(names))
+        as_text = sorted(class_names) != sorted(class_names, key=int)
+        note = "the folders' numbers are taken to be those of the logits; torchvision's ImageFolder orders them as text"
+        return Numbering(numbers, tuple(names), (note,) if as_text else ())
     if len(class_names) == num_logits:
         note = (
-            f"the model has no labels: its {num_logits} logits are taken to be the classes in the order of their names"
+            f"the model has no labels: its {num_logits} logits are taken to be the classes in the order of their "
+            f"{'numbers' if all(map(is_number, class_names)) else 'names'}"
         )
     else:
         note = f"no accuracy: the model has {num_logits} logits without labels, the data {len(class_names)} classes"

@@ -35,7 +35,7 @@ def sweep_directory(path: Path, identity: Mapping[str, Any], fresh: bool) -> Ite
         elif (path / SWEEP).exists():
             _check(path, identity)
         if fresh or not (path / SWEEP).exists():
-            replace_file(path / SWEEP, (json.dumps(identity, indent=2, ensure_ascii=False) + "\n").encode())
+            replace_file(path / SWEEP, (json.dumps(identity, indent=2) + "\n").encode())
         yield
 
 

@@ -39,7 +39,7 @@ class ResultLog:
         """Appends a result durably."""
         is_new = not self._path.exists()
         with self._path.open("ab") as file:
-            file.write(json.dumps(result.to_json(), ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(result.to_json()).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         if is_new:

@@ -43,7 +43,7 @@ def write_results(sweep: Sweep, outcome: Outcome) -> bool:
         ("ranking.md", markdown(HEADERS, rows(standings, best, objective))),
         ("report.html", page),
     ):
-        replace_file(sweep.path / name, text.encode())
+        replace_file(sweep.path / name, text.encode(errors="backslashreplace"))  # file names needn't be Unicode
     for note in _notes(standings):
         print_note(note)
     print_ranking(standings, best, objective)

@@ -16,7 +16,7 @@ from cambrian.engine.cards.worker import Description, Make
 from cambrian.engine.runtime.batch import check_inputs, empty_batch, num_samples, samples
 from cambrian.engine.runtime.executable import Computed
 from cambrian.engine.runtime.stream import Turn, stream
-from cambrian.sharding import OutOfMemory
+from cambrian.sharding import MIXES_SAMPLES, OutOfMemory
 from cambrian.sharding.host import Share
 
 _WAKE_S = 0.2  # a signal that arrives just before a wait doesn't end it
@@ -127,7 +127,7 @@ class Cards(Description):
           TypeError, UsageError: as `Executable.put`.
           CardsEnded: if no card is left; OutOfMemory, if all ended for want of memory.
         """
-        check_inputs(inputs, self.input_spec)
+        check_inputs(inputs, self.input_spec, self.batch_size if MIXES_SAMPLES in self.metadata else 1)
         while running := [card for card in self.cards if not card.ended]:
             with contextlib.suppress(CardEnded):
                 return running[thread % len(running)].compute(inputs)

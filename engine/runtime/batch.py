@@ -31,8 +31,11 @@ def num_samples(batch: Any) -> int:
     return lengths.pop()
 
 
-def check_inputs(inputs: Any, specs: Specs) -> None:
-    """Checks that inputs are a batch of 1 sample to as many as `specs` have.
+def check_inputs(inputs: Any, specs: Specs, least: int = 1) -> None:
+    """Checks that inputs are a batch of at least 1 sample to as many as `specs` have.
+
+    Args:
+      least: number of samples that the program takes at least: all, if it mixes them.
 
     Raises:
       TypeError: if `inputs` isn't an array, where one is expected.
@@ -52,7 +55,8 @@ def check_inputs(inputs: Any, specs: Specs) -> None:
                 f"{name} must have shape (1…{shape[0]}, {', '.join(map(str, shape[1:]))}) and dtype {dtype}, "
                 f"got {array.shape} and {array.dtype}"
             )
-    num_samples(inputs)  # the same in all arrays
+    if (given := num_samples(inputs)) < least:  # the same in all arrays
+        raise UsageError(f"a program that mixes the samples of a batch takes {least} at a time, got {given}")
 
 
 def samples(batch: Any, start: int, stop: int) -> Any:

@@ -21,7 +21,6 @@ from cambrian.sharding import (
     Program,
     Specs,
     TensorSpec,
-    UsageError,
     local_rows,
     mesh_shape,
 )
@@ -155,9 +154,7 @@ class Executable:
 
     def whole_batch(self, inputs: Any) -> Any:
         """Pads inputs with zeros to a whole batch, or to this process's rows; raises as `put`."""
-        check_inputs(inputs, self.input_spec)
-        if MIXES_SAMPLES in self.metadata and (given := num_samples(inputs)) < len(self.rows):
-            raise UsageError(f"{self.name} mixes the samples of a batch: expected {len(self.rows)} inputs, got {given}")
+        check_inputs(inputs, self.input_spec, len(self.rows) if MIXES_SAMPLES in self.metadata else 1)
         return jax.tree.map(lambda array: _padded(array, len(self.rows)), inputs)
 
     def launch(self, inputs: Any) -> Any:

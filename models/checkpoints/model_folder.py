@@ -24,6 +24,10 @@ from cambrian.sharding import UsageError
 CONFIG, PREPROCESSOR_CONFIG, TENSORS = "config.json", "preprocessor_config.json", "model.safetensors"
 TENSOR_FILES = (TENSORS, "pytorch_model.bin")  # in the order of preference
 _LABELS = ("label_names", "label_descriptions")
+_PRETRAINED = (
+    *("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "labels", "label_descriptions"),
+    *("classifier", "first_conv", "fixed_input_size", "pool_size", "test_crop_pct", "test_input_size", "url"),
+)
 
 
 def read_model_folder(
@@ -46,7 +50,7 @@ def read_model_folder(
         raise UsageError(f"a model folder must hold {' or '.join(TENSOR_FILES)}, got {folder} without either")
     tensor_file = tensor_file or found[0]
     path = folder / CONFIG
-    config = _read_json(path)
+    config = _in_new_form(_read_json(path))
     tensors, unread = read_tensors(tensor_file)
     architecture, variables, notes = import_tensors(tensors, str(tensor_file))
     description = Description()
@@ -72,6 +76,15 @@ def read_model_folder(
         raise UsageError(f"{path} must have labels for {architecture.num_classes} classes, got {len(labels)}")
     notes = (*unread, *notes, *more_notes, *stem_notes(architecture, config))
     return architecture, variables, dataclasses.replace(description, labels=labels), notes
+
+
+def _in_new_form(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json as timm writes it today: once, what is under `pretrained_cfg` stood beside the architecture."""
+    if "architecture" not in config or "pretrained_cfg" in config:
+        return config
+    settings = {name: config[name] for name in _PRETRAINED if name in config}
+    settings["label_names"] = config.get("labels") or config.get("label_names")
+    return {name: value for name, value in config.items() if name not in settings} | {"pretrained_cfg": settings}
 
 
 def _labels_of_ids(names: Any, path: Path) -> tuple[str, ...]:
