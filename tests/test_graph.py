@@ -101,6 +101,11 @@ OTHER_ACTIVATIONS = [
     lambda x: jax.nn.leaky_relu(x, 5e-6),
     lambda x: jnp.clip(jax.nn.sigmoid(x), 1e-6, 1 - 1e-6),
     lambda x: x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x),  # CLIP's approximation of GELU
+    lambda x: jax.nn.sigmoid(jnp.clip(x, -15, 15)),
+    lambda x: jnp.tanh(jnp.clip(x, -7, 7)),
+    lambda x: jax.nn.relu(jnp.nan_to_num(x)),
+    lambda x: jnp.clip(jax.nn.sigmoid(x.astype("float32")), 1e-4, 1 - 1e-4).astype(x.dtype),
+    lambda x: (jax.nn.relu(x.astype("float32")) * 1.003).astype(x.dtype),
 ]
 
 
@@ -500,3 +505,47 @@ def test_the_precision_that_a_function_asks_for_is_kept():
         operation = dataclasses.replace(operation, lowering="native")
         arrays = draw(*operation.in_shape), draw(*operation.kernel_shape), draw(7)
         assert "Precision.HIGHEST" in str(jax.make_jaxpr(operation)(*arrays))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cast_around_an_activation_is_part_of_it(dtype):
+    kernel, x = draw(6, 7).astype(dtype), draw(3, 6).astype(dtype)
+    wide = lambda k, x: jax.nn.silu((x @ k).astype("float32")).astype(x.dtype)  # noqa: E731
+    assert [operation.activation for operation in fused(optimized(trace(wide, kernel, x)[0]))] == ["SWISH"]
+
+
+def test_masked_logits_stay_finite_in_bfloat16():
+    params, least = {"a": draw(4, 4), "b": draw(4, 4)}, np.finfo(np.float32).min
+
+    def function(p, x):
+        scores = jnp.where(jnp.zeros(4, bool), jax.nn.relu(x @ p["a"]), least)
+        return jax.nn.softmax(scores, axis=-1) @ p["b"]
+
+    x = draw(2, 4)
+    graph = in_bfloat16(optimized(trace(function, params, x)[0]))
+    np.testing.assert_allclose(evaluate(graph, x)[0], function(params, x), rtol=2e-2, atol=2e-2)
+
+
+def test_complex_constants_are_left_to_xla():
+    function = lambda p, x: jnp.exp((x @ p).astype("complex64") * jnp.complex64(1j)).real  # noqa: E731
+    rewrite(function, draw(4, 4), draw(2, 4))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: jax.nn.relu(conv(x, p["same"]) + x).mean((1, 2)) @ p["head"],
+        lambda p, x: conv((x[..., :1] - p["mean"]) / 2, p["same"]).mean((1, 2)) @ p["head"],
+        lambda p, x: (
+            lax.reduce_window(conv(x, p["same"]), -jnp.inf, lax.max, (1, 7, 7, 1), (1, 2, 2, 1), "VALID")
+            .reshape(len(x), -1)
+            .sum(1, keepdims=True)
+            + x.mean((1, 2))
+        ),
+    ],
+)
+def test_what_is_no_plain_network_of_layers_is_built_all_the_same(function):
+    params = {"same": draw(3, 3, 4, 4), "head": draw(4, 5), "mean": draw(4)}
+    x = draw(2, 6, 6, 4)
+    executable = cambrian.compile(function, params, jax.ShapeDtypeStruct((6, 6, 4), "float32"), batch_size=2)
+    np.testing.assert_allclose(executable(x), function(params, x), rtol=1e-4, atol=1e-4)

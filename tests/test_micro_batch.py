@@ -170,3 +170,38 @@ def test_what_mixes_samples_takes_whole_batches_alone():
 def test_samples_that_are_computed_alone_are_known(function):
     shapes = [jax.ShapeDtypeStruct((samples, 8, 8, 4), "float32") for samples in (2, 4)]
     assert operation_over_samples(*(trace(function, PARAMS, shape)[0] for shape in shapes)) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: x - x.reshape(4, -1, 4).mean(0).repeat(4, 0)[: len(x)],  # of groups, as in some generators
+        lambda p, x: x[::-1],
+        lambda p, x: jnp.sort(x, axis=0),
+        lambda p, x: x.reshape(8, -1) - x.reshape(8, -1).mean(0),  # bound to its batch
+    ],
+)
+def test_what_mixes_samples_by_its_results_takes_whole_batches_alone(function):
+    executable = cambrian.compile(function, {}, jax.ShapeDtypeStruct((4,), "float32"), batch_size=8)
+    x = draw(8, 4)
+    np.testing.assert_allclose(executable(x), function({}, x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match="takes 8 at a time, got 7"):
+        executable(x[:7])
+
+
+def test_masks_that_are_evaluated_for_few_samples_alone_mix_nothing():
+    def function(p, x):  # constants of 4 MiB for 64 samples, which are evaluated, and of 8 for twice as many
+        mask = jnp.tril(jnp.ones((len(x), 128, 128), bool))
+        return jnp.where(mask[:, -1, :4], x @ p, 0.0)
+
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    executable = cambrian.compile(function, draw(4, 4), spec, batch_size=64)
+    assert executable(draw(3, 4)).shape == (3, 4)
+
+
+def test_the_probe_of_what_mixes_samples_is_compared_as_a_whole(tmp_path):
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    cambrian.compile(lambda p, x: x - x.mean(axis=0), {}, spec, batch_size=128).save(tmp_path / "mixing")
+    executable = cambrian.load(tmp_path / "mixing")
+    x = draw(128, 4)
+    np.testing.assert_allclose(executable(x), x - x.mean(axis=0), rtol=1e-4, atol=1e-5)

@@ -27,7 +27,7 @@ def activation_after(value: Value, uses: Uses) -> tuple[str, list[Node]] | None:
     Returns:
       Its name in ACTIVATIONS, and the nodes that compute it, in order; None if there is none that is known.
     """
-    found = None
+    found, last_name = None, None
     region: list[Node] = []
     known = {value}
     waiting = list(uses.readers(value))
@@ -40,9 +40,10 @@ def activation_after(value: Value, uses: Uses) -> tuple[str, list[Node]] | None:
         known.add(node.output)
         open_values = [v for v in known if v is not node.output and not _closed(v, region, uses)]
         if not open_values and (name := _name(region, value)) is not None:
-            if found is not None and found[0] == name:
+            if name == last_name and not _is_cast(node):
                 break  # the last node changes nothing at the points, such as an epsilon or a distant bound: it stays
-            found = (name, list(region))
+            last_name = name
+            found = (name, list(region)) if node.output.dtype == value.dtype else found
         waiting += [reader for reader in uses.readers(node.output) if reader not in waiting]
     return found
 
@@ -50,6 +51,7 @@ def activation_after(value: Value, uses: Uses) -> tuple[str, list[Node]] | None:
 def _is_pointwise(node: Node, value: Value, known: set[Value]) -> bool:
     return (
         is_elementwise(node)
+        and node.name not in ("eq", "is_finite", "ne")  # guards against NaN and infinity, which no point is
         and node.output.shape == value.shape
         and all(
             operand in known
@@ -68,8 +70,10 @@ def _closed(value: Value, region: Sequence[Node], uses: Uses) -> bool:
 
 
 def _name(region: Sequence[Node], value: Value) -> str | None:
-    if region[-1].output.dtype != value.dtype or str(value.dtype) not in ("float32", "bfloat16"):
+    if not {str(value.dtype), str(region[-1].output.dtype)} <= _TOLERANCE.keys():
         return None
+    if value.dtype == jnp.float32 and any(node.output.dtype == jnp.bfloat16 for node in region):
+        return None  # rounded, as the function says
     numbers: dict[Value, int] = {value: 0}
     steps = []
     for node in region:
@@ -90,9 +94,24 @@ _names: dict[tuple, str | None] = {}  # steps of a computation and its dtype →
 
 
 def _computed_name(region: Sequence[Node], value: Value) -> str | None:
+    name = _name_at_points(region, value)
+    bounds = [node for node in region if node.name in ("clamp", "max", "min")]
+    if name is not None and any(_name_at_points(region, value, without=node) == name for node in bounds):
+        return None  # a bound that changes nothing at the points, such as of a sigmoid's argument: it stays
+    return name
+
+
+def _name_at_points(region: Sequence[Node], value: Value, without: Node | None = None) -> str | None:
+    """The name of what a region computes at the points, or would without a bound."""
+
     def compute(points: jax.Array) -> jax.Array:
         values = {value: points}
         for node in region:
+            if node is without:
+                bounded = [values[operand] for operand in node.inputs if operand in values]
+                if len(bounded) == 1:
+                    (values[node.output],) = bounded
+                    continue
             arrays = [
                 _as_wide(jnp.full(points.shape if operand.shape else (), uniform_value(operand.array), operand.dtype))
                 if isinstance(operand, Constant)

@@ -72,7 +72,7 @@ def compact(array: np.ndarray) -> np.ndarray:
 def uniform_value(array: np.ndarray) -> float | None:
     """The value that all elements of a constant have; None if they differ."""
     small = compact(array)
-    if small.size != 1 or not jnp.issubdtype(small.dtype, np.number):
+    if small.size != 1 or not jnp.issubdtype(small.dtype, np.number) or np.iscomplexobj(small):
         return None
     return float(small.reshape(()))
 

@@ -126,6 +126,8 @@ def _dense(node: Node) -> list[Node] | None:
     (left_contract, right_contract), (batch, _) = node.params["dimension_numbers"]
     if isinstance(left, Constant) == isinstance(right, Constant) or not _are_floats(node) or batch:
         return None
+    if not isinstance(node.params["precision"], lax.Precision | tuple | None):  # convolutions take no preset
+        return None
     kernel_first = isinstance(left, Constant)
     if kernel_first:
         left, right, left_contract, right_contract = right, left, right_contract, left_contract
@@ -162,8 +164,7 @@ def _fused(
     images: Value, kernel: np.ndarray, path: str, window: Window, groups: int, node: Node, nodes: list[Node]
 ) -> Value:
     dtypes = str(images.dtype), str(node.output.dtype)
-    precision = node.params["precision"]  # or a preset, which convolutions don't take
-    precision = precision if isinstance(precision, (lax.Precision, tuple)) else None
+    precision = node.params["precision"]
     operation = FusedConvolution(images.shape, kernel.shape[3], window, groups, *dtypes, precision=precision)
     output = Value(operation.out_shape, node.output.dtype)
     bias = np.zeros(kernel.shape[3], np.float32)

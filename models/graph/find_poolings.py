@@ -48,7 +48,7 @@ def _replacement(node: Node) -> list[Node] | None:
     sizes, strides, padding = (node.params[name] for name in ("window_dimensions", "window_strides", "padding"))
     dilations = {*(node.params["base_dilation"] or ()), *(node.params["window_dilation"] or ())}
     padding = tuple((int(before), int(after)) for before, after in padding)
-    if not dilations <= {1} or max(sizes) > _LARGEST or min(map(min, padding)) < 0:
+    if 0 in node.output.shape or not dilations <= {1} or max(sizes) > _LARGEST or min(map(min, padding)) < 0:
         return None
     operation = Pool(_KINDS[node.name], tuple(sizes), tuple(strides), padding, str(node.output.dtype))
     return [Node(operation, node.inputs, node.outputs)]

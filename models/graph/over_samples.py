@@ -42,9 +42,16 @@ def _most_differing(shapes: _Shapes, others: _Shapes) -> int:
 
 
 def _operations(graph: Any) -> Iterator[tuple[str, _Shapes, _Shapes]]:
-    """The name of each operation with the shapes that it reads and makes, of a graph or jaxpr and of those inside."""
+    """The name of each operation with the shapes that it reads and makes, of a graph or jaxpr and of those inside.
+
+    Of a graph, operations on constants alone are left out: small ones are evaluated, large ones aren't.
+    """
     if isinstance(graph, Graph):
+        depending = set(graph.inputs)
         for node in graph.nodes:
+            if depending.isdisjoint(node.inputs):
+                continue
+            depending.update(node.outputs)
             yield node.name, [value.shape for value in node.inputs], [value.shape for value in node.outputs]
             inner = [node.operation.body] if isinstance(node.operation, Scan) else jax.tree.leaves(dict(node.params))
             for each in inner:

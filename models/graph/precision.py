@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from cambrian.models.graph.constants import compact
 from cambrian.models.graph.elementwise import is_elementwise
 from cambrian.models.graph.find_poolings import Pool
 from cambrian.models.graph.fused_convolution import FusedConvolution
@@ -91,7 +93,7 @@ class _Narrowing:
         if value.dtype not in (_WIDE, _NARROW) or str(value.dtype) == dtype:
             return value
         if isinstance(value, Constant):
-            return Constant.of(value.array.astype(dtype))
+            return Constant.of(_rounded(value.array, dtype))
         if (value, dtype, reader) not in self.casts:
             cast = self.casts[value, dtype, reader] = Value(value.shape, jnp.dtype(dtype))
             self.barriers[value] += reader is not None
@@ -192,3 +194,10 @@ def _reducing(graph: Graph, uses: Uses) -> set[Node]:
         if node.name.startswith("reduce_") or (_is_local(node) and only_they_read(node.output)):
             found.add(node)
     return found
+
+
+def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Finite numbers stay finite: the least float32, which masks logits, would become -inf in bfloat16."""
+    small, largest = compact(array), float(jnp.finfo(dtype).max)
+    bounded = np.where(np.isfinite(small), np.clip(small, -largest, largest), small)
+    return np.broadcast_to(bounded.astype(dtype), array.shape)

@@ -73,7 +73,7 @@ class _Reader:
     """Collects the layers, node by node."""
 
     def __init__(self, graph: Graph):
-        self.uses = Uses(graph)
+        self.uses, self.shape = Uses(graph), graph.inputs[0].shape
         self.layers: list[LayerSpec] = []
         self.params: dict[str, np.ndarray] = {}
         self.before: list[Node] = []
@@ -90,6 +90,8 @@ class _Reader:
         if node in self.read_before:
             return
         if not self.layers and is_elementwise(node) and all(map(self.is_before, node.inputs)):
+            if node.output.shape != self.shape:
+                raise NotLayered("operations before the first layer that widen the images")
             self.before.append(node)
             self.tensors = {node.output: None}
         elif isinstance(node.operation, FusedConvolution):
@@ -162,6 +164,8 @@ class _Reader:
             raise NotLayered(
                 "convolutions whose window isn't a square with the same padding on every side (SAME at stride 2)"
             )
+        if residuals and self.tensor(residuals[0]) is None:
+            raise NotLayered("residuals that are the inputs")
         name = self.add(
             Kind.DENSE if is_dense else Kind.CONV,
             layer_name(node),
