@@ -17,7 +17,7 @@ _ROUNDS, _SECONDS = 5, 4.0
 _LEAST_GAIN = 1.02
 _CLEARLY_SLOWER = 3.0  # than the fastest, in the first launch, which may find its memory for the first time
 
-Launch = Callable[[], Any]
+Launch = functools.partial[Any]  # of a compiled program on its parameters and inputs
 
 
 def fastest_program(
@@ -28,6 +28,8 @@ def fastest_program(
     reference: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Program:
     """Launches programs in turn on random inputs and returns the fastest whose results are those of `stock`.
+
+    One that turns out to mix the samples of a batch is marked so.
 
     Args:
       programs: ways to compute the same function, on the same mesh.
@@ -41,29 +43,27 @@ def fastest_program(
     """
     random = np.random.default_rng(0)
     inputs = jax.tree.map(lambda spec: _random_input(spec, random), stock.input_spec)
-    run_stock = _compiled(stock)
-    launch_stock = functools.partial(run_stock, _placed(inputs, stock))
-    if MIXES_SAMPLES not in stock.metadata and _mixes_samples(run_stock, inputs, stock):
-        stock, *programs = map(_with_mixed_samples, (stock, *programs))
+    launch_stock = _launch(stock, inputs)
     expected = launch_stock() if reference is None else reference(inputs)
     launches, errors = {}, []
     for program in programs:
-        launch = functools.partial(_compiled(program), _placed(inputs, program))
+        launch = _launch(program, inputs)
         error = _relative_error(launch(), expected)
         if error <= program.tolerance:
             launches[program] = launch
         else:
             errors.append(error)
     if not launches:
-        return _as_it_is(stock, errors, stock_allowed)
+        return _marked(_as_it_is(stock, errors, stock_allowed), launch_stock, inputs)
     seconds = _seconds_of(launches | {stock: launch_stock})
     best = min(launches, key=seconds.__getitem__)
     gain = seconds[stock] / seconds[best]
     if stock_allowed and gain < _LEAST_GAIN:
         note = f"computed as JAX compiles it: the optimised function was measured {gain:.2f} times as fast"
-        return dataclasses.replace(stock, notes=(*stock.notes, note))
+        return _marked(dataclasses.replace(stock, notes=(*stock.notes, note)), launch_stock, inputs)
     slower = () if gain >= 1 else (f"measured {gain:.2f} times as fast as the function as JAX compiles it",)
-    return dataclasses.replace(best, metadata={**best.metadata, "gain": round(gain, 3)}, notes=(*best.notes, *slower))
+    metadata, notes = {**best.metadata, "gain": round(gain, 3)}, (*best.notes, *slower)
+    return _marked(dataclasses.replace(best, metadata=metadata, notes=notes), launches[best], inputs)
 
 
 def _as_it_is(stock: Program, errors: Sequence[float], allowed: bool) -> Program:
@@ -113,29 +113,29 @@ def _relative_error(got: Any, expected: Any) -> float:
     return float(np.max([error(*pair) for pair in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)]))
 
 
-def _mixes_samples(run: Callable[[Any], Any], inputs: Any, program: Program) -> bool:
-    """Whether the results of the first half of the samples depend on the others."""
+def _marked(program: Program, launch: Launch, inputs: Any) -> Program:
+    """The program, marked if the results of the first half of the samples depend on the others."""
     half = jax.tree.leaves(inputs)[0].shape[0] // 2
+    if MIXES_SAMPLES in program.metadata or half == 0:
+        return program
 
     def without_others(array: np.ndarray) -> np.ndarray:
         return np.concatenate([array[:half], np.zeros_like(array[half:])])
 
-    batches = inputs, jax.tree.map(without_others, inputs)
-    outputs = [jax.tree.leaves(run(_placed(batch, program))) for batch in batches]
-    halves = ([np.asarray(array[:half], np.float64) for array in arrays] for arrays in outputs)
-    return not all(np.allclose(one, other, 1e-4, 1e-6, equal_nan=True) for one, other in zip(*halves, strict=True))
-
-
-def _with_mixed_samples(program: Program) -> Program:
+    others = _placed(jax.tree.map(without_others, inputs), program)
+    compiled, params, _ = launch.func, *launch.args
+    pairs = zip(jax.tree.leaves(launch()), jax.tree.leaves(compiled(params, others)), strict=True)
+    halves = ([np.asarray(array[:half], np.float64) for array in pair] for pair in pairs)
+    if all(np.allclose(one, other, 1e-4, 1e-6, equal_nan=True) for one, other in halves):
+        return program
     note = f"{program.name} mixes the samples of a batch, so that each launch takes a whole batch"
     metadata = {**program.metadata, MIXES_SAMPLES: True}
     return dataclasses.replace(program, metadata=metadata, notes=(*program.notes, note))
 
 
-def _compiled(program: Program) -> Callable[[Any], Any]:
-    """A function that launches a program on inputs from `_placed`."""
+def _launch(program: Program, inputs: Any) -> Launch:
     params = jax.device_put(list(map(aligned, program.params)), shardings(list(program.param_specs), program.mesh))
-    return functools.partial(compile_apply(program), params)
+    return functools.partial(compile_apply(program), params, _placed(inputs, program))
 
 
 def _placed(inputs: Any, program: Program) -> Any:
