@@ -1,0 +1,118 @@
+"""Functions that mix the samples of a batch are never cut, and take whole batches alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cambrian
+from build_cases import BYTES, PARAMS, SAMPLES, built, network, set_cache_share
+from cambrian.models.graph.over_samples import operation_over_samples
+from cambrian.models.graph.trace import trace
+from cambrian.sharding import UsageError
+from graph_cases import draw
+
+
+def pairs(x):
+    """The distances of all samples, with large ones to themselves."""
+    return jnp.square(x[:, None] - x[None]).sum((2, 3, 4)) + 1e9 * jnp.eye(len(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: network(p, x) - network(p, x).mean(axis=0),
+        lambda p, x: jax.lax.cond(x.mean() > 2, lambda y: y, lambda y: -y, network(p, x)),
+        lambda p, x: jax.lax.while_loop(lambda y: (y < 0.5).any(), lambda y: y + 0.25, network(p, x)),
+        lambda p, x: jnp.where(x.max() > 50, 2.0, 3.0) * network(p, x),
+        lambda p, x: network(p, x) * network(p, x).argmax(axis=0).astype("float32"),
+        lambda p, x: network(p, x) @ (network(p, x).T @ network(p, x)),
+        lambda p, x: jnp.where(jax.lax.top_k(x.max((1, 2, 3)), 1)[0][0] > 50, 2.0, 3.0) * network(p, x),
+        lambda p, x: jax.lax.cond(x[0, 0, 0, 0] > 50, lambda y: y, lambda y: -y, network(p, x)),
+        lambda p, x: jnp.where(pairs(x).min(1)[:, None] < 1e-6, 0.0, network(p, x)),
+        lambda p, x: jnp.stack([network(p, row[None])[0] for row in x]) * jnp.where(x.max() > 50, 2.0, 3.0),
+    ],
+)
+def test_a_function_that_mixes_samples_is_never_cut(monkeypatch, function):
+    set_cache_share(monkeypatch, 3 * BYTES)
+    _, sizes, _ = built(monkeypatch, function)
+    assert {3} not in sizes
+    programs, _, program = built(monkeypatch, function, "1x2")
+    assert programs == []
+    assert program.notes[0].startswith("mine mixes the samples of a batch (")
+    assert program.notes[1] == "computed as JAX compiles it"
+    for images in draw(2 * SAMPLES, 8, 8, 4), np.repeat([[[[100.0]]], [[[0.0]]]], SAMPLES, 0) + np.zeros((8, 8, 4)):
+        images = images.astype(np.float32)
+        got, expected = jax.jit(program.apply)(program.params, images), function(PARAMS, images)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_one_that_mixes_samples_is_refused_in_bfloat16_on_several_devices():
+    with pytest.raises(UsageError, match=r"mesh 1x2 in bfloat16 must be able to cut the samples, but .*reduce_sum"):
+        cambrian.compile(
+            lambda p, x: x - x.mean(axis=0),
+            {},
+            jax.ShapeDtypeStruct((4,), "float32"),
+            mesh="1x2",
+            batch_size=4,
+            precision="bfloat16",
+        )
+
+
+def test_what_mixes_samples_takes_whole_batches_alone():
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    executable = cambrian.compile(lambda p, x: x - x.mean(axis=0), {}, spec, batch_size=8)
+    x = draw(8, 4)
+    np.testing.assert_allclose(executable(x), x - x.mean(axis=0), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match="mixes the samples of a batch takes 8 at a time, got 7"):
+        executable(x[:7])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: jax.lax.map(lambda row: network(p, row[None])[0], x),
+        lambda p, x: jax.vmap(lambda row: network(p, row[None])[0])(x),
+        lambda p, x: network(p, x) / jnp.linalg.norm(network(p, x), axis=1, keepdims=True),
+        lambda p, x: jax.lax.fori_loop(0, 3, lambda _, y: y + network(p, x), network(p, x)),
+    ],
+)
+def test_samples_that_are_computed_alone_are_known(function):
+    shapes = [jax.ShapeDtypeStruct((samples, 8, 8, 4), "float32") for samples in (2, 4)]
+    assert operation_over_samples(*(trace(function, PARAMS, shape)[0] for shape in shapes)) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: x - x.reshape(4, -1, 4).mean(0).repeat(4, 0)[: len(x)],  # of groups, as in some generators
+        lambda p, x: x[::-1],
+        lambda p, x: jnp.sort(x, axis=0),
+        lambda p, x: x.reshape(8, -1) - x.reshape(8, -1).mean(0),  # bound to its batch
+    ],
+)
+def test_what_mixes_samples_by_its_results_takes_whole_batches_alone(function):
+    executable = cambrian.compile(function, {}, jax.ShapeDtypeStruct((4,), "float32"), batch_size=8)
+    x = draw(8, 4)
+    np.testing.assert_allclose(executable(x), function({}, x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match="takes 8 at a time, got 7"):
+        executable(x[:7])
+
+
+def test_masks_that_are_evaluated_for_few_samples_alone_mix_nothing():
+    def function(p, x):  # constants of 4 MiB for 64 samples, which are evaluated, and of 8 for twice as many
+        mask = jnp.tril(jnp.ones((len(x), 128, 128), bool))
+        return jnp.where(mask[:, -1, :4], x @ p, 0.0)
+
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    executable = cambrian.compile(function, draw(4, 4), spec, batch_size=64)
+    assert executable(draw(3, 4)).shape == (3, 4)
+
+
+def test_the_probe_of_what_mixes_samples_is_compared_as_a_whole(tmp_path):
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    cambrian.compile(lambda p, x: x - x.mean(axis=0), {}, spec, batch_size=128).save(tmp_path / "mixing")
+    executable = cambrian.load(tmp_path / "mixing")
+    x = draw(128, 4)
+    np.testing.assert_allclose(executable(x), x - x.mean(axis=0), rtol=1e-4, atol=1e-5)
