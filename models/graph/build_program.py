@@ -23,7 +23,7 @@ from cambrian.models.graph.fastest_program import fastest_program
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.micro_batch import micro_batch
-from cambrian.models.graph.over_samples import operation_over_samples
+from cambrian.models.graph.over_samples import marked_as_mixing, operation_over_samples
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.plan_of_graph import plan_of_graph
 from cambrian.models.graph.precision import in_bfloat16
@@ -34,7 +34,6 @@ from cambrian.models.graph.trace import trace
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import (
     DATA_AXIS,
-    MIXES_SAMPLES,
     MODEL_AXIS,
     Partition,
     Program,
@@ -115,11 +114,12 @@ def build_program(
     graph, _ = trace(function, params, local)
     mixing = _operation_over_samples(function, params, inputs, graph)
     if mixing is not None:
-        note = f"{name} mixes the samples of a batch ({mixing}), so that each launch takes a whole batch"
-        stock = dataclasses.replace(stock, metadata={**stock.metadata, MIXES_SAMPLES: True}, notes=(*stock.notes, note))
+        stock = marked_as_mixing(stock, mixing)
         if local_samples < samples and partition in ("auto", "samples"):
             if precision != "float32":
-                raise UsageError(f"mesh {shape} in {precision} must be able to cut the samples, but {note}")
+                raise UsageError(
+                    f"mesh {shape} in {precision} must be able to cut the samples, but {name} mixes them ({mixing})"
+                )
             return dataclasses.replace(stock, notes=(*stock.notes, "computed as JAX compiles it"))
     given_tolerance = tolerance
     if tolerance is None:

@@ -1,8 +1,8 @@
 """Pass: each fused convolution gets the lowering that was measured to be fastest on this machine.
 
 Distinct convolutions are measured one by one, those with the most arithmetic first, until the time for it is spent; the
-results are kept in the user's cache folder, and later builds go on from there. A lowering whose results are wrong takes
-for ever. What isn't measured is computed by oneDNN where it can be called, otherwise by XLA.
+results are kept in the user's cache folder, and later builds go on from there. A lowering whose results are wrong
+counts as infinitely slow. What isn't measured is computed by oneDNN where it can be called, otherwise by XLA.
 """
 
 import contextlib

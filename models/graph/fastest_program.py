@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cambrian.models.graph.over_samples import marked_as_mixing
 from cambrian.sharding import MIXES_SAMPLES, Program, TensorSpec, UsageError, aligned, compile_apply, shardings
 
 _ROUNDS, _SECONDS = 5, 4.0
@@ -114,7 +115,7 @@ def _relative_error(got: Any, expected: Any) -> float:
 
 
 def _marked(program: Program, launch: Launch, inputs: Any) -> Program:
-    """The program, marked if the results of the first half of the samples depend on the others."""
+    """The program, marked as mixing samples if the results of the first half of them depend on the others."""
     half = jax.tree.leaves(inputs)[0].shape[0] // 2
     if MIXES_SAMPLES in program.metadata or half == 0:
         return program
@@ -123,14 +124,12 @@ def _marked(program: Program, launch: Launch, inputs: Any) -> Program:
         return np.concatenate([array[:half], np.zeros_like(array[half:])])
 
     others = _placed(jax.tree.map(without_others, inputs), program)
-    compiled, params, _ = launch.func, *launch.args
-    pairs = zip(jax.tree.leaves(launch()), jax.tree.leaves(compiled(params, others)), strict=True)
+    params, _ = launch.args
+    pairs = zip(jax.tree.leaves(launch()), jax.tree.leaves(launch.func(params, others)), strict=True)
     halves = ([np.asarray(array[:half], np.float64) for array in pair] for pair in pairs)
     if all(np.allclose(one, other, 1e-4, 1e-6, equal_nan=True) for one, other in halves):
         return program
-    note = f"{program.name} mixes the samples of a batch, so that each launch takes a whole batch"
-    metadata = {**program.metadata, MIXES_SAMPLES: True}
-    return dataclasses.replace(program, metadata=metadata, notes=(*program.notes, note))
+    return marked_as_mixing(program)
 
 
 def _launch(program: Program, inputs: Any) -> Launch:

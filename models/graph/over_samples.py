@@ -4,6 +4,7 @@ That may show in few results: `lax.cond(x.mean() > 2, …)` mixes samples for so
 compared, not only results.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.scan import Scan
+from cambrian.sharding import MIXES_SAMPLES, Program
 
 _Shapes = list[tuple[int, ...]]
 
@@ -33,6 +35,14 @@ def operation_over_samples(one: Graph, other: Graph) -> str | None:
         if axes_made > 1 or axes_read > axes_made:
             return name
     return None
+
+
+def marked_as_mixing(program: Program, operation: str = "") -> Program:
+    """A program whose executable takes whole batches alone; `operation` mixes samples, if it is known."""
+    by = f" ({operation})" if operation else ""
+    note = f"{program.name} mixes the samples of a batch{by}, so that each launch takes a whole batch"
+    metadata = {**program.metadata, MIXES_SAMPLES: True}
+    return dataclasses.replace(program, metadata=metadata, notes=(*program.notes, note))
 
 
 def _most_differing(shapes: _Shapes, others: _Shapes) -> int:
