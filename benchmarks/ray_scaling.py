@@ -22,8 +22,8 @@ from benchmarks.sleeping import SIZE, BlankImages, SleepingArtifact
 from cambrian.commands.batch.cluster import Share, require_ray
 from cambrian.commands.images import ModelImages
 from cambrian.commands.images.encoded import EncodedImages
-from cambrian.engine.files import replace_file
 from cambrian.sharding import Preprocessing
+from cambrian.sharding.host.files import replace_file
 
 _LAUNCH_MS = flags.DEFINE_float("launch_ms", 800, "Milliseconds of a launch.", lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images of a launch.", lower_bound=1)

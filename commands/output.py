@@ -17,9 +17,9 @@ import jax
 
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import print_note
-from cambrian.engine.files import replace_file
 from cambrian.engine.runtime.memory import peak_host_memory_bytes
 from cambrian.sharding import OutOfMemory, UsageError
+from cambrian.sharding.host.files import replace_file
 
 REPORT = "report.json"
 PREDICTIONS, CLASSES, CONFUSION = "predictions.csv", "classes.csv", "confusion.png"

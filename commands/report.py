@@ -9,10 +9,10 @@ from cambrian.commands.accuracy.accuracy import Accuracy
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.output import REPORT
 from cambrian.engine.cards import Cards
-from cambrian.engine.files import replace_file
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Summary, Timeline
 from cambrian.engine.runtime.parity import Parity
+from cambrian.sharding.host.files import replace_file
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What is computed: ResNets, their checkpoints, lowerings with their costs, and programs built from them.
+"""What is computed: any model's graph, ResNets, checkpoints, lowerings with their costs, training, and programs.
 
 Names are imported on first use, so that planning works without Flax.
 """

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cambrian.engine.files import new_directory, open_regular, remove_abandoned, replace_file, write_file
+from cambrian.sharding.host.files import new_directory, open_regular, remove_abandoned, replace_file, write_file
 
 
 @pytest.fixture

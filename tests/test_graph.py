@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import PartitionSpec as P
 
 import cambrian
 import cambrian.sharding
@@ -113,35 +112,6 @@ def test_pytrees_of_inputs_and_results():
     got = jax.tree.unflatten(treedef, graph.evaluate(constants, jax.tree.leaves((x, y))))
     expected = function(params, x, y)
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, rtol=1e-4), got, expected))
-
-
-@pytest.mark.slow
-def test_an_optimised_function_stands_inside_the_user_s_own_code():
-    params = {"kernel": draw(3, 3, 8, 16), "head": draw(16, 4)}
-
-    def function(p, x, shift):
-        return {"logits": jax.nn.silu(conv(x["images"], p["kernel"])).mean((1, 2)) @ p["head"] + shift}
-
-    images, shift = draw(4, 6, 6, 8), draw(4)
-    expected = function(params, {"images": images}, shift)["logits"]
-    fast = cambrian.optimize(function, params)
-
-    def close(got: jax.Array, expected: jax.Array) -> bool:
-        return np.allclose(got, expected, rtol=1e-4, atol=1e-4)
-
-    assert close(fast({"images": images}, shift)["logits"], expected)
-    twice = jax.jit(lambda x: 2 * fast({"images": x}, shift)["logits"])
-    assert close(twice(images), 2 * expected)
-    scanned = jax.jit(lambda x: lax.map(lambda each: fast({"images": each}, shift)["logits"], x[None]))
-    assert close(scanned(images)[0], expected)
-    mesh = cambrian.sharding.make_mesh(cambrian.MeshShape(2, 2), jax.devices()[:4])
-    cut = P(("data", "model"))
-    sharded = jax.shard_map(
-        lambda x: fast({"images": x}, shift)["logits"], mesh=mesh, in_specs=cut, out_specs=cut, check_vma=False
-    )
-    assert close(jax.jit(sharded)(images), expected)
-    with pytest.raises(cambrian.UsageError, match="precision must be one of"):
-        cambrian.optimize(function, params, precision="int3")
 
 
 def test_layers_in_the_body_of_a_loop(tmp_path):

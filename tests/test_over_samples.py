@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import cambrian
 from build_cases import BYTES, PARAMS, SAMPLES, built, network, set_cache_share
@@ -67,6 +68,23 @@ def test_what_mixes_samples_takes_whole_batches_alone():
     np.testing.assert_allclose(executable(x), x - x.mean(axis=0), rtol=1e-5, atol=1e-6)
     with pytest.raises(UsageError, match="mixes the samples of a batch takes 8 at a time, got 7"):
         executable(x[:7])
+
+
+def test_so_does_one_under_sharding_rules():
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    rules = [("kernel", P(None, "model"))]
+    for function, takes in (lambda y: y - y.mean(axis=0), 8), (lambda y: y - y.mean(axis=1, keepdims=True), 1):
+        params = {"kernel": draw(4, 4)}
+        executable = cambrian.compile(
+            lambda p, x, f=function: f(x @ p["kernel"]), params, spec, mesh="2x2", batch_size=8, rules=rules
+        )
+        x = draw(8, 4)
+        np.testing.assert_allclose(executable(x), function(x @ params["kernel"]), rtol=1e-5, atol=1e-6)
+        if takes == 1:
+            executable(x[:7])
+        else:
+            with pytest.raises(UsageError, match="mixes the samples of a batch takes 8 at a time, got 7"):
+                executable(x[:7])
 
 
 @pytest.mark.parametrize(

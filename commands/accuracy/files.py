@@ -6,7 +6,7 @@ import numpy as np
 
 from cambrian.commands.accuracy.accuracy import Accuracy
 from cambrian.commands.output import CLASSES, CONFUSION
-from cambrian.engine.files import replace_file
+from cambrian.sharding.host.files import replace_file
 
 
 def write_accuracy(output_dir: Path, accuracy: Accuracy, confusion: np.ndarray, title: str, suffix: str = "") -> None:

@@ -25,8 +25,8 @@ from cambrian.commands.run.classify import Tally, images_of
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.manifest import Manifest
 from cambrian.engine.artifact.versions import versions
-from cambrian.engine.files import replace_file
 from cambrian.sharding import UsageError
+from cambrian.sharding.host.files import replace_file
 
 if TYPE_CHECKING:
     from cambrian.commands.batch.job import Job

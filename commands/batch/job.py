@@ -10,8 +10,8 @@ from cambrian.commands.batch.parts import Part
 from cambrian.commands.output import JOB, RESULTS, ROWS
 from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE, PROBE
 from cambrian.engine.artifact.manifest import Manifest, canonical_json
-from cambrian.engine.files import replace_file
 from cambrian.sharding import UsageError
+from cambrian.sharding.host.files import replace_file
 
 _OTHER = {"artifact": "another artefact", "images": "other images"}
 

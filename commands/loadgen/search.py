@@ -12,7 +12,7 @@ from typing import Any
 from cambrian.commands.loadgen.results import LoadGenResult, read_result
 from cambrian.commands.loadgen.settings import LoadGenSettings
 from cambrian.commands.output import LOADGEN_LOGS
-from cambrian.engine.files import replace_file
+from cambrian.sharding.host.files import replace_file
 
 _PRECISION = 0.03
 _REACH = 4  # times the throughput, above which no rate is tried, and share of it, below which none is

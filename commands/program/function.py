@@ -59,6 +59,7 @@ def function_program(
     from cambrian.models.execution.build_program import TOLERANCE
     from cambrian.models.frameworks import as_function
     from cambrian.models.graph.build_program import build_program
+    from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation
 
     if spec is None:
         raise UsageError("expected spec, the shape and dtype of one sample, with a function or module, got None")
@@ -89,7 +90,9 @@ def function_program(
     if precision != "float32":
         raise UsageError(f"with sharding rules a function computes in its own precision, got {precision!r}")
     tolerance = TOLERANCE[precision] if tolerance is None else tolerance
-    return program_from_function(function, values, inputs, mesh, rules, name=name, tolerance=tolerance)
+    program = program_from_function(function, values, inputs, mesh, rules, name=name, tolerance=tolerance)
+    mixing = mixing_operation(function, values, inputs)
+    return program if mixing is None else marked_as_mixing(program, mixing)
 
 
 def classifier_program(

@@ -9,8 +9,8 @@ from typing import Any
 
 from cambrian.commands.output import held_folder
 from cambrian.commands.sweep.log import RESULTS
-from cambrian.engine.files import replace_file
 from cambrian.sharding import UsageError
+from cambrian.sharding.host.files import replace_file
 
 SWEEP = "sweep.json"
 TRIALS = "trials"

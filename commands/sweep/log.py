@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 from cambrian.commands.sweep.result import Result
-from cambrian.engine.files import sync_directory
 from cambrian.sharding import UsageError
+from cambrian.sharding.host.files import sync_directory
 
 RESULTS = "results.jsonl"
 

@@ -8,7 +8,6 @@ from cambrian.commands.sweep.grid import Cell
 
 BUILD, MEASURE = "build", "measure"
 OK, OVERFLOW, TIMEOUT, CRASHED, REFUSED, FAILED = "ok", "out_of_memory", "timeout", "crashed", "refused", "failed"
-STATUSES = (OK, OVERFLOW, TIMEOUT, CRASHED, REFUSED, FAILED)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ UNITS = {
 }
 
 
-def number(value: float | None, digits: int = 1) -> str:
-    """Formats a number with `digits` decimals, or none from 100 upwards; empty for None."""
+def number(value: float | None) -> str:
+    """Formats a number with one decimal, or none from 100 upwards; empty for None."""
     if value is None:
         return ""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.{digits}f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
 def duration(seconds: float) -> str:

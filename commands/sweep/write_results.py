@@ -13,7 +13,7 @@ from cambrian.commands.sweep.result import BUILD, OK
 from cambrian.commands.sweep.sweep import Outcome, Sweep
 from cambrian.commands.sweep.tables import markdown, print_ranking, summary_csv
 from cambrian.commands.sweep.text import HEADERS, duration, rows, with_spread
-from cambrian.engine.files import replace_file
+from cambrian.sharding.host.files import replace_file
 
 
 def write_results(sweep: Sweep, outcome: Outcome) -> bool:

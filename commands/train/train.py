@@ -27,7 +27,6 @@ from cambrian.commands.train.curves import draw_curves, metrics_csv
 from cambrian.commands.train.report import TrainingReport
 from cambrian.commands.train.setup import Setup, open_images, recipe_of, set_up
 from cambrian.engine.artifact.versions import versions
-from cambrian.engine.files import replace_file
 from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.models.checkpoints.description import Description
 from cambrian.models.training.checkpoints import Checkpoints, model_facts
@@ -35,6 +34,7 @@ from cambrian.models.training.loop import EpochMetrics, Progress, TrainingData, 
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import OutOfMemory, make_mesh
 from cambrian.sharding.host import acquire_devices, host
+from cambrian.sharding.host.files import replace_file
 
 CHECKPOINTS = "checkpoints"
 

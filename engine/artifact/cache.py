@@ -20,10 +20,10 @@ from cambrian.engine.artifact.manifest import canonical_json, read_manifest
 from cambrian.engine.artifact.save import compute_parts, write_artifact
 from cambrian.engine.artifact.signing import load_key, read_key
 from cambrian.engine.errors import ArtifactExists, DamagedArtifact
-from cambrian.engine.files import open_regular, remove_abandoned, temporary_sibling
 from cambrian.engine.runtime.executable import Executable
 from cambrian.sharding import Program, UsageError
 from cambrian.sharding.host import cache_dir
+from cambrian.sharding.host.files import open_regular, remove_abandoned, temporary_sibling
 
 
 def default_artifact_dir() -> Path:

@@ -23,9 +23,9 @@ from jax.sharding import Mesh
 
 from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, Manifest, read_manifest
 from cambrian.engine.errors import DamagedArtifact, damage_named
-from cambrian.engine.files import open_regular
 from cambrian.sharding import ALIGNMENT, UsageError, make_mesh
 from cambrian.sharding.host import acquire_devices, host_cores
+from cambrian.sharding.host.files import open_regular
 
 PARAMETERS, PORTABLE, PROBE = "parameters.safetensors", "portable.bin", "probe.safetensors"
 _NATIVE = re.compile(r"native-[0-9a-f]{12}\.bin")

@@ -26,10 +26,10 @@ from cambrian.engine.artifact.signing import read_key
 from cambrian.engine.artifact.verification import facts_of, read_note, write_note
 from cambrian.engine.artifact.versions import versions
 from cambrian.engine.errors import DamagedArtifact, one_line
-from cambrian.engine.files import replace_file
 from cambrian.engine.runtime.deferred_probe import DeferredProbe
 from cambrian.engine.runtime.executable import Analysis, Executable
 from cambrian.sharding import DATA_AXIS, crosses_model_axis
+from cambrian.sharding.host.files import replace_file
 
 # What custom calls, and the order of weights that they expect, depend on.
 _CUSTOM_CALLS_NEED = ("jaxlib", "CPU model", "CPU features", "CPU threads")
@@ -50,9 +50,8 @@ def load(
     Loads the machine code if the manifest is signed with this user's key and was built where the fingerprint is equal:
     nothing is traced or compiled then. Otherwise, and where XLA refuses the machine code, compiles the portable
     program, and a note says why; one with custom calls, or for a mesh over several processes, is always compiled,
-    without a note. A portable program that
-    isn't signed may make no custom calls, and is loaded in a child process first. Once `load` has returned, nothing of
-    the directory is needed any more.
+    without a note. A portable program that isn't signed may make no custom calls, and is loaded in a child process
+    first. Once `load` has returned, nothing of the directory is needed any more.
 
     Args:
       path: directory of the artefact.

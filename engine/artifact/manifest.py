@@ -18,9 +18,9 @@ from cambrian.engine.artifact.fingerprint import Fingerprint
 from cambrian.engine.artifact.json_form import check_form
 from cambrian.engine.artifact.signing import sign, verify
 from cambrian.engine.errors import damage_named
-from cambrian.engine.files import open_regular
 from cambrian.engine.runtime.executable import Analysis
 from cambrian.sharding import DATA_AXIS, MODEL_AXIS, MeshShape, Specs, TensorSpec, named_arrays
+from cambrian.sharding.host.files import open_regular
 from cambrian.sharding.rules import check_partition_spec
 
 MANIFEST = "manifest.json"
@@ -80,7 +80,7 @@ class Manifest:
       input_spec: spec of the inputs, or pytree of specs; likewise in JSON, where dicts, lists and tuples are
         `{"dict": {…}}`, `{"list": […]}` and `{"tuple": […]}`.
       output_spec: spec of the outputs, or pytree of specs.
-      plan: layer name → partition, lowering, micro_batch and precision; empty for a user's function.
+      plan: layer name → partition, lowering, micro_batch and precision; empty for a function that isn't rewritten.
       rules: (pattern, partition spec) pairs of a user's function, as text.
       custom_calls: targets that the program calls, internal to the jaxlib and CPU that it was built with.
       metadata: facts of the program, such as preprocessing and labels.

@@ -18,10 +18,10 @@ from cambrian.engine.artifact.signing import load_key
 from cambrian.engine.artifact.tensor_file import write_tensors
 from cambrian.engine.artifact.versions import versions
 from cambrian.engine.errors import ArtifactExists
-from cambrian.engine.files import new_directory, path_named, write_file
 from cambrian.engine.runtime.executable import Analysis, Executable
 from cambrian.engine.runtime.parity import probe_inputs, reference_outputs
 from cambrian.sharding import Program, UsageError, compile_apply, mesh_shape, named_arrays
+from cambrian.sharding.host.files import new_directory, path_named, write_file
 
 NO_NATIVE = "the artefact holds no native executable"
 

@@ -6,9 +6,9 @@ import os
 import secrets
 from pathlib import Path
 
-from cambrian.engine.files import open_regular, temporary_sibling, write_file
 from cambrian.sharding import UsageError
 from cambrian.sharding.host import config_dir
+from cambrian.sharding.host.files import open_regular, temporary_sibling, write_file
 
 KEY_BYTES = 32
 

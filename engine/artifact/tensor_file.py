@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from cambrian.engine.errors import damage_named
-from cambrian.engine.files import path_named
 from cambrian.sharding import ALIGNMENT, UsageError
+from cambrian.sharding.host.files import path_named
 
 _FILLER = "_pad."
 _LENGTH_BYTES = 8

@@ -17,8 +17,8 @@ import jax
 from cambrian.engine.artifact.fingerprint import Fingerprint
 from cambrian.engine.artifact.manifest import Manifest, canonical_json
 from cambrian.engine.artifact.signing import sign, verify
-from cambrian.engine.files import open_regular, replace_file
 from cambrian.engine.runtime.parity import Parity
+from cambrian.sharding.host.files import open_regular, replace_file
 
 VERIFICATION = "verification.json"
 _HMAC = "hmac_sha256"

@@ -87,7 +87,7 @@ class Executable:
       parity: relative error and top-1 agreement of the probe against the unsharded float32 reference; None until a
         probe has run on this machine.
       probe: probe that the first call or stream runs, and holds its results back for; None for none.
-      plan: layer name → partition, lowering and micro_batch; empty for a user's function.
+      plan: layer name → partition, lowering, micro_batch and precision; empty for a function that isn't rewritten.
       metadata: JSON-compatible facts of the program, such as preprocessing and labels.
       notes: human-readable deviations from the request.
       program: program that it was compiled from; None if it was loaded.

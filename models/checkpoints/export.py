@@ -10,6 +10,7 @@ from cambrian.models.checkpoints.hugging_face_processor import hugging_face_proc
 from cambrian.models.checkpoints.model_folder import CONFIG, PREPROCESSOR_CONFIG, TENSORS
 from cambrian.models.checkpoints.network_config import hugging_face_config
 from cambrian.models.checkpoints.weights import Weights
+from cambrian.sharding.host.files import replace_file
 
 
 def export_hugging_face(weights: Weights, folder: Path) -> None:
@@ -26,7 +27,7 @@ def export_hugging_face(weights: Weights, folder: Path) -> None:
     tensors = export_tensors(weights.architecture, weights.variables)
     folder.mkdir(parents=True, exist_ok=True)
     # transformers refuses files that don't say which framework they are of.
-    _write(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
+    replace_file(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
     labels = weights.description.labels or tuple(
         f"LABEL_{number}" for number in range(weights.architecture.num_classes)
     )
@@ -42,16 +43,4 @@ def export_hugging_face(weights: Weights, folder: Path) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    _write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a file that appears complete or not at all."""
-    unfinished = path.with_name(f".{path.name}")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # that of a full disk names no file
-    finally:
-        unfinished.unlink(missing_ok=True)
+    replace_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

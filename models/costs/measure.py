@@ -13,9 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from cambrian.models.costs.layer_case import LayerCase
 from cambrian.models.costs.table import Transition
-from cambrian.models.execution.execute_plan import isolated
-from cambrian.models.execution.place_params import local_kernels
 from cambrian.models.lowerings import LOWERINGS, Finish
+from cambrian.models.lowerings.lowering import isolated
 from cambrian.models.lowerings.pooling import max_pool, mean_pool
 from cambrian.sharding import (
     MODEL_AXIS,
@@ -171,7 +170,7 @@ def _kernel(case: LayerCase, values: Callable[..., np.ndarray]) -> list[np.ndarr
         return []
     shape = (case.kernel, case.kernel, case.in_channels, case.out_channels)
     kernel = values(shape, "float32", (case.kernel**2 * case.in_channels) ** -0.5)
-    return local_kernels(kernel, case.lowering, case.dtype, case.call())
+    return LOWERINGS[case.lowering].prepare(kernel, case.dtype, case.call())
 
 
 def _on_each_device(array: np.ndarray | None, mesh: Mesh) -> jax.Array | None:

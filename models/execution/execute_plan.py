@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from cambrian.models.costs.layer_case import out_dtype
 from cambrian.models.execution.in_chunks import in_chunks
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.lowerings import LOWERINGS, Finish, Window
-from cambrian.models.lowerings.lowering import Padding
+from cambrian.models.lowerings.lowering import Padding, isolated
 from cambrian.models.lowerings.pooling import lowest, max_pool, mean_pool
 from cambrian.sharding import (
     Kind,
@@ -45,7 +44,7 @@ def apply_planned(
         readers, back to the start of the stage.
 
     Returns:
-      Output (N, H', W', C') float32 of the last layer, in the output layout of its partition.
+      Output (N, H', W', C') of the last layer, in its output dtype, in the output layout of its partition.
     """
     tensors, last = _Tensors({(None, images_layout): images}), network.layers[-1]
     for number, part in enumerate(parts := loops(network.layers, plan)):
@@ -103,16 +102,6 @@ def _run_part(
     micro_batch = plan[part[0].name].micro_batch or samples
     made = in_chunks(compute, list(outside.values()), max(1, samples // micro_batch))
     tensors.values |= zip(names, made, strict=True)
-
-
-def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    jitted = jax.jit(function)
-
-    def call(*operands) -> jax.Array:
-        with set_xla_metadata(inlineable="false"):
-            return jitted(*operands)
-
-    return call
 
 
 def layer_function(

@@ -8,8 +8,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from cambrian.models.costs.layer_case import case_of, dtype_of
-from cambrian.models.lowerings import LOWERINGS, Call
-from cambrian.models.lowerings.lowering import kernel_dtype
+from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import MODEL_AXIS, MeshShape, Network, Partition, Plan, TensorSpec, local_samples
 
 _T = TypeVar("_T")
@@ -57,7 +56,7 @@ def place_params(
         case = case_of(layer, partition, layer_plan.lowering, samples, dtype_of(layer, dtype), mesh)
         call = case.call(relu=layer.relu, summed=partition == Partition.INPUT_CHANNELS)
         kernel_shards = _cut(folded[f"{layer.name}.kernel"], _KERNEL_CUT.get(partition), mesh.model)
-        of_shards = [local_kernels(shard, layer_plan.lowering, case.dtype, call) for shard in kernel_shards]
+        of_shards = [LOWERINGS[layer_plan.lowering].prepare(shard, case.dtype, call) for shard in kernel_shards]
         kernels = list(zip(*of_shards, strict=True))
         for number, shards in enumerate(kernels):
             add(f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else ""), shards)
@@ -66,13 +65,6 @@ def place_params(
             bias = bias.astype(case.out_dtype)
         add(f"{layer.name}.bias", _cut(bias, _BIAS_CUT.get(partition), mesh.model))
     return arrays, tuple(specs)
-
-
-def local_kernels(kernel: np.ndarray, lowering: str, dtype: str, call: Call) -> list[np.ndarray]:
-    """Transforms and packs a device's shard (kh, kw, C_in, C_out) of a kernel for its lowering."""
-    transform, pack = LOWERINGS[lowering].transform, LOWERINGS[lowering].pack
-    arrays = [array.astype(kernel_dtype(dtype)) for array in transform(kernel)]
-    return arrays if pack is None else [pack(array, call) for array in arrays]
 
 
 def _cut(array: np.ndarray, axis: int | None, parts: int) -> list[np.ndarray]:

@@ -6,45 +6,33 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 
 from cambrian.models.costs.files import current_cost_table
 from cambrian.models.execution import build_program as planned
-from cambrian.models.execution.build_program import TOLERANCE
 from cambrian.models.execution.calibrate import calibrated
-from cambrian.models.execution.in_chunks import in_chunks
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.execution.settings import Plans
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
-from cambrian.models.graph.constants import compact
+from cambrian.models.graph.comparison import default_tolerance
 from cambrian.models.graph.fastest_program import fastest_program
-from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.micro_batch import micro_batch
-from cambrian.models.graph.over_samples import marked_as_mixing, operation_over_samples
+from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation
 from cambrian.models.graph.passes import optimized
-from cambrian.models.graph.plan_of_graph import plan_of_graph
 from cambrian.models.graph.precision import in_bfloat16
+from cambrian.models.graph.program_of_graph import BY_SAMPLES, program_of_graph
 from cambrian.models.graph.quantization import Calibration, quantized
 from cambrian.models.graph.read_layers import NotLayered, read_layers
-from cambrian.models.graph.scan import nodes_and_repetitions
 from cambrian.models.graph.trace import trace
-from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import (
     DATA_AXIS,
-    MODEL_AXIS,
-    Partition,
     Program,
     TensorSpec,
     UsageError,
     mesh_shape,
     program_from_function,
-    refusing_other_inputs,
 )
-
-_BY_SAMPLES = P((DATA_AXIS, MODEL_AXIS))
 
 
 def build_program(
@@ -94,10 +82,10 @@ def build_program(
       OutOfMemory: if no plan fits the limit.
     """
     end = time.perf_counter() + calibrate_s
-    shape, samples = mesh_shape(mesh), jax.tree.leaves(inputs)[0].shape[0]
+    shape, samples = mesh_shape(mesh), _num_samples(inputs)
     shape.check_batch_size(samples)
     by_samples = samples % mesh.size == 0
-    cut = _BY_SAMPLES if by_samples else P(DATA_AXIS)
+    cut = BY_SAMPLES if by_samples else P(DATA_AXIS)
     stock = program_from_function(
         function,
         params,
@@ -109,35 +97,21 @@ def build_program(
         output_partition_spec=cut,
         metadata={"precision": precision},
     )
-    local_samples = samples // (mesh.size if by_samples else shape.data)
-    local = jax.tree.map(lambda each: jax.ShapeDtypeStruct((local_samples, *each.shape[1:]), each.dtype), inputs)
-    graph, _ = trace(function, params, local)
-    mixing = _operation_over_samples(function, params, inputs, graph)
+    local = _resized(inputs, samples // (mesh.size if by_samples else shape.data))
+    mixing = mixing_operation(function, params, inputs)
     if mixing is not None:
         stock = marked_as_mixing(stock, mixing)
-        if local_samples < samples and partition in ("auto", "samples"):
-            if precision != "float32":
-                raise UsageError(
-                    f"mesh {shape} in {precision} must be able to cut the samples, but {name} mixes them ({mixing})"
-                )
-            return dataclasses.replace(stock, notes=(*stock.notes, "computed as JAX compiles it"))
-    given_tolerance = tolerance
-    if tolerance is None:
-        tolerance = TOLERANCE["bfloat16" if _has_narrow_floats(graph) else precision]
-    stock = dataclasses.replace(stock, tolerance=tolerance)
-    for value, spec in zip(graph.outputs, jax.tree.leaves(stock.output_spec), strict=True):
-        if value.shape != (expected := (local_samples, *spec.shape[1:])):
-            raise UsageError(f"expected {spec.name} {expected} for {local_samples} samples, got {value.shape}")
-    graph = optimized(graph)
-    reference = None
+        if _num_samples(local) < samples and partition in ("auto", "samples"):
+            return _left_to_jax(stock, mixing)
+    graph, _ = trace(function, params, local)
+    _check_results(graph, stock)
+    stock = dataclasses.replace(
+        stock, tolerance=default_tolerance(graph, precision) if tolerance is None else tolerance
+    )
+    graph, reference = optimized(graph), None
     if precision == "int8":
-        if calibration is None:
-            raise UsageError(f"precision int8 needs calibration, samples of the inputs of {name}, got None")
-        found = quantized(graph, calibration)
-        graph, reference = found.graph, found.reference
-        metadata, notes = {**stock.metadata, "quantization": found.facts}, (*stock.notes, *found.notes)
-        tolerance = found.tolerance if given_tolerance is None else given_tolerance
-        stock = dataclasses.replace(stock, reference=reference, tolerance=tolerance, metadata=metadata, notes=notes)
+        graph, stock = _in_int8(graph, stock, calibration, tolerance)
+        reference = stock.reference
     programs = []
     try:
         network = read_layers(graph)
@@ -153,52 +127,84 @@ def build_program(
                 f"{reason}, got {samples}"
             ) from None
     if by_samples and partition in ("auto", "samples"):
-        costs = MeasuredCosts.of_machine(mesh.devices.flat[0].platform)
-        graph = in_bfloat16(graph) if precision == "bfloat16" else graph
-        graphs = [graph]
-        if precision != "int8" and mixing is None and (size := micro_batch(graph)) < local_samples:
-            graphs += _for_samples(size, function, params, local, precision)
-        for number, each in enumerate(graphs):
-            seconds = (end - time.perf_counter()) / (len(graphs) - number)
-            in_loop = each.inputs[0].shape[0] < local_samples
-            chosen = choose_lowerings(each, mesh.devices.flat[0], costs, seconds, in_loop)
-            programs.append(_program_of_graph(chosen, stock, costs, local_samples))
+        graphs = [in_bfloat16(graph) if precision == "bfloat16" else graph]
+        if precision != "int8" and mixing is None:
+            graphs += _in_micro_batches(graphs[0], function, params, local, precision)
+        programs += _programs_of_graphs(graphs, _num_samples(local), stock, end)
     stock_allowed = precision == "float32" and partition in ("auto", "samples")
     return fastest_program(programs, stock, stock_allowed=stock_allowed, reference=reference)
 
 
-def _operation_over_samples(function: Callable[[Any, Any], Any], params: Any, inputs: Any, local: Graph) -> str | None:
-    """An operation that mixes samples; None if none is found, or the function is bound to its number of samples."""
-    if (samples := jax.tree.leaves(inputs)[0].shape[0]) == 1:
-        return None
-    is_whole = local.inputs[0].shape[0] == samples
-    whole = local if is_whole else trace(function, params, inputs)[0]
-    twice = _traced(2 * samples, function, params, inputs)
-    return None if twice is None else operation_over_samples(whole, twice)
+def _num_samples(inputs: Any) -> int:
+    return jax.tree.leaves(inputs)[0].shape[0]
 
 
-def _for_samples(
-    samples: int, function: Callable[[Any, Any], Any], params: Any, inputs: Any, precision: str
+def _resized(inputs: Any, samples: int) -> Any:
+    """Shapes and dtypes of inputs for another number of samples."""
+    return jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
+
+
+def _left_to_jax(stock: Program, mixing: str) -> Program:
+    """The function as it is, whose samples no device can compute alone."""
+    if (precision := stock.metadata["precision"]) != "float32":
+        raise UsageError(
+            f"mesh {mesh_shape(stock.mesh)} in {precision} must be able to cut the samples, but {stock.name} mixes "
+            f"them ({mixing})"
+        )
+    return dataclasses.replace(stock, notes=(*stock.notes, "computed as JAX compiles it"))
+
+
+def _check_results(graph: Graph, stock: Program) -> None:
+    samples = graph.inputs[0].shape[0]
+    for value, spec in zip(graph.outputs, jax.tree.leaves(stock.output_spec), strict=True):
+        if value.shape != (expected := (samples, *spec.shape[1:])):
+            raise UsageError(f"expected {spec.name} {expected} for {samples} samples, got {value.shape}")
+
+
+def _in_int8(
+    graph: Graph, stock: Program, calibration: Calibration | None, tolerance: float | None
+) -> tuple[Graph, Program]:
+    """The quantised graph, and the function with the reference of its integers."""
+    if calibration is None:
+        raise UsageError(f"precision int8 needs calibration, samples of the inputs of {stock.name}, got None")
+    found = quantized(graph, calibration)
+    stock = dataclasses.replace(
+        stock,
+        reference=found.reference,
+        tolerance=found.tolerance if tolerance is None else tolerance,
+        metadata={**stock.metadata, "quantization": found.facts},
+        notes=(*stock.notes, *found.notes),
+    )
+    return found.graph, stock
+
+
+def _in_micro_batches(
+    graph: Graph, function: Callable[[Any, Any], Any], params: Any, inputs: Any, precision: str
 ) -> list[Graph]:
-    """The optimised graph of a function for another number of samples; none if it is bound to that of `inputs`."""
-    graph = _traced(samples, function, params, inputs)
-    if graph is None or any(value.shape[:1] != (samples,) for value in graph.outputs):
+    """The graph for as many samples as the caches hold; none if these are all, or the function is bound to `inputs`."""
+    samples = micro_batch(graph)
+    if samples == _num_samples(inputs):
         return []
-    graph = optimized(graph)
-    return [in_bfloat16(graph) if precision == "bfloat16" else graph]
-
-
-def _traced(samples: int, function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Graph | None:
-    resized = jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
     try:
-        return trace(function, params, resized)[0]
+        smaller, _ = trace(function, params, _resized(inputs, samples))
     except Exception:  # whatever the function raises that is bound to its number of samples
-        return None
+        return []
+    if any(value.shape[:1] != (samples,) for value in smaller.outputs):
+        return []
+    smaller = optimized(smaller)
+    return [in_bfloat16(smaller) if precision == "bfloat16" else smaller]
 
 
-def _has_narrow_floats(graph: Graph) -> bool:
-    dtypes = {value.dtype for node in graph.nodes for value in node.outputs}
-    return any(jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4 for dtype in dtypes)
+def _programs_of_graphs(graphs: Sequence[Graph], samples: int, stock: Program, end: float) -> list[Program]:
+    """The program of each graph, whose lowerings are measured until `end`."""
+    device, programs = stock.mesh.devices.flat[0], []
+    costs = MeasuredCosts.of_machine(device.platform)
+    for number, graph in enumerate(graphs):
+        seconds = (end - time.perf_counter()) / (len(graphs) - number)
+        in_loop = graph.inputs[0].shape[0] < samples
+        chosen = choose_lowerings(graph, device, costs, seconds, in_loop)
+        programs.append(program_of_graph(chosen, stock, costs, samples))
+    return programs
 
 
 def _program_of_layers(network: LayeredNetwork, plans: Plans, stock: Program, calibrate_s: float) -> Program:
@@ -219,50 +225,3 @@ def _program_of_layers(network: LayeredNetwork, plans: Plans, stock: Program, ca
         metadata=stock.metadata,
     )
     return dataclasses.replace(program, notes=(*stock.notes, *program.notes, *chosen.notes))
-
-
-def _program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples: int) -> Program:
-    """The program of a graph that computes all samples of a device, or a micro-batch of them."""
-    mesh, chunks = stock.mesh, samples // graph.inputs[0].shape[0]
-    every = {constant: compact(constant.array) for constant in graph.constants()}
-    scalars = {constant: jnp.asarray(array) for constant, array in every.items() if array.size == 1}
-    constants = [constant for constant in every if constant not in scalars]
-    small = [every[constant] for constant in constants]
-    specs = tuple(
-        TensorSpec(f"constant.{number:04d}", array.shape, str(array.dtype)) for number, array in enumerate(small)
-    )
-
-    structure = jax.tree.structure(stock.output_spec)
-
-    def local_apply(params: Sequence[jax.Array], inputs: Any) -> Any:
-        known = {**scalars, **dict(zip(constants, params, strict=True))}
-
-        def compute(inputs: Sequence[jax.Array]) -> list[jax.Array]:
-            arrays = {constant: jnp.broadcast_to(array, constant.shape) for constant, array in known.items()}
-            return graph.evaluate(arrays, inputs)
-
-        return jax.tree.unflatten(structure, in_chunks(compute, jax.tree.leaves(inputs), chunks))
-
-    apply = jax.shard_map(
-        local_apply,
-        mesh=mesh,
-        in_specs=([P()] * len(specs), _BY_SAMPLES),
-        out_specs=_BY_SAMPLES,
-        check_vma=False,  # JAX's rules don't know the custom calls
-    )
-    operations = [node.operation for node, _ in nodes_and_repetitions(graph)]
-    lowerings = {operation.lowering for operation in operations if isinstance(operation, FusedConvolution)}
-    calls = {LOWERINGS[lowering].custom_call for lowering in lowerings}
-    partition = Partition.SAMPLES if mesh_shape(mesh).model > 1 else Partition.WHOLE
-    plan = plan_of_graph(graph, partition, costs, chunks)
-    metadata = {**stock.metadata, "layer_costs": [dataclasses.asdict(cost) for cost in plan.costs]}
-    return dataclasses.replace(
-        stock,
-        apply=refusing_other_inputs(apply, stock.input_spec),
-        params=[np.asarray(array, order="C") for array in small],
-        param_specs=specs,
-        plan=plan,
-        custom_calls=tuple(sorted(call for call in calls if call)),
-        metadata=metadata,
-        notes=(*stock.notes, *plan.notes),
-    )

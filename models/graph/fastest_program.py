@@ -2,21 +2,15 @@
 
 import dataclasses
 import functools
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from cambrian.models.graph.comparison import LEAST_GAIN, median_seconds, random_inputs, relative_error, widened
 from cambrian.models.graph.over_samples import marked_as_mixing
-from cambrian.sharding import MIXES_SAMPLES, Program, TensorSpec, UsageError, aligned, compile_apply, shardings
-
-_ROUNDS, _SECONDS = 5, 4.0
-_LEAST_GAIN = 1.02
-_CLEARLY_SLOWER = 3.0  # than the fastest, in the first launch, which may find its memory for the first time
+from cambrian.sharding import MIXES_SAMPLES, Program, UsageError, aligned, compile_apply, shardings
 
 Launch = functools.partial[Any]  # of a compiled program on its parameters and inputs
 
@@ -42,24 +36,23 @@ def fastest_program(
     Raises:
       UsageError: if no results are right and `stock` isn't allowed.
     """
-    random = np.random.default_rng(0)
-    inputs = jax.tree.map(lambda spec: _random_input(spec, random), stock.input_spec)
+    inputs = random_inputs(stock.input_spec)
     launch_stock = _launch(stock, inputs)
     expected = launch_stock() if reference is None else reference(inputs)
     launches, errors = {}, []
     for program in programs:
         launch = _launch(program, inputs)
-        error = _relative_error(launch(), expected)
+        error = relative_error(launch(), expected)
         if error <= program.tolerance:
             launches[program] = launch
         else:
             errors.append(error)
     if not launches:
         return _marked(_as_it_is(stock, errors, stock_allowed), launch_stock, inputs)
-    seconds = _seconds_of(launches | {stock: launch_stock})
+    seconds = median_seconds(launches | {stock: launch_stock})
     best = min(launches, key=seconds.__getitem__)
     gain = seconds[stock] / seconds[best]
-    if stock_allowed and gain < _LEAST_GAIN:
+    if stock_allowed and gain < LEAST_GAIN:
         note = f"computed as JAX compiles it: the optimised function was measured {gain:.2f} times as fast"
         return _marked(dataclasses.replace(stock, notes=(*stock.notes, note)), launch_stock, inputs)
     slower = () if gain >= 1 else (f"measured {gain:.2f} times as fast as the function as JAX compiles it",)
@@ -80,40 +73,6 @@ def _as_it_is(stock: Program, errors: Sequence[float], allowed: bool) -> Program
     return dataclasses.replace(stock, notes=(*stock.notes, f"computed as JAX compiles it: {differ}"))
 
 
-def _seconds_of(launches: dict[Program, Launch]) -> dict[Program, float]:
-    """The median time of a launch of each program, in turn; of those that are clearly slower, of one launch."""
-    times = {program: [_seconds(launch)] for program, launch in launches.items()}
-    fastest = min(first for first, *_ in times.values())
-    close = [program for program, (first, *_) in times.items() if first < _CLEARLY_SLOWER * fastest]
-    for program in close:
-        times[program].clear()
-    end = time.perf_counter() + _SECONDS
-    for number in range(_ROUNDS):
-        if number and time.perf_counter() > end:
-            break
-        for program in close:
-            times[program].append(_seconds(launches[program]))
-    return {program: statistics.median(taken) for program, taken in times.items()}
-
-
-def _seconds(launch: Launch) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(launch())
-    return time.perf_counter() - start
-
-
-def _relative_error(got: Any, expected: Any) -> float:
-    """The largest of the arrays' errors; inf if shapes differ."""
-
-    def error(got: jax.Array, expected: jax.Array) -> float:
-        if got.shape != expected.shape:
-            return np.inf
-        exact = np.asarray(expected, np.float64)
-        return float(np.linalg.norm(np.asarray(got, np.float64) - exact) / max(np.linalg.norm(exact), 1e-30))
-
-    return float(np.max([error(*pair) for pair in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)]))
-
-
 def _marked(program: Program, launch: Launch, inputs: Any) -> Program:
     """The program, marked as mixing samples if the results of the first half of them depend on the others."""
     half = jax.tree.leaves(inputs)[0].shape[0] // 2
@@ -126,7 +85,7 @@ def _marked(program: Program, launch: Launch, inputs: Any) -> Program:
     others = _placed(jax.tree.map(without_others, inputs), program)
     params, _ = launch.args
     pairs = zip(jax.tree.leaves(launch()), jax.tree.leaves(launch.func(params, others)), strict=True)
-    halves = ([np.asarray(array[:half], np.float64) for array in pair] for pair in pairs)
+    halves = ([widened(array[:half]) for array in pair] for pair in pairs)
     if all(np.allclose(one, other, 1e-4, 1e-6, equal_nan=True) for one, other in halves):
         return program
     return marked_as_mixing(program)
@@ -139,10 +98,3 @@ def _launch(program: Program, inputs: Any) -> Launch:
 
 def _placed(inputs: Any, program: Program) -> Any:
     return jax.device_put(inputs, shardings(program.input_spec, program.mesh))
-
-
-def _random_input(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
-    if jnp.issubdtype(spec.dtype, jnp.floating):
-        return random.standard_normal(spec.shape, np.float32).astype(spec.dtype)
-    high = 256 if spec.dtype == "uint8" else 2  # pixels; other integers may be indices into small tables
-    return random.integers(0, high, spec.shape).astype(spec.dtype)

@@ -1,16 +1,27 @@
 """A function whose parameters are known, rewritten for each shape of its inputs, for use inside the user's own code."""
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
-from cambrian.models.graph.graph import Constant, Graph
+from cambrian.models.graph.comparison import (
+    LEAST_GAIN,
+    default_tolerance,
+    median_seconds,
+    random_inputs,
+    relative_error,
+)
+from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
-from cambrian.models.graph.trace import trace
+from cambrian.models.graph.trace import of_arrays, trace
+from cambrian.sharding import UsageError
 
 _SECONDS = 10.0  # of measuring lowerings, for each shape of the inputs
 
@@ -18,32 +29,83 @@ _SECONDS = 10.0  # of measuring lowerings, for each shape of the inputs
 class OptimizedFunction:
     """Computes `function(params, *inputs)` from `inputs`, pytrees of arrays.
 
-    At the first call with inputs of new shapes and dtypes the function is traced, rewritten, and its lowerings are
-    measured; so call it once before anything is timed. It may be called under `jax.jit`, `jax.shard_map` (with
-    `check_vma=False`), `jax.lax.scan` and `jax.lax.map`; there the parameters are constants. It can't be differentiated
-    or mapped by `jax.vmap`.
+    At the first call with inputs of new shapes and dtypes the function is traced and rewritten, its lowerings are
+    measured, and it is compared with the function as it is, on random inputs; so call it once before anything is timed.
+    If the results differ or it isn't faster, the function is computed as it is, and `notes` say so. It may be called
+    under `jax.jit`, `jax.shard_map` (with `check_vma=False`), `jax.lax.scan` and `jax.lax.map`; there the parameters
+    are constants. What is rewritten can't be differentiated or mapped by `jax.vmap`.
+
+    Attributes:
+      notes: why the function is computed as it is, for shapes of inputs where it is.
+
+    Raises:
+      UsageError: at a call, if the results in bfloat16 differ by more than 2e-2.
     """
 
     def __init__(self, function: Callable[..., Any], params: Any, precision: str, device: jax.Device):
+        self.notes: list[str] = []
         self._function, self._params = function, params
         self._precision, self._device = precision, device
-        self._graphs: dict[Any, tuple[Graph, dict[Constant, jax.Array], Any]] = {}
+        self._chosen: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, *inputs: Any) -> Any:
         leaves, treedef = jax.tree.flatten(inputs)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         abstract = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         key = (abstract, treedef)
-        if key not in self._graphs:
+        if key not in self._chosen:
             with jax.ensure_compile_time_eval():  # the caller may be under a trace
-                self._graphs[key] = self._optimized(jax.tree.unflatten(treedef, abstract))
-        graph, constants, results = self._graphs[key]
-        return jax.tree.unflatten(results, graph.evaluate(constants, leaves))
+                self._chosen[key] = self._choose(jax.tree.unflatten(treedef, abstract))
+        return self._chosen[key](*jax.tree.unflatten(treedef, leaves))
 
-    def _optimized(self, inputs: Any) -> tuple[Graph, dict[Constant, jax.Array], Any]:
+    def _choose(self, inputs: Any) -> Callable[..., Any]:
+        """The rewritten function, or the function as it is."""
+        call, arrays = of_arrays(self._function, self._params)
+        known = list(map(jnp.asarray, arrays.values()))
+        stock = functools.partial(call, known)
+        numbers = all(jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool for leaf in jax.tree.leaves(inputs))
         graph, results = trace(self._function, self._params, *inputs)
+        if not numbers or any(node.has_effects for node in graph.nodes):
+            return self._as_it_is(stock, inputs, "it takes random keys, or has side effects, and so can't be compared")
+        tolerance = default_tolerance(graph, self._precision)
+        graph = self._rewritten(graph)
+        constants = {constant: jnp.asarray(constant.array) for constant in graph.constants()}
+
+        def compute(arrays: Any, *inputs: Any) -> Any:
+            values = dict(zip(constants, arrays, strict=True))
+            return jax.tree.unflatten(results, graph.evaluate(values, jax.tree.leaves(inputs)))
+
+        drawn = jax.device_put(random_inputs(inputs), self._device)
+        launches = {
+            "stock": functools.partial(jax.jit(call), known, *drawn),
+            "rewritten": functools.partial(jax.jit(compute), list(constants.values()), *drawn),
+        }
+        error = relative_error(launches["rewritten"](), launches["stock"]())
+        if not error <= tolerance:
+            if self._precision == "bfloat16":
+                raise UsageError(
+                    f"in bfloat16 the outputs must be within {tolerance:g} of the function's own, got a relative error "
+                    f"of {error:.1e}; compute in float32"
+                )
+            reason = f"the optimised function's outputs differ by {error:.1e}"
+            if np.isnan(error):
+                reason = "some outputs for random inputs aren't finite, so that they can't be compared"
+            warnings.warn(f"computed as JAX compiles it: {reason}", stacklevel=3)
+            return self._as_it_is(stock, inputs, reason)
+        if self._precision != "bfloat16":
+            seconds = median_seconds(launches)
+            gain = seconds["stock"] / seconds["rewritten"]
+            if gain < LEAST_GAIN:
+                return self._as_it_is(stock, inputs, f"the optimised function was measured {gain:.2f} times as fast")
+        return functools.partial(compute, list(constants.values()))
+
+    def _rewritten(self, graph: Graph) -> Graph:
         graph = optimized(graph)
         if self._precision == "bfloat16":
             graph = in_bfloat16(graph)
-        graph = choose_lowerings(graph, self._device, MeasuredCosts.of_machine(self._device.platform), _SECONDS)
-        return graph, {constant: jnp.asarray(constant.array) for constant in graph.constants()}, results
+        return choose_lowerings(graph, self._device, MeasuredCosts.of_machine(self._device.platform), _SECONDS)
+
+    def _as_it_is(self, stock: Callable[..., Any], inputs: Any, reason: str) -> Callable[..., Any]:
+        shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
+        self.notes.append(f"{shapes}: computed as JAX compiles it: {reason}")
+        return stock

@@ -5,16 +5,40 @@ compared, not only results.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.scan import Scan
+from cambrian.models.graph.trace import trace
 from cambrian.sharding import MIXES_SAMPLES, Program
 
 _Shapes = list[tuple[int, ...]]
+
+
+def mixing_operation(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> str | None:
+    """An operation that mixes the samples of `inputs`; None if none is found, or the function is bound to their number.
+
+    Args:
+      params: pytree of arrays, of which shapes and dtypes count.
+      inputs: (N, …) and dtype: a `jax.ShapeDtypeStruct`, or one for each array in a pytree.
+    """
+    if (samples := jax.tree.leaves(inputs)[0].shape[0]) == 1:
+        return None
+    abstract = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
+
+    def graph(samples: int) -> Graph:
+        resized = jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
+        return trace(lambda _, *arguments: function(*arguments), {}, abstract, resized)[0]
+
+    one = graph(samples)
+    try:
+        other = graph(2 * samples)
+    except Exception:  # whatever the function raises that is bound to its number of samples
+        return None
+    return operation_over_samples(one, other)
 
 
 def operation_over_samples(one: Graph, other: Graph) -> str | None:
@@ -24,7 +48,7 @@ def operation_over_samples(one: Graph, other: Graph) -> str | None:
     with two of them, such as the distances of pairs. An operation that keeps the samples in another order isn't found.
 
     Args:
-      one: graph of a function for at least two samples, as `trace` returns it.
+      one: graph of a function for at least two samples, as `trace` returns it; parameters may be inputs, too.
       other: graph of the same function for twice as many: what differs in the shapes are samples.
     """
     operations, others = list(_operations(one)), list(_operations(other))

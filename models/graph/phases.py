@@ -30,7 +30,7 @@ class Phases:
     """One axis of a transposed convolution.
 
     Attributes:
-      kernel: function from (phase, tap of the ordinary convolution) to the tap of the kernel, or None for zero.
+      kernel: (phase, tap of the ordinary convolution) → tap of the kernel; what is missing is zero.
       taps: size of the ordinary kernel.
       padding: padding of the images before and after.
       outputs: number of outputs of each phase.

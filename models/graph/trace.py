@@ -37,24 +37,29 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Grap
     Returns:
       The graph, and the tree definition of the function's results.
     """
-    with_paths, treedef = jax.tree.flatten_with_path(params)
-    leaves = [leaf for _, leaf in with_paths]
-    is_array = [isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves]
-    arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
-
-    def call(arrays: Sequence[Any], *inputs: Any) -> Any:
-        rest = iter(arrays)
-        known = [next(rest) if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
-        return function(jax.tree.unflatten(treedef, known), *inputs)
-
-    closed, results = jax.make_jaxpr(call, return_shape=True)(arrays, *inputs)
-    paths = [path for (path, _), array in zip(with_paths, is_array, strict=True) if array]
-    known = [_constant(array, _name(path)) for array, path in zip(arrays, paths, strict=True)]
+    call, arrays = of_arrays(function, params)
+    closed, results = jax.make_jaxpr(call, return_shape=True)(list(arrays.values()), *inputs)
+    known = [_constant(array, _name(path)) for path, array in arrays.items()]
     taken = [Value(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars[len(known) :]]
     nodes: list[Node] = []
     outputs = _inline(closed, [*known, *taken], nodes)
     graph = without_dead_nodes(Graph(tuple(taken), tuple(nodes), tuple(outputs)))
     return graph, jax.tree.structure(results)
+
+
+def of_arrays(
+    function: Callable[..., Any], params: Any
+) -> tuple[Callable[..., Any], dict[KeyPath, np.ndarray | jax.Array]]:
+    """A function of a list of those leaves of `params` that are arrays, and of `inputs`; and these leaves."""
+    with_paths, treedef = jax.tree.flatten_with_path(params)
+    arrays = {path: leaf for path, leaf in with_paths if isinstance(leaf, (np.ndarray, jax.Array))}
+
+    def call(known: Sequence[Any], *inputs: Any) -> Any:
+        rest = iter(known)
+        leaves = [next(rest) if path in arrays else leaf for path, leaf in with_paths]
+        return function(jax.tree.unflatten(treedef, leaves), *inputs)
+
+    return call, arrays
 
 
 def _name(path: KeyPath) -> str:

@@ -1,4 +1,4 @@
-"""The interface of lowerings, and the elementwise pass at the end of every layer.
+"""The interface of lowerings, the elementwise pass at the end of every layer, and layers compiled by themselves.
 
 Images are (N, H, W, C). Products accumulate in float32, or in int32 for integers; float32 products have full precision
 (no TF32).
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
 
 from cambrian.sharding import sum_over_model_axis
@@ -173,6 +174,22 @@ class Lowering:
     slow_to_compile: bool = False
     custom_call: str | None = None
     opaque: bool = False
+
+    def prepare(self, kernel: np.ndarray, dtype: str, call: Call) -> list[np.ndarray]:
+        """Transforms and packs a device's shard (kh, kw, C_in, C_out) of a kernel."""
+        arrays = [array.astype(kernel_dtype(dtype)) for array in self.transform(kernel)]
+        return arrays if self.pack is None else [self.pack(array, call) for array in arrays]
+
+
+def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function compiled by itself: XLA:CPU fuses nothing outside into it."""
+    jitted = jax.jit(function)
+
+    def call(*operands) -> jax.Array:
+        with set_xla_metadata(inlineable="false"):
+            return jitted(*operands)
+
+    return call
 
 
 def pad(images: jax.Array, padding: Padding) -> jax.Array:

@@ -1,1 +1,1 @@
-"""ResNets: architecture, variables, the Flax model, and batch norms folded for inference."""
+"""ResNets: architecture, variables, and the Flax model."""

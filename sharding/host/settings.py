@@ -24,7 +24,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "malloc": "makes glibc's malloc return freed memory above a limit, keep it, use one heap or ask for huge pages",
     }
 )
-# These affect more than JAX's backend: library users opt in, the command line always does.
+# These affect more than JAX's backend: library users opt in; the command line and its workers do, as far as they need.
 _OPT_IN = frozenset({"core_affinity", "cpu_latency", "malloc"})
 
 _logger = logging.getLogger("cambrian")

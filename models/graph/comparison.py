@@ -1,0 +1,82 @@
+"""Compares launches of the same function on the same random inputs: their results and their times."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cambrian.models.execution.build_program import TOLERANCE
+from cambrian.models.graph.graph import Graph
+from cambrian.sharding import TensorSpec
+
+LEAST_GAIN = 1.02  # of a rewritten function, for which it is taken
+
+_ROUNDS, _SECONDS = 5, 4.0
+_CLEARLY_SLOWER = 3.0  # than the fastest, in the first launch, which may find its memory for the first time
+
+_Key = TypeVar("_Key")
+
+
+def random_inputs(specs: Any) -> Any:
+    """Draws an array for each leaf of a pytree of shapes and dtypes, each time the same."""
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda spec: _drawn(spec, random), specs)
+
+
+def _drawn(spec: TensorSpec | jax.ShapeDtypeStruct, random: np.random.Generator) -> np.ndarray:
+    dtype = jnp.dtype(spec.dtype)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return random.standard_normal(spec.shape, np.float32).astype(dtype)
+    high = 256 if dtype == np.uint8 else 2  # pixels; other integers may be indices into small tables
+    return random.integers(0, high, spec.shape).astype(dtype)
+
+
+def relative_error(got: Any, expected: Any) -> float:
+    """The largest of the arrays' relative errors in the L2 norm; inf if shapes differ, NaN if a value is."""
+
+    def error(got: jax.Array, expected: jax.Array) -> float:
+        if got.shape != expected.shape:
+            return np.inf
+        exact = widened(expected)
+        return float(np.linalg.norm((widened(got) - exact).ravel()) / max(np.linalg.norm(exact.ravel()), 1e-30))
+
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
+    return float(np.max([0.0, *(error(*pair) for pair in pairs)]))
+
+
+def default_tolerance(graph: Graph, precision: str) -> float:
+    """The largest relative error of a rewritten graph; that of bfloat16, too, for one that has such values itself."""
+    dtypes = {value.dtype for node in graph.nodes for value in node.outputs}
+    narrow = any(jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4 for dtype in dtypes)
+    return TOLERANCE["bfloat16" if narrow else precision]
+
+
+def widened(array: jax.Array) -> np.ndarray:
+    """On the host, as complex128 or float64."""
+    return np.asarray(array, np.complex128 if jnp.issubdtype(array.dtype, jnp.complexfloating) else np.float64)
+
+
+def median_seconds(launches: Mapping[_Key, Callable[[], Any]]) -> dict[_Key, float]:
+    """The median time of each launch, in turn; of those that are clearly slower, of one launch."""
+    times = {key: [_seconds(launch)] for key, launch in launches.items()}
+    fastest = min(first for first, *_ in times.values())
+    close = [key for key, (first, *_) in times.items() if first < _CLEARLY_SLOWER * fastest]
+    for key in close:
+        times[key].clear()
+    end = time.perf_counter() + _SECONDS
+    for number in range(_ROUNDS):
+        if number and time.perf_counter() > end:
+            break
+        for key in close:
+            times[key].append(_seconds(launches[key]))
+    return {key: statistics.median(taken) for key, taken in times.items()}
+
+
+def _seconds(launch: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(launch())
+    return time.perf_counter() - start

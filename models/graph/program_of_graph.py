@@ -1,0 +1,69 @@
+"""The Program that evaluates a graph: the mesh cuts the samples, and each device computes its own."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from cambrian.models.execution.in_chunks import in_chunks
+from cambrian.models.graph.choose_lowerings import MeasuredCosts
+from cambrian.models.graph.constants import compact
+from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.graph import Graph
+from cambrian.models.graph.plan_of_graph import plan_of_graph
+from cambrian.models.graph.scan import nodes_and_repetitions
+from cambrian.models.lowerings import LOWERINGS
+from cambrian.sharding import DATA_AXIS, MODEL_AXIS, Partition, Program, TensorSpec, mesh_shape, refusing_other_inputs
+
+BY_SAMPLES = P((DATA_AXIS, MODEL_AXIS))
+
+
+def program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples: int) -> Program:
+    """The program of a graph that computes all samples of a device, or a micro-batch of them."""
+    mesh, chunks = stock.mesh, samples // graph.inputs[0].shape[0]
+    every = {constant: compact(constant.array) for constant in graph.constants()}
+    scalars = {constant: jnp.asarray(array) for constant, array in every.items() if array.size == 1}
+    constants = [constant for constant in every if constant not in scalars]
+    small = [every[constant] for constant in constants]
+    specs = tuple(
+        TensorSpec(f"constant.{number:04d}", array.shape, str(array.dtype)) for number, array in enumerate(small)
+    )
+
+    structure = jax.tree.structure(stock.output_spec)
+
+    def local_apply(params: Sequence[jax.Array], inputs: Any) -> Any:
+        known = {**scalars, **dict(zip(constants, params, strict=True))}
+
+        def compute(inputs: Sequence[jax.Array]) -> list[jax.Array]:
+            arrays = {constant: jnp.broadcast_to(array, constant.shape) for constant, array in known.items()}
+            return graph.evaluate(arrays, inputs)
+
+        return jax.tree.unflatten(structure, in_chunks(compute, jax.tree.leaves(inputs), chunks))
+
+    apply = jax.shard_map(
+        local_apply,
+        mesh=mesh,
+        in_specs=([P()] * len(specs), BY_SAMPLES),
+        out_specs=BY_SAMPLES,
+        check_vma=False,  # JAX's rules don't know the custom calls
+    )
+    operations = [node.operation for node, _ in nodes_and_repetitions(graph)]
+    lowerings = {operation.lowering for operation in operations if isinstance(operation, FusedConvolution)}
+    calls = {LOWERINGS[lowering].custom_call for lowering in lowerings}
+    partition = Partition.SAMPLES if mesh_shape(mesh).model > 1 else Partition.WHOLE
+    plan = plan_of_graph(graph, partition, costs, chunks)
+    metadata = {**stock.metadata, "layer_costs": [dataclasses.asdict(cost) for cost in plan.costs]}
+    return dataclasses.replace(
+        stock,
+        apply=refusing_other_inputs(apply, stock.input_spec),
+        params=[np.asarray(array, order="C") for array in small],
+        param_specs=specs,
+        plan=plan,
+        custom_calls=tuple(sorted(call for call in calls if call)),
+        metadata=metadata,
+        notes=(*stock.notes, *plan.notes),
+    )

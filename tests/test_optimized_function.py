@@ -1,0 +1,120 @@
+"""`cambrian.optimize`: functions for the user's own code, compared with the function as it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+import cambrian
+from cambrian.models.graph import optimized_function
+from cambrian.models.graph.graph import Constant, Graph, Node, Value
+from graph_cases import conv, draw
+
+
+def set_gain(monkeypatch, gain: float) -> None:
+    """Sets how many times as fast as the function itself the rewritten one is measured."""
+    monkeypatch.setattr(optimized_function, "median_seconds", lambda launches: {"stock": gain, "rewritten": 1.0})
+
+
+@pytest.mark.slow
+def test_an_optimised_function_stands_inside_the_user_s_own_code(monkeypatch):
+    set_gain(monkeypatch, 2.0)
+    params = {"kernel": draw(3, 3, 8, 16), "head": draw(16, 4)}
+
+    def function(p, x, shift):
+        return {"logits": jax.nn.silu(conv(x["images"], p["kernel"])).mean((1, 2)) @ p["head"] + shift}
+
+    images, shift = draw(4, 6, 6, 8), draw(4)
+    expected = function(params, {"images": images}, shift)["logits"]
+    fast = cambrian.optimize(function, params)
+
+    def close(got: jax.Array, expected: jax.Array) -> bool:
+        return np.allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+    assert close(fast({"images": images}, shift)["logits"], expected)
+    twice = jax.jit(lambda x: 2 * fast({"images": x}, shift)["logits"])
+    assert close(twice(images), 2 * expected)
+    scanned = jax.jit(lambda x: lax.map(lambda each: fast({"images": each}, shift)["logits"], x[None]))
+    assert close(scanned(images)[0], expected)
+    mesh = cambrian.sharding.make_mesh(cambrian.MeshShape(2, 2), jax.devices()[:4])
+    cut = P(("data", "model"))
+    sharded = jax.shard_map(
+        lambda x: fast({"images": x}, shift)["logits"], mesh=mesh, in_specs=cut, out_specs=cut, check_vma=False
+    )
+    assert close(jax.jit(sharded)(images), expected)
+    assert fast.notes == []
+    with pytest.raises(cambrian.UsageError, match="precision must be one of"):
+        cambrian.optimize(function, params, precision="int3")
+
+
+@pytest.mark.parametrize(("gain", "is_rewritten"), [(1.03, True), (1.01, False)])
+def test_what_is_not_faster_is_computed_as_it_is(monkeypatch, gain, is_rewritten):
+    set_gain(monkeypatch, gain)
+    kernel, x = draw(3, 3, 4, 8), draw(2, 6, 6, 4)
+    fast = cambrian.optimize(lambda k, x: jax.nn.relu(conv(x, k)), kernel)
+    np.testing.assert_allclose(fast(x), jax.nn.relu(conv(x, kernel)), rtol=1e-4, atol=1e-5)
+    if is_rewritten:
+        assert fast.notes == []
+    else:
+        (note,) = fast.notes
+        assert note == (
+            "float32[2, 6, 6, 4]: computed as JAX compiles it: the optimised function was measured 1.01 times as fast"
+        )
+        jax.grad(lambda x: fast(x).sum())(x)  # as the function itself can
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_wrong_results_are_never_given(monkeypatch, precision):
+    set_gain(monkeypatch, 2.0)
+    monkeypatch.setattr(optimized_function, "optimized", lambda graph: half_of(graph))
+    kernel, x = draw(4, 8), draw(2, 4)
+    fast = cambrian.optimize(lambda k, x: x @ k, kernel, precision=precision)
+    if precision == "bfloat16":
+        with pytest.raises(cambrian.UsageError, match="must be within 0.02 of the function's own, got"):
+            fast(x)
+    else:
+        with pytest.warns(UserWarning, match="computed as JAX compiles it: the optimised function's outputs differ by"):
+            got = fast(x)
+        np.testing.assert_allclose(got, x @ kernel, rtol=1e-5, atol=1e-5)
+
+
+def half_of(graph):
+    """A wrong rewriting: each constant is halved."""
+
+    def read(value: Value) -> Value:
+        return Constant.of(value.array / 2) if isinstance(value, Constant) else value
+
+    nodes = [Node(node.operation, tuple(map(read, node.inputs)), node.outputs) for node in graph.nodes]
+    return Graph(graph.inputs, tuple(nodes), graph.outputs)
+
+
+def test_side_effects_happen_once_and_random_keys_are_taken():
+    seen = []
+
+    def function(p, x):
+        jax.debug.callback(lambda total: seen.append(total), x.sum())
+        return x @ p
+
+    kernel, x = draw(4, 8), draw(2, 4)
+    fast = cambrian.optimize(function, kernel)
+    np.testing.assert_allclose(fast(x), x @ kernel, rtol=1e-5, atol=1e-5)
+    jax.effects_barrier()
+    assert len(seen) == 1
+    assert "side effects" in fast.notes[0]
+    noisy = cambrian.optimize(lambda p, x, key: x @ p + jax.random.normal(key, (8,)), kernel)
+    key = jax.random.key(1)
+    np.testing.assert_allclose(noisy(x, key), x @ kernel + jax.random.normal(key, (8,)), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_infinite_for_random_inputs_is_computed_as_it_is():
+    fast = cambrian.optimize(lambda p, x: jnp.log(x @ p), draw(4, 8))
+    with pytest.warns(UserWarning, match="some outputs for random inputs aren't finite"):
+        fast(draw(2, 4))
+
+
+def test_complex_results_are_compared_as_such():
+    kernel, x = draw(4, 8), draw(2, 4)
+    fast = cambrian.optimize(lambda p, x: jnp.fft.fft(x @ p), kernel)
+    np.testing.assert_allclose(fast(x), np.fft.fft(x @ kernel), rtol=1e-4, atol=1e-4)
