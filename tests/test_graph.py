@@ -236,3 +236,36 @@ def test_what_is_no_plain_network_of_layers_is_built_all_the_same(function):
     x = draw(2, 6, 6, 4)
     executable = cambrian.compile(function, params, jax.ShapeDtypeStruct((6, 6, 4), "float32"), batch_size=2)
     np.testing.assert_allclose(executable(x), function(params, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: jax.vmap(lambda frame: conv(frame, p["kernel"]), 1, 1)(x),  # of videos (N, T, H, W, C)
+        lambda p, x: jax.vmap(lambda kernel, each: conv(each[None], kernel)[0], (0, 0))(p["kernels"], x[:, 0]),
+        lambda p, x: x.reshape(2, -1, order="F") @ p["dense"],
+        lambda p, x: x[:, 0, 0, :4] * p["square"].reshape(4, 4, order="F"),
+    ],
+)
+def test_a_reshape_of_another_order_transposes_first(function):
+    params = {"kernel": draw(3, 3, 4, 5), "kernels": draw(2, 3, 3, 4, 5), "dense": draw(240, 3), "square": draw(4, 4)}
+    rewrite(function, params, draw(2, 3, 4, 5, 4))
+
+
+def test_integers_divide_as_in_xla():
+    numbers = {"of": np.array([7, -7, 7], np.int32), "by": np.array([0, 2, -2], np.int32)}
+    rewrite(lambda p, x: x + lax.div(p["of"], p["by"]), numbers, np.zeros(3, np.int32))
+
+
+def test_an_infinite_factor_is_not_folded_into_a_kernel():
+    kernel, x = np.array([[1.0], [-1.0]], np.float32), np.array([[2.0, 1.0], [1.0, 2.0]], np.float32)
+    graph = optimized(trace(lambda k, x: (x @ k) * np.float32(np.inf), kernel, x)[0])
+    np.testing.assert_array_equal(evaluate(graph, x)[0], [[np.inf], [-np.inf]])
+
+
+def test_random_keys_that_a_function_closes_over_are_part_of_the_program():
+    keys = jax.random.split(jax.random.key(0), 3)
+    executable = cambrian.compile(
+        lambda p, x: x @ p + jax.random.normal(keys[1], (5,)), draw(4, 5), jax.ShapeDtypeStruct((4,), "float32")
+    )
+    assert executable(draw(2, 4)).shape == (2, 5)

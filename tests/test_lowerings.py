@@ -179,6 +179,27 @@ def test_the_kernel_of_few_channels_is_packed_right_whatever_follows(activation,
         )
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "in_channels", "size", "padding"),
+    [
+        (1, 2, 3, (1, 3), ((0, 0), (6, 0))),
+        (1, 4, 3, (1, 3), ((0, 0), (0, 6))),
+        (2, 2, 16, (3, 3), ((6, 0), (6, 0))),
+        (4, 4, 1, (3, 3), ((6, 0), (0, 6))),
+        (2, 2, 1, (2, 2), ((0, 1), (0, 1))),
+    ],
+)
+def test_the_kernel_is_packed_right_where_windows_see_much_padding(height, width, in_channels, size, padding):
+    usable("onednn")
+    random = np.random.default_rng(8)
+    call = Convolution((2, height, width, in_channels), 4, Window(size, (1, 1), padding), "float32", "float32")
+    images, kernel = (random.standard_normal(shape, np.float32) for shape in (call.in_shape, call.kernel_shape))
+    got, numbers = jax.jit(call.__call__)(images, call.pack(kernel)), ("NHWC", "HWIO", "NHWC")
+    images, kernel = jnp.asarray(images), jnp.asarray(kernel)
+    expected = jax.lax.conv_general_dilated(images, kernel, (1, 1), padding, dimension_numbers=numbers)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_onednn_says_why_it_cannot_be_used_elsewhere():
     assert LOWERINGS["onednn"].obstacle("gpu") == "oneDNN runs on cpu, not on gpu"
 

@@ -118,3 +118,21 @@ def test_complex_results_are_compared_as_such():
     kernel, x = draw(4, 8), draw(2, 4)
     fast = cambrian.optimize(lambda p, x: jnp.fft.fft(x @ p), kernel)
     np.testing.assert_allclose(fast(x), np.fft.fft(x @ kernel), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_rewritten_is_never_differentiated(monkeypatch):
+    set_gain(monkeypatch, 2.0)
+    kernel, x = draw(4, 5), draw(2, 4)
+    fast = cambrian.optimize(lambda k, x: jax.lax.stop_gradient(x @ k) * (x @ k), kernel)
+    for derivative in (jax.grad, jax.jacfwd):
+        with pytest.raises(TypeError, match="a rewritten function can't be differentiated"):
+            derivative(lambda x: fast(x).sum())(x)
+
+
+@pytest.mark.parametrize(("x", "scalar"), [(jnp.ones(3, "bfloat16"), 2.0), (jnp.full(3, 120, "int8"), 100)])
+def test_python_scalars_take_the_dtype_of_what_they_meet(monkeypatch, x, scalar):
+    set_gain(monkeypatch, 2.0)
+    fast = cambrian.optimize(lambda p, x, y: x + y, {})
+    np.testing.assert_array_equal(fast(x, scalar), x + scalar)
+    assert fast(x, scalar).dtype == x.dtype
+    assert fast.notes == []

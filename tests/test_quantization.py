@@ -316,6 +316,35 @@ def test_any_function_of_layers_and_more_has_int8():
         build_function(function, params, inputs, mesh, name="net", precision="int8")
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_pooling_over_channels_has_no_channels_to_rescale(stride):
+    params = {
+        "first": RANDOM.standard_normal((3, 3, 4, 16), np.float32) * np.logspace(-1, 1, 16, dtype=np.float32),
+        "inner": RANDOM.standard_normal((3, 3, 16 // stride, 8), np.float32) / 3,
+        "last": RANDOM.standard_normal((8, 10), np.float32),
+    }
+
+    def function(params, x):
+        y = jax.nn.relu(convolution(x, params["first"]))
+        window, strides = (1, 1, 1, 3 - stride % 2), (1, 1, 1, stride)
+        y = jax.lax.reduce_window(y, -jnp.inf, jax.lax.max, window, strides, "SAME")
+        return jax.nn.relu(convolution(y, params["inner"])).mean((1, 2)) @ params["last"]
+
+    samples = RANDOM.standard_normal((32, 8, 8, 4), np.float32)
+    inputs, mesh = jax.ShapeDtypeStruct((8, 8, 8, 4), "float32"), make_mesh(MeshShape(1, 1), jax.devices())
+    program = build_function(
+        function, params, inputs, mesh, name="net", precision="int8", calibration=Calibration(samples, "noise")
+    )
+    assert relative_error(outputs_of(program, samples[:8]), np.asarray(function(params, samples[:8]))) < 0.05
+
+
+def test_a_graph_that_computes_something_else_is_not_quantised():
+    kernel, inputs = RANDOM.standard_normal((8, 8), np.float32), RANDOM.standard_normal((16, 8), np.float32)
+    graph = optimized(trace(lambda k, x: jax.nn.relu(x @ k) @ k, kernel, inputs)[0])
+    with pytest.raises(UsageError, match=r"int8 needs float32 outputs of the optimised function within 0.0001 of its"):
+        quantized(graph, Calibration(inputs, "noise"), lambda x: jax.nn.relu(x @ kernel) @ kernel + 0.1)
+
+
 def test_padding_pooling_and_flattening_stay_on_integers_when_rows_are_cut():
     def function(params, x):
         x = jnp.pad(jax.nn.relu(convolution(x, params["first"])), ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -1,11 +1,13 @@
 """Builds a Program from a function: traced, optimised, and kept only where it is measured to be faster."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 
 from cambrian.models.costs.files import current_cost_table
@@ -110,7 +112,8 @@ def build_program(
     )
     graph, reference = optimized(graph), None
     if precision == "int8":
-        graph, stock = _in_int8(graph, stock, calibration, tolerance)
+        itself = functools.partial(jax.jit(function), params)
+        graph, stock = _in_int8(graph, itself, stock, calibration, tolerance)
         reference = stock.reference
     programs = []
     try:
@@ -162,12 +165,16 @@ def _check_results(graph: Graph, stock: Program) -> None:
 
 
 def _in_int8(
-    graph: Graph, stock: Program, calibration: Calibration | None, tolerance: float | None
+    graph: Graph,
+    function: Callable[[np.ndarray], jax.Array],
+    stock: Program,
+    calibration: Calibration | None,
+    tolerance: float | None,
 ) -> tuple[Graph, Program]:
     """The quantised graph, and the function with the reference of its integers."""
     if calibration is None:
         raise UsageError(f"precision int8 needs calibration, samples of the inputs of {stock.name}, got None")
-    found = quantized(graph, calibration)
+    found = quantized(graph, calibration, function)
     stock = dataclasses.replace(
         stock,
         reference=found.reference,

@@ -52,7 +52,9 @@ def evaluated(node: Node) -> list[Constant] | None:
     is_cast = node.name == "convert_element_type" and (
         jnp.issubdtype(node.output.dtype, jnp.floating) or not jnp.issubdtype(arrays[0].dtype, jnp.floating)
     )
-    if node.name in _NUMPY or is_cast:
+    # So does its division of integers, which rounds down and warns of zeros.
+    in_numpy = node.name in _NUMPY and (node.name != "div" or jnp.issubdtype(node.output.dtype, jnp.inexact))
+    if in_numpy or is_cast:
         return [_elementwise(node, arrays)]
     outputs = sum(value.size * np.dtype(value.dtype).itemsize for value in node.outputs)
     if outputs > _MOST_BYTES and outputs > sum(array.nbytes for array in arrays):

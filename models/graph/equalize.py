@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cambrian.models.graph.find_poolings import is_max_pool
+from cambrian.models.graph.find_poolings import Pool
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, rewritten
 
@@ -98,6 +98,12 @@ def _is_scalable(node: Node) -> bool:
     )
 
 
+def _pools_channels_apart(node: Node) -> bool:
+    pool = node.operation
+    is_max = isinstance(pool, Pool) and pool.kind == "max"
+    return is_max and (pool.sizes[-1], pool.strides[-1], pool.padding[-1]) == (1, 1, (0, 0))
+
+
 def _shared_factors(graph: Graph) -> dict[Value, Value]:
     """Activation → the activation whose factors it takes, of those that may be rescaled."""
     uses, shared = Uses(graph), {}
@@ -107,12 +113,12 @@ def _shared_factors(graph: Graph) -> dict[Value, Value]:
             value = shared[value]
         return value
 
-    made = [node for node in graph.nodes if _is_scalable(node) or is_max_pool(node)]
+    made = [node for node in graph.nodes if _is_scalable(node) or _pools_channels_apart(node)]
     for node in made:
         shared[node.output] = node.output
     fixed: set[Value] = set()
     for node in made:
-        tied = node.inputs[:1] if is_max_pool(node) else node.inputs[3:]
+        tied = node.inputs[3:] if _is_scalable(node) else node.inputs[:1]
         for value in tied:
             if value in shared:
                 shared[root(value)] = root(node.output)

@@ -98,10 +98,12 @@ def _scale_and_shift(node: Node, value: Value, channels: int) -> tuple[np.ndarra
 
 
 def _by_channel(value: Value, channels: int) -> np.ndarray | None:
-    """The channels of a constant that is the same for all pixels, in float64; None for anything else."""
+    """The channels of a finite constant that is the same for all pixels, in float64; None for anything else."""
     if not isinstance(value, Constant) or not isinstance(value.array, np.ndarray):
         return None
     small = compact(value.array)
+    if not np.isfinite(small).all():  # infinity times a kernel isn't infinity times its products
+        return None
     if small.size == 1:
         return np.full(channels, small.reshape(()), np.float64)
     is_vector = small.size == channels and small.shape[-1] == channels

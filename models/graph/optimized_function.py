@@ -51,7 +51,8 @@ class OptimizedFunction:
     def __call__(self, *inputs: Any) -> Any:
         leaves, treedef = jax.tree.flatten(inputs)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
-        abstract = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+        types = map(jax.typeof, leaves)
+        abstract = tuple(jax.ShapeDtypeStruct(each.shape, each.dtype, weak_type=each.weak_type) for each in types)
         key = (abstract, treedef)
         if key not in self._chosen:
             with jax.ensure_compile_time_eval():  # the caller may be under a trace
@@ -75,7 +76,7 @@ class OptimizedFunction:
             values = dict(zip(constants, arrays, strict=True))
             return jax.tree.unflatten(results, graph.evaluate(values, jax.tree.leaves(inputs)))
 
-        drawn = jax.device_put(random_inputs(inputs), self._device)
+        drawn = jax.tree.map(_as_typed, jax.device_put(random_inputs(inputs), self._device), inputs)
         launches = {
             "stock": functools.partial(jax.jit(call), known, *drawn),
             "rewritten": functools.partial(jax.jit(compute), list(constants.values()), *drawn),
@@ -97,7 +98,9 @@ class OptimizedFunction:
             gain = seconds["stock"] / seconds["rewritten"]
             if gain < LEAST_GAIN:
                 return self._as_it_is(stock, inputs, f"the optimised function was measured {gain:.2f} times as fast")
-        return functools.partial(compute, list(constants.values()))
+        once = jax.custom_jvp(compute)
+        once.defjvp(_refuse_derivative)
+        return functools.partial(once, list(constants.values()))
 
     def _rewritten(self, graph: Graph) -> Graph:
         graph = optimized(graph)
@@ -109,3 +112,13 @@ class OptimizedFunction:
         shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
         self.notes.append(f"{shapes}: computed as JAX compiles it: {reason}")
         return stock
+
+
+def _as_typed(array: jax.Array, spec: jax.ShapeDtypeStruct) -> Any:
+    """The array, weakly typed where `spec` is: then all its values are the same."""
+    return jnp.full(spec.shape, array.ravel()[0].item()) if spec.weak_type and array.size else array
+
+
+def _refuse_derivative(primals: Any, tangents: Any) -> Any:
+    # A graph has lost the rules of `custom_jvp`, `custom_vjp` and `stop_gradient`.
+    raise TypeError("a rewritten function can't be differentiated: differentiate the function itself")

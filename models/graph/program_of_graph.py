@@ -26,8 +26,13 @@ def program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples
     """The program of a graph that computes all samples of a device, or a micro-batch of them."""
     mesh, chunks = stock.mesh, samples // graph.inputs[0].shape[0]
     every = {constant: compact(constant.array) for constant in graph.constants()}
-    scalars = {constant: jnp.asarray(array) for constant, array in every.items() if array.size == 1}
-    constants = [constant for constant in every if constant not in scalars]
+    # Scalars, and random keys, which no file holds, become part of the program.
+    embedded = {
+        constant: jnp.asarray(array)
+        for constant, array in every.items()
+        if array.size == 1 or not isinstance(array, np.ndarray)
+    }
+    constants = [constant for constant in every if constant not in embedded]
     small = [every[constant] for constant in constants]
     specs = tuple(
         TensorSpec(f"constant.{number:04d}", array.shape, str(array.dtype)) for number, array in enumerate(small)
@@ -36,7 +41,7 @@ def program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples
     structure = jax.tree.structure(stock.output_spec)
 
     def local_apply(params: Sequence[jax.Array], inputs: Any) -> Any:
-        known = {**scalars, **dict(zip(constants, params, strict=True))}
+        known = {**embedded, **dict(zip(constants, params, strict=True))}
 
         def compute(inputs: Sequence[jax.Array]) -> list[jax.Array]:
             arrays = {constant: jnp.broadcast_to(array, constant.shape) for constant, array in known.items()}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cambrian.models.graph.calibrate import METHODS, evaluator, largest_of_channels, observe
+from cambrian.models.graph.comparison import default_tolerance, relative_error
 from cambrian.models.graph.equalize import equalize, without_bounds
 from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
@@ -84,12 +85,17 @@ class Quantized:
         return np.concatenate([np.asarray(evaluate(batch)[0]) for batch in batches])[: len(inputs)]
 
 
-def quantized(graph: Graph, calibration: Calibration) -> Quantized:
+def quantized(
+    graph: Graph, calibration: Calibration, function: Callable[[np.ndarray], jax.Array] | None = None
+) -> Quantized:
     """Quantises a float32 graph with one input (N, …) and one output (N, …), as `optimized` returns it.
 
+    Args:
+      function: the function of which the graph is, to compare with in float32; None if the graph is known to be right.
+
     Raises:
-      UsageError: if the calibration's inputs aren't those of the graph, integers can compute nothing of the graph, or
-        they lose more than the budget whatever stays in float32.
+      UsageError: if the calibration's inputs aren't those of the graph, integers can compute nothing of the graph, they
+        lose more than the budget whatever stays in float32, or the graph isn't right.
     """
     _check(graph, calibration)
     batches, count = _batches(calibration.inputs, graph.inputs[0]), len(calibration.inputs)
@@ -98,6 +104,13 @@ def quantized(graph: Graph, calibration: Calibration) -> Quantized:
     versions = [graph] if unbounded.nodes == graph.nodes else [graph, unbounded]
     balanced = [equalize(each, largest_of_channels(_by_onednn(each), few)) for each in versions]
     outputs, observed = zip(*[observe(_by_onednn(each), quantizable(each), batches) for each in balanced], strict=True)
+    if function is not None:
+        error = relative_error(outputs[0][: len(batches[0])], function(batches[0]))
+        if not error <= (tolerance := default_tolerance(graph, "float32")):
+            raise UsageError(
+                f"int8 needs float32 outputs of the optimised function within {tolerance:g} of its own, got a relative "
+                f"error of {error:.1e}"
+            )
     judge = _Judge(outputs[0][:count].astype(np.float64), calibration.labels)
     schemes = [
         _Scheme(each, method, {value: values.scale(method) for value, values in of_graph.items()})

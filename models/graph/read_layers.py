@@ -104,13 +104,20 @@ class _Reader:
             self.read_max_pool(node, node.operation)
         elif node.name == "reduce_sum":
             self.read_mean(node)
-        elif view_of(node) is not None and node.inputs[0] in self.flat:  # (N, C) or (N, 1, 1, C)
+        elif self.keeps_flat(node):
             self.tensors[node.output] = self.tensors[node.inputs[0]]
             self.flat.add(node.output)
         elif self.flattens(node):
             self.flattened[node.output] = self.flattened.get(node.inputs[0], node.inputs[0])
         else:
             raise NotLayered(f"the operation {node.name}")
+
+    def keeps_flat(self, node: Node) -> bool:
+        """Whether a node makes (N, C) or (N, 1, 1, C) of the other."""
+        if view_of(node) is None or node.inputs[0] not in self.flat:
+            return False
+        samples, *_, channels = node.inputs[0].shape
+        return node.output.shape in ((samples, channels), (samples, 1, 1, channels))
 
     def is_before(self, value: Value) -> bool:
         """Whether an operand is what the first layer would read, or the same for all samples and pixels."""

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jax.tree_util import GetAttrKey, KeyPath, keystr
 
@@ -87,9 +88,21 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
         aval: Any = atom.aval
         return _constant(np.asarray(atom.val, aval.dtype))
 
+    def add(operation: Primitive, inputs: Sequence[Value], avals: Sequence[Any]) -> Sequence[Value]:
+        node = Node(operation, tuple(inputs), tuple(Value(aval.shape, aval.dtype) for aval in avals))
+        constants = evaluated(node)
+        if constants is None:
+            nodes.append(node)
+        return node.outputs if constants is None else constants
+
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        name = equation.primitive.name
+        name, params = equation.primitive.name, equation.params
+        if name == "reshape" and (order := params["dimensions"]) is not None:  # of a transposed operand
+            shape = tuple(inputs[0].shape[axis] for axis in order)
+            transposed = Primitive(lax.transpose_p, {"permutation": tuple(order)})
+            inputs[:1] = add(transposed, inputs[:1], [jax.ShapeDtypeStruct(shape, inputs[0].dtype)])
+            params = {**params, "dimensions": None}
         if (called := equation.params.get(_CALLS.get(name, ""))) is not None:
             inner = ClosedJaxpr(called, ()) if isinstance(called, Jaxpr) else called
             outputs = _inline(inner, inputs, nodes)
@@ -100,14 +113,8 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
         elif name in ("copy", "stop_gradient", "optimization_barrier", "name") or _changes_nothing(equation):
             outputs = inputs
         else:
-            outputs = [Value(v.aval.shape, v.aval.dtype) for v in equation.outvars]
-            operation = Primitive(equation.primitive, equation.params, bool(equation.effects))
-            node = Node(operation, tuple(inputs), tuple(outputs))
-            constants = evaluated(node)
-            if constants is None:
-                nodes.append(node)
-            else:
-                outputs = constants
+            operation = Primitive(equation.primitive, params, bool(equation.effects))
+            outputs = add(operation, inputs, [variable.aval for variable in equation.outvars])
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -139,5 +146,7 @@ def _changes_nothing(equation: Any) -> bool:
         return False
     before, after = equation.invars[0].aval, equation.outvars[0].aval
     same = (before.shape, before.dtype) == (after.shape, after.dtype) and len(equation.invars) == 1
-    permutation = equation.params.get("permutation", ())
-    return same and tuple(permutation) == tuple(range(len(permutation)))
+    order = (
+        equation.params.get({"transpose": "permutation", "reshape": "dimensions"}.get(equation.primitive.name)) or ()
+    )
+    return same and tuple(order) == tuple(range(len(order)))
