@@ -22,6 +22,7 @@ from cambrian.sharding.mesh import (
     local_rows as local_rows,
     make_mesh as make_mesh,
     mesh_shape as mesh_shape,
+    shape_and_devices as shape_and_devices,
 )
 from cambrian.sharding.partition import (
     Layout as Layout,

@@ -91,6 +91,20 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(grid, (MODEL_AXIS, DATA_AXIS), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def shape_and_devices(mesh: Mesh) -> tuple[MeshShape, list[jax.Device]]:
+    """Returns the axis sizes of any mesh with the axes `model` and `data`, and its devices as `make_mesh` takes them.
+
+    Raises:
+      UsageError: if the mesh has other axes, or runs over several processes.
+    """
+    if set(mesh.axis_names) != {MODEL_AXIS, DATA_AXIS}:
+        raise UsageError(f"a mesh must have the axes {MODEL_AXIS} and {DATA_AXIS}, got {', '.join(mesh.axis_names)}")
+    if mesh.is_multi_process:
+        raise UsageError(f"a mesh must be of this process's devices, got one over several processes: {mesh}")
+    grid = mesh.devices if mesh.axis_names[0] == MODEL_AXIS else mesh.devices.T
+    return mesh_shape(mesh), list(grid.flat)
+
+
 def local_rows(mesh: Mesh, num_rows: int) -> range:
     """Returns the rows of a batch that the data axis gives to the devices of this process."""
     if not mesh.is_multi_process:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 
 import cambrian
 from cambrian.models.resnet.architecture import Architecture
@@ -54,6 +54,19 @@ def test_a_resnet_gives_the_unsharded_logits(model, executable):
     streamed = list(executable.stream([images[:8], images[8:]], threads=2))
     np.testing.assert_allclose(np.concatenate(streamed), expected, rtol=1e-4, atol=1e-4)
     assert executable.mesh.devices.shape == (2, 4) and executable.batch_size == 8 and executable.plan
+
+
+def test_a_mesh_of_the_caller_s_is_taken_in_any_order_of_its_axes(model, executable):
+    devices = np.asarray(jax.devices()[::-1][:8]).reshape(4, 2)
+    own = cambrian.compile(model, mesh=Mesh(devices, ("data", "model")), batch_size=8, precision="float32")
+    np.testing.assert_array_equal(own.mesh.devices, devices.T)
+    assert own.mesh.axis_names == executable.mesh.axis_names
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8)
+    np.testing.assert_allclose(own(images), executable(images), rtol=1e-5, atol=1e-5)
+    with pytest.raises(cambrian.UsageError, match="a mesh must have the axes model and data, got x, y"):
+        cambrian.compile(model, mesh=Mesh(devices, ("x", "y")), batch_size=8)
+    with pytest.raises(cambrian.UsageError, match="platform must be that of the mesh's devices, cpu, got gpu"):
+        cambrian.compile(model, mesh=own.mesh, batch_size=8, platform="gpu")
 
 
 def test_classify_names_classes_in_input_order(model, executable, tmp_path):
@@ -133,7 +146,7 @@ def test_a_function_without_rules_is_cut_by_the_batch_alone():
     ("arguments", "message"),
     [
         ({"mesh": "4by8"}, "a mesh must be written MODELxDATA"),
-        ({"mesh": (4, 8)}, r"a mesh must be written MODELxDATA, such as '4x8', got \(4, 8\)"),
+        ({"mesh": (4, 8)}, r"a mesh must be written MODELxDATA, such as '4x8', or be a jax.*Mesh, got \(4, 8\)"),
         ({"batch_size": 3, "mesh": "1x2"}, "batch_size must be a multiple of the data axis of 2"),
         ({"batch_size": -1}, "batch_size must be from 0 to 1048576, got -1"),
         ({"batch_size": 2.0}, "batch_size must be a whole number, got 2.0"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from cambrian import engine
 from cambrian.commands.calibration import read_calibration
@@ -29,7 +30,7 @@ from cambrian.commands.program.function import classifier_program, function_prog
 from cambrian.commands.program.resnet import model_program
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.executable import Cards, Executable
-from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh
+from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh, shape_and_devices
 from cambrian.sharding.host import (
     acquire_devices,
     divide_host,
@@ -98,7 +99,7 @@ def compile(
     params: Any = None,
     spec: Any = None,
     *,
-    mesh: str | MeshShape = "1x1",
+    mesh: str | MeshShape | Mesh = "1x1",
     batch_size: int = 0,
     precision: str = "auto",
     partition: str = "auto",
@@ -124,8 +125,9 @@ def compile(
         has one.
       spec: of a module or function: shape and dtype of one sample, such as `jax.ShapeDtypeStruct((224, 224, 3),
         "float32")`, or one for each array in dicts, lists and tuples.
-      mesh: MODELxDATA: number of devices that cut each layer × number of devices that cut the batch. Both cut the
-        batch of a function that consists of more than layers (see `partition`) and comes without rules.
+      mesh: MODELxDATA: number of devices that cut each layer × number of devices that cut the batch; or a
+        `jax.sharding.Mesh` with the axes `model` and `data`, of devices that are there. Both axes cut the batch of a
+        function that consists of more than layers (see `partition`) and comes without rules.
       batch_size: number of samples of a launch over all devices, a multiple of DATA, or of MODEL × DATA where both
         cut the batch; 0 lets Cambrian choose.
       precision: float32, bfloat16, int8 (see docs/int8.md), or auto: for a ResNet bfloat16 where it is faster,
@@ -156,9 +158,12 @@ def compile(
     """
     if model is None or isinstance(model, (str, os.PathLike)):
         raise TypeError(f"expected a model, such as cambrian.resnet(PATH), a module or a function, got {model!r}")
-    if not isinstance(mesh, (str, MeshShape)):
-        raise UsageError(f"a mesh must be written MODELxDATA, such as '4x8', got {mesh!r}")
-    shape = mesh if isinstance(mesh, MeshShape) else MeshShape.parse(mesh)
+    if not isinstance(mesh, (str, MeshShape, Mesh)):
+        raise UsageError(f"a mesh must be written MODELxDATA, such as '4x8', or be a jax.sharding.Mesh, got {mesh!r}")
+    shape, devices = shape_and_devices(mesh) if isinstance(mesh, Mesh) else (mesh, None)
+    shape = MeshShape.parse(shape) if isinstance(shape, str) else shape
+    if devices is not None and platform not in ("auto", devices[0].platform):
+        raise UsageError(f"platform must be that of the mesh's devices, {devices[0].platform}, got {platform}")
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     for argument, number in (("threads", threads), ("batch_size", batch_size)):
@@ -178,7 +183,9 @@ def compile(
     chosen = "float32" if precision == "auto" and not is_planned else precision
     at_once = launches_at_once(shape.num_devices, threads, chosen) if platform in _ON_CPU else 1
     return_freed_memory(shape.num_devices)
-    devices, notes = acquire_devices(shape.num_devices, platform, at_once)
+    notes = ()
+    if devices is None:
+        devices, notes = acquire_devices(shape.num_devices, platform, at_once)
     if not launches_run_side_by_side():  # a backend that already runs keeps its threads
         at_once = 1
     device_mesh = make_mesh(shape, devices)
