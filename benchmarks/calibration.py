@@ -88,8 +88,12 @@ def measure(_: list[str]) -> None:
     return_freed_memory(shape.num_devices)
     devices, _notes = acquire_devices(shape.num_devices, "cpu", at_once)
     mesh = make_mesh(shape, devices)
-    if not models.current_cost_table("cpu").tuned:
-        raise UsageError("a complete cost table of this machine must be there: run main.py --mode plan --tune first")
+    precisions = precisions_of(_PRECISION.value, "cpu")
+    if not models.current_cost_table("cpu").is_complete(precisions):
+        raise UsageError(
+            f"a cost table of this machine must be complete in {' and '.join(precisions)}: run main.py --mode plan "
+            "--tune --precision … first"
+        )
     size = default_model(_STEM.value).preprocessing.size[0]
     images = np.random.default_rng(0).integers(
         0, 256, (_BATCH.value or max(batch_sizes(shape, "cpu")), size, size, IMAGE_CHANNELS), np.uint8

@@ -6,8 +6,9 @@ import types
 import jax
 import pytest
 
+from cambrian.commands.program.digests import build_digest
 from cambrian.models.costs import files
-from cambrian.models.costs.files import current_cost_table, own_table, read_table
+from cambrian.models.costs.files import current_cost_table, mark_as_tuned, own_table, read_table, recording
 from cambrian.models.costs.layer_case import LayerCase
 from cambrian.models.costs.layer_options import TableCosts
 from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this_machine
@@ -35,7 +36,7 @@ class PretendedMachine:
 
     def __init__(self, machine: Machine, times: CostTable, faster: dict[str, float]):
         self.machine, self.clock_s, self.measured = machine, 0.0, []
-        self.table = CostTable("cpu", machine, tuned=True)
+        self.table = CostTable("cpu", machine)
         for case, milliseconds in times.cases.items():
             self.table.add(case, milliseconds / faster.get(f"{case.lowering}__{case.dtype}", 1.0))
         for transition, milliseconds in times.transitions.items():
@@ -161,6 +162,36 @@ def test_int8_is_measured_where_the_table_of_this_machine_lacks_it(on_machine):
     assert {case.dtype for case in first} >= {"uint8"} and own_table("cpu").has_measured("int8")
     calibrate_on()
     assert len(here.measured) == len(first)
+
+
+def tuned_in(here: PretendedMachine, precision: str, dtypes: set[str]) -> None:
+    """Has the pretended machine tuned: the user's file says so and holds its times in `dtypes`."""
+    own, path = CostTable("cpu"), own_table_path("cpu")
+    with recording(own, path) as keep:
+        for case, milliseconds in here.table.cases.items():
+            if case.dtype in dtypes:
+                keep(case, milliseconds)
+    mark_as_tuned(own, path, precision)
+
+
+def test_a_precision_that_was_not_tuned_is_calibrated(on_machine):
+    here = on_machine(**WITH_AMX_S)
+    tuned_in(here, "float32", {"float32"})
+    digest = build_digest("cpu")
+    assert calibrate_on(precisions=["float32"], batch_sizes=[8]).notes == () and not here.measured
+    assert calibrate_on(batch_sizes=[8]).setting.precision == "bfloat16"  # the faster one
+    assert (few := len(here.measured)) > 0 and {case.dtype for case in here.measured} == {"bfloat16"}
+    other = network(dataclasses.replace(ARCHITECTURE, width=32), 32)
+    calibrate_on(precisions=["bfloat16"], batch_sizes=[8], seconds=2.0, network=other)
+    assert len(here.measured) > few  # another network isn't planned by what the first one's build measured
+    assert build_digest("cpu") == digest  # so the artefacts stay
+
+
+def test_tuning_in_int8_tunes_no_other_precision(on_machine):
+    here = on_machine(**{**EPYC_S, "nearest": "intel_xeon.jsonl"})
+    tuned_in(here, "int8", {"uint8", "int8"})
+    calibrate_on()
+    assert {case.dtype for case in here.measured} == {"bfloat16", "float32"}
 
 
 def test_without_a_folder_for_them_measurements_serve_once(on_machine, tmp_path):

@@ -11,7 +11,7 @@ from cambrian.models.costs import measure
 from cambrian.models.costs.files import current_cost_table, in_force, line_of, read_table
 from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
 from cambrian.models.costs.layer_options import TableCosts
-from cambrian.models.costs.machine import SHIPPED, TUNED, Machine, own_table_path, this_machine
+from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this_machine
 from cambrian.models.costs.measure import measure_transition
 from cambrian.models.costs.table import CostTable, Transition
 from cambrian.models.costs.tune import tune
@@ -92,6 +92,20 @@ def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
         read_table(path, "cpu")
 
 
+def test_a_table_is_complete_in_the_precisions_that_were_tuned():
+    table = CostTable("cpu")
+    for case in (
+        dataclasses.replace(CASE, lowering="onednn", dtype="uint8"),
+        dataclasses.replace(CASE, kind="mean_pool", lowering="native"),  # of a network in int8
+    ):
+        table.add(case, 1.0)
+    assert [table.has_measured(precision) for precision in ("int8", "float32")] == [True, False]
+    table.tuned = frozenset({"int8"})
+    table.add(CASE, 1.0)  # by a build's calibration
+    assert table.is_complete(["int8"]) and not table.is_complete(["float32"])
+    assert not table.is_complete(["float32", "int8"])
+
+
 def test_the_own_table_comes_before_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert len(current_cost_table("cpu").cases) > 100
@@ -127,7 +141,8 @@ WITH_AMX = dataclasses.replace(MACHINE, instruction_sets=("amx_bf16", "amx_int8"
 def test_a_shipped_table_is_that_of_the_machine_it_was_measured_on_alone(machine, is_its_own):
     table = in_force(own_of(machine))
     case = next(iter(EPYC.cases))
-    assert (table.tuned, table.is_measured(case), table.case_ms(case)) == (is_its_own, is_its_own, EPYC.cases[case])
+    assert (table.is_measured(case), table.case_ms(case)) == (is_its_own, EPYC.cases[case])
+    assert table.tuned == ({"float32", "bfloat16", "int8"} if is_its_own else set())
 
 
 @pytest.mark.parametrize("machine", [WITHOUT_BFLOAT16, WITH_AMX])
@@ -201,7 +216,7 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path, briefly):
     lines = path.read_text().splitlines()
     assert json.loads(lines[0])["machine"]["jax"] == jax.__version__
     assert len(lines) == 2 + len(table.cases) + len(table.transitions) and parts[0] > 0
-    assert lines[-1] == TUNED and read_table(path, "cpu").tuned
+    assert json.loads(lines[-1]) == {"tuned": "float32"} and table.tuned == read_table(path, "cpu").tuned == {"float32"}
     assert all(milliseconds > 0 for milliseconds in (*table.cases.values(), *table.transitions.values()))
     lowerings = {case.lowering for case in table.cases if case.rows == 8 and case.out_channels == 4}
     assert lowerings == set(lowerings_of(TINY[0], "cpu", "float32"))
@@ -211,6 +226,8 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path, briefly):
     before = path.read_text()
     tune(read_table(path, "cpu"), path, TINY[:1], mesh, 2, "float32")
     assert path.read_text() == before
+    tune(read_table(path, "cpu"), path, TINY[-1:], mesh, 2, "float32")
+    assert path.read_text().startswith(before) and path.read_text().endswith(lines[-1] + "\n")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,4 +1,4 @@
-"""The executable of a configuration: what happens where a precision fails the probe."""
+"""The executable of a configuration: what its key depends on, and what happens where a precision fails the probe."""
 
 import pytest
 
@@ -6,6 +6,10 @@ from cambrian import engine
 from cambrian.commands.executables import make_executable
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.program import resnet
+from cambrian.commands.program.build import calibration_s
+from cambrian.commands.program.digests import build_digest
+from cambrian.models.costs import machine
+from cambrian.models.costs.machine import own_table_path
 from cambrian.models.execution import build_program
 from command import SMALL, write_checkpoint
 from flag_values import parse
@@ -25,3 +29,31 @@ def test_a_precision_left_open_is_float32_where_another_fails_the_probe(tmp_path
     assert "precision float32 instead of a faster one" in note and "to a relative error of 1e-07" in note
     with pytest.raises(engine.ParityError, match="to a relative error of 1e-07"):
         make_executable(read_configuration(parse(*flags, "--precision", "bfloat16")))
+
+
+def test_the_seconds_of_calibration_count_where_a_precision_was_not_tuned(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "SHIPPED", tmp_path)
+    (path := own_table_path("cpu")).parent.mkdir(parents=True)
+
+    def seconds(precision: str) -> float | None:
+        return calibration_s(read_configuration(parse("--platform", "cpu", "--precision", precision)))
+
+    path.write_text('{"tuned": "bfloat16"}\n')
+    assert [seconds(name) for name in ("auto", "float32", "bfloat16", "int8")] == [15.0, 15.0, None, 15.0]
+    path.write_text('{"tuned": "bfloat16"}\n{"tuned": "float32"}\n')
+    assert [seconds(name) for name in ("auto", "float32", "bfloat16", "int8")] == [None, None, None, 15.0]
+
+
+def test_what_was_tuned_counts_for_an_artefact_and_what_builds_measure_does_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (path := own_table_path("cpu")).parent.mkdir(parents=True)
+    measurements, digests = '{"transition": ["loop", "1x1", 8, "float32"], "ms": 1.0}\n', [build_digest("cpu")]
+    path.write_text(measurements)
+    assert build_digest("cpu") == digests[0]
+    for _ in range(2):  # in one precision, and another network in the same
+        path.write_text(path.read_text() + '{"tuned": "float32"}\n')
+        digests.append(build_digest("cpu"))
+        path.write_text(path.read_text() + measurements)
+        assert build_digest("cpu") == digests[-1]
+    assert len(set(digests)) == 3

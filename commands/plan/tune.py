@@ -35,7 +35,7 @@ def tune_table(configuration: Configuration) -> None:
                 models.network(model.architecture, model.image_size, configuration.precision),
                 make_mesh(configuration.mesh, devices),
                 configuration.batch_size,
-                "float32" if configuration.precision == "int8" else configuration.precision,
+                configuration.precision,
                 launches_at_once=configuration.launches_at_once,
                 progress=_with_progress_bar,
             )

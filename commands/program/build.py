@@ -9,9 +9,9 @@ from cambrian.commands.calibration import read_calibration
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.model import read_model
 from cambrian.commands.program.function import classifier_program
-from cambrian.commands.program.resnet import model_program
+from cambrian.commands.program.resnet import model_program, precisions_of
 from cambrian.commands.user_model import UserModel
-from cambrian.models.costs.machine import has_table
+from cambrian.models.costs.machine import tuned_precisions
 from cambrian.sharding import Preprocessing, Program, UsageError
 
 if TYPE_CHECKING:
@@ -105,9 +105,7 @@ def check_int8(platform: str) -> None:
 
 
 def calibration_s(configuration: Configuration) -> float | None:
-    """The seconds that a build on a known platform may measure; None where a cost table of this machine is there.
-
-    A table may lack int8.
-    """
-    measures = configuration.user_model or configuration.precision == "int8" or not has_table(configuration.platform)
-    return configuration.calibrate_s if measures else None
+    """The seconds that a build on a known platform may measure; None where this machine's cost table is complete."""
+    precisions = precisions_of(configuration.precision, configuration.platform)
+    is_complete = tuned_precisions(configuration.platform).issuperset(precisions)
+    return configuration.calibrate_s if configuration.user_model or not is_complete else None

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from cambrian.models.costs.machine import tuned_table_path
+from cambrian.models.costs.machine import tuned_part
 
 _PACKAGES = ("commands", "configs", "engine", "models", "sharding")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -19,11 +19,10 @@ def code_digest() -> str:
 def build_digest(platform: str) -> str:
     """A digest of everything but the configuration that a built program depends on.
 
-    That is all of Cambrian's code and data, and the cost table that `--tune` measured on this machine. What builds have
-    measured for themselves doesn't count: each would make the others' artefacts be built anew.
+    That is all of Cambrian's code and data, and the cost table that `--tune` measured on this machine. What builds
+    measure for themselves afterwards doesn't count: each would make the others' artefacts be built anew.
     """
-    tuned = tuned_table_path(platform)
-    return source_digest(*(_ROOT / package for package in _PACKAGES), *([tuned] if tuned else []))
+    return hashlib.sha256((code_digest() + tuned_part(platform)).encode()).hexdigest()
 
 
 def source_digest(*parts: Path) -> str:

@@ -2,7 +2,7 @@
 
 A file holds one JSON value per line, so that an interrupted measurement loses nothing: first the machine, then
 `{"case": [the fields of LayerCase], "ms": …}` and `{"transition": [operation, mesh, values, dtype], "ms": …}`, and
-`{"tuned": true}` once `--tune` has measured all that it wanted.
+`{"tuned": precision}` once `--tune` has measured all that it wanted in a precision.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cambrian.models.costs.layer_case import LayerCase
-from cambrian.models.costs.machine import SHIPPED as SHIPPED, TUNED, Machine, own_table_path, this_machine
+from cambrian.models.costs.machine import SHIPPED as SHIPPED, Machine, own_table_path, this_machine
 from cambrian.models.costs.table import CostTable, Measurable, Transition
 from cambrian.sharding import UsageError
 
@@ -83,8 +83,8 @@ def _take(table: CostTable, entry: dict[str, Any]) -> None:
     match entry:
         case {"machine": machine}:
             table.machine = Machine.from_json(machine)
-        case {"tuned": bool(tuned)}:
-            table.tuned = tuned
+        case {"tuned": str(precision)}:
+            table.tuned |= {precision}
         case {"case": [*fields], "ms": milliseconds}:
             names = [field.name for field in dataclasses.fields(LayerCase)]
             case: dict[str, Any] = dict(zip(names, fields, strict=True))
@@ -118,10 +118,11 @@ def recording(table: CostTable, path: Path) -> Iterator[Callable[[Measurable, fl
         yield keep
 
 
-def mark_as_tuned(path: Path) -> None:
-    """Notes in a table's file that it was measured by `--tune`."""
+def mark_as_tuned(table: CostTable, path: Path, precision: str) -> None:
+    """Notes in a table and in its file that `--tune` measured all that it wanted in a precision."""
+    table.tuned |= {precision}
     with path.open("a") as file:
-        file.write(TUNED + "\n")
+        file.write(json.dumps({"tuned": precision}) + "\n")
 
 
 def line_of(measured: Measurable, milliseconds: float) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ _INSTRUCTION_SETS = {
 
 
 SHIPPED = Path(__file__).parent / "shipped"
-TUNED = '{"tuned": true}'  # the line of a table's file that says so
+_TUNED = re.compile(r'^{"tuned": "(\w+)"}$', re.MULTILINE)  # the line of a table's file that says so
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,18 +76,21 @@ def own_table_path(platform: str) -> Path:
     return cache_dir() / "costs" / f"{platform}-jax-{jax.__version__}-{digest}.jsonl"
 
 
-def tuned_table_path(platform: str) -> Path | None:
-    """Returns the path of the table that `--tune` measured on this machine; None if there is none."""
-    path = own_table_path(platform)
-    return path if path.exists() and TUNED in path.read_text().splitlines() else None
+def tuned_part(platform: str) -> str:
+    """Returns the text of this machine's own table up to where `--tune` last ended; builds append what they measure."""
+    text = _text(own_table_path(platform))
+    return text[: max((found.end() for found in _TUNED.finditer(text)), default=0)]
 
 
-def has_table(platform: str) -> bool:
-    """Whether a complete table of this machine is there, tuned or shipped, so that builds measure nothing."""
+def tuned_precisions(platform: str) -> set[str]:
+    """Returns the precisions in which this machine's own table, or a shipped one of this machine, is complete."""
     machine = this_machine(platform)
-    return tuned_table_path(platform) is not None or any(
-        _machine_of(path) == machine for path in SHIPPED.glob("*.jsonl")
-    )
+    shipped = [path for path in SHIPPED.glob("*.jsonl") if _machine_of(path) == machine]
+    return {precision for path in (own_table_path(platform), *shipped) for precision in _TUNED.findall(_text(path))}
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _machine_of(path: Path) -> Machine:

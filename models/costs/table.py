@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from cambrian.models.costs.layer_case import LayerCase
 from cambrian.models.costs.machine import Machine
 from cambrian.models.lowerings.lowering import kernel_dtype
+from cambrian.sharding import Kind
 
 # Used where nothing comparable was measured: operations and bytes per second of one device alone on the machine, and
 # milliseconds to start a layer or a collective. Nominal figures of two CPU cores and of a data-centre GPU or TPU.
@@ -51,7 +52,7 @@ class CostTable:
     Attributes:
       platform: cpu, gpu or tpu.
       machine: where the times were measured; None for nowhere in particular.
-      tuned: whether `--tune` measured it.
+      tuned: precisions in which `--tune` measured it.
       is_foreign: whether times were filled up from a machine with other instruction sets, where other lowerings win.
       cases: times of cases.
       transitions: times of transitions.
@@ -59,7 +60,7 @@ class CostTable:
 
     platform: str
     machine: Machine | None = None
-    tuned: bool = False
+    tuned: frozenset[str] = frozenset()
     is_foreign: bool = False
     cases: dict[LayerCase, float] = dataclasses.field(default_factory=dict)
     transitions: dict[Transition, float] = dataclasses.field(default_factory=dict)
@@ -84,12 +85,16 @@ class CostTable:
             self.cases[timed] = milliseconds
 
     def has_measured(self, precision: str) -> bool:
-        """Whether layers in this precision were measured on this table's machine."""
-        return any(kernel_dtype(timed.dtype) == precision for timed in self._measured if isinstance(timed, LayerCase))
+        """Whether convolutions in this precision were measured on this table's machine.
+
+        Other layers don't count: those of a network in int8 are in float32.
+        """
+        layers = [timed for timed in self._measured if isinstance(timed, LayerCase) and timed.kind == Kind.CONV]
+        return any(kernel_dtype(layer.dtype) == precision for layer in layers)
 
     def is_complete(self, precisions: Sequence[str]) -> bool:
-        """Whether `--tune` measured this table's machine in one of these precisions."""
-        return self.tuned and any(map(self.has_measured, precisions))
+        """Whether `--tune` measured this table's machine in each of these precisions."""
+        return self.tuned.issuperset(precisions)
 
     def is_measured(self, timed: Measurable) -> bool:
         """Whether the time was measured on this table's machine, rather than filled up or estimated."""

@@ -36,7 +36,7 @@ def tune(
     network: Network,
     mesh: Mesh,
     batch_size: int,
-    dtype: str,
+    precision: str,
     *,
     launches_at_once: int = 1,
     progress: Callable[[list], Iterable] = iter,
@@ -49,7 +49,7 @@ def tune(
       network: layers to measure.
       mesh: devices to measure on.
       batch_size: global number of samples per launch.
-      dtype: dtype of activations and kernels of layers that aren't quantised.
+      precision: float32, bfloat16, or int8 for a network with quantised layers.
       launches_at_once: number of host threads that launch concurrently.
       progress: wrapper of the list of parts, such as a progress bar.
 
@@ -59,9 +59,10 @@ def tune(
     platform = mesh.devices.flat[0].platform
     shape, batch_size = planned_as(mesh_shape(mesh), batch_size, launches_at_once)
     parts: list[Group | Transition] = [
-        *_groups(network, shape, batch_size, dtype, platform),
-        *_transitions(shape, dtype),
+        *_groups(network, shape, batch_size, precision, platform),
+        *_transitions(shape, "float32" if precision == "int8" else precision),
     ]
+    known = len(table.cases) + len(table.transitions)
     with recording(table, path) as keep:
 
         def measure(cases: Sequence[LayerCase]) -> None:
@@ -74,9 +75,8 @@ def tune(
                 _measure_group(part, table, measure)
             elif part not in table.transitions:
                 keep(part, measure_transition(part, mesh, launches_at_once))
-    if not table.tuned:
-        mark_as_tuned(path)
-        table.tuned = True
+    if precision not in table.tuned or len(table.cases) + len(table.transitions) > known:
+        mark_as_tuned(table, path, precision)
 
 
 def _measure_group(group: Group, table: CostTable, measure: Callable[[Sequence[LayerCase]], None]) -> None:
@@ -91,7 +91,7 @@ def _measure_group(group: Group, table: CostTable, measure: Callable[[Sequence[L
         measure([group.case(lowering, samples) for lowering in sorted(promising)])
 
 
-def _groups(network: Network, mesh: MeshShape, batch_size: int, dtype: str, platform: str) -> list[Group]:
+def _groups(network: Network, mesh: MeshShape, batch_size: int, precision: str, platform: str) -> list[Group]:
     groups: dict[LayerCase, Group] = {}
     partitions = Partition if mesh.model > 1 else (Partition.WHOLE,)
     for layer in network:
@@ -100,10 +100,10 @@ def _groups(network: Network, mesh: MeshShape, batch_size: int, dtype: str, plat
                 continue
             samples = local_samples(partition, mesh, batch_size)
             counts = {size or samples for size in micro_batches(layer, partition, samples, mesh)}
-            lowerings = tuple(lowerings_of(layer, platform, dtype_of(layer, dtype)))
+            lowerings = tuple(lowerings_of(layer, platform, dtype_of(layer, precision)))
 
             def case(lowering: str, samples: int, layer=layer, partition=partition) -> LayerCase:
-                return case_of(layer, partition, lowering, samples, dtype_of(layer, dtype), mesh)
+                return case_of(layer, partition, lowering, samples, dtype_of(layer, precision), mesh)
 
             geometry = dataclasses.replace(case(lowerings[0], samples), samples=0)
             if geometry in groups:
