@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax
+import jaxlib
 import pytest
 
-from cambrian.models.costs import measure
+from cambrian.models.costs import machine, measure
 from cambrian.models.costs.files import current_cost_table, in_force, line_of, read_table
 from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
 from cambrian.models.costs.layer_options import TableCosts
@@ -114,6 +116,19 @@ def test_the_own_table_comes_before_the_shipped_ones(tmp_path, monkeypatch):
     own.write_text(json.dumps({"machine": dataclasses.asdict(this_machine("cpu"))}) + "\n" + line_of(CASE, 1e6) + "\n")
     table = current_cost_table("cpu")
     assert table.case_ms(CASE) == 1e6 and len(table.cases) > 100
+
+
+def test_a_table_belongs_to_a_number_of_threads_and_a_version_of_jaxlib(monkeypatch):
+    monkeypatch.setattr(machine, "host_cores", lambda: 4)
+
+    def path(threads: str) -> Path:
+        monkeypatch.setenv("PJRT_NPROC", threads)
+        return own_table_path("cpu")
+
+    whole = path("4")
+    assert path("3") != whole == path("5")  # of four cores
+    monkeypatch.setattr(jaxlib, "__version__", "0.10.0")
+    assert path("4") != whole
 
 
 def plan_of(table: CostTable, layers: Network) -> Plan:

@@ -1,9 +1,10 @@
 """The executable of a configuration: what its key depends on, and what happens where a precision fails the probe."""
 
+import jax
 import pytest
 
 from cambrian import engine
-from cambrian.commands.executables import make_executable
+from cambrian.commands.executables import cached, make_executable
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.program import resnet
 from cambrian.commands.program.build import calibration_s
@@ -11,6 +12,7 @@ from cambrian.commands.program.digests import build_digest
 from cambrian.models.costs import machine
 from cambrian.models.costs.machine import own_table_path
 from cambrian.models.execution import build_program
+from cambrian.sharding import make_mesh
 from command import SMALL, write_checkpoint
 from flag_values import parse
 
@@ -57,3 +59,12 @@ def test_what_was_tuned_counts_for_an_artefact_and_what_builds_measure_does_not(
         path.write_text(path.read_text() + measurements)
         assert build_digest("cpu") == digests[-1]
     assert len(set(digests)) == 3
+
+
+def test_an_artefact_belongs_to_a_number_of_threads(monkeypatch):
+    configuration = read_configuration(parse("--platform", "cpu", "--mesh", "1x1"))
+    keys = set()
+    for threads in ("1", "2"):
+        monkeypatch.setenv("PJRT_NPROC", threads)
+        keys.add(cached(configuration, make_mesh(configuration.mesh, jax.devices()))[1])
+    assert len(keys) == 2

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 
-from cambrian.sharding.host import cache_dir, cpu_caches_kib, cpu_features, cpu_vendor, host_cores
+from cambrian.sharding.host import cache_dir, cpu_caches_kib, cpu_features, cpu_vendor, default_threads, host_cores
 
 # Instruction sets by which oneDNN and XLA choose their kernels → how the kernel lists them.
 _INSTRUCTION_SETS = {
@@ -37,7 +38,7 @@ class Machine:
       vendor: of the CPU; on other platforms the kind of the device.
       jax: version of jax, which brings XLA and oneDNN.
       instruction_sets: of the CPU, by which oneDNN and XLA choose their kernels; sorted.
-      cores: number of cores of the CPU.
+      cores: number of cores of the CPU that XLA uses.
       caches_kib: KiB of a core's caches for data, from the first level on; empty where they aren't known.
     """
 
@@ -66,13 +67,14 @@ def this_machine(platform: str) -> Machine:
         return Machine(platform, jax.devices(platform)[0].device_kind, jax.__version__)
     features = cpu_features()
     known = tuple(name for name, listed in _INSTRUCTION_SETS.items() if listed in features)
-    return Machine(platform, cpu_vendor(), jax.__version__, known, host_cores(), cpu_caches_kib())
+    cores = min(host_cores(), default_threads())
+    return Machine(platform, cpu_vendor(), jax.__version__, known, cores, cpu_caches_kib())
 
 
 def own_table_path(platform: str) -> Path:
     """Returns the path of the table measured on this machine, in `costs` in the user's cache folder."""
-    machine = dataclasses.asdict(this_machine(platform))
-    digest = hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:12]
+    facts = dataclasses.asdict(this_machine(platform)) | {"jaxlib": jaxlib.__version__}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return cache_dir() / "costs" / f"{platform}-jax-{jax.__version__}-{digest}.jsonl"
 
 

@@ -17,6 +17,7 @@ from cambrian.sharding.host.devices import (
     PLATFORMS as PLATFORMS,
     acquire_devices as acquire_devices,
     cpu_threads as cpu_threads,
+    default_threads as default_threads,
     join_mesh as join_mesh,
     launches_run_side_by_side as launches_run_side_by_side,
     max_virtual_devices as max_virtual_devices,

@@ -39,7 +39,7 @@ def max_virtual_devices() -> int:
 
 def cpu_threads() -> int:
     """Returns the number of threads with which XLA:CPU computes a launch on one device."""
-    return _default_threads() if _cpu_threads is None else _cpu_threads
+    return default_threads() if _cpu_threads is None else _cpu_threads
 
 
 def launches_run_side_by_side() -> bool:
@@ -165,7 +165,7 @@ def _configure_virtual_devices(count: int, launches_at_once: int, cores: int | N
         host.record("platform", "jax_platforms = cpu")
     requested = any(name in os.environ for name in _THREADS)
     if "cpu_threads" in host.permitted:
-        _cpu_threads = cores or (_default_threads() if requested else cores_per_device(count, launches_at_once))
+        _cpu_threads = cores or (default_threads() if requested else cores_per_device(count, launches_at_once))
     # Asynchronous dispatch computes launches on XLA's thread pool, which may have a single thread.
     _side_by_side = count == 1 and launches_at_once > 1 and "synchronous_dispatch" in host.permitted
     # With one device of several processes, XLA would start a launch before the one before it has ended, and their
@@ -237,6 +237,6 @@ def _starting_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
     """Returns the size of XLA:CPU's thread pool by XLA's own rule (`DefaultThreadPoolSize`)."""
     return next((int(os.environ[name]) for name in _THREADS if os.environ.get(name, "").isdigit()), host_cores())
