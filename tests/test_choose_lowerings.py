@@ -61,6 +61,16 @@ def test_costs_are_measured_once_and_kept(tmp_path):
     assert not lines or costs.path.read_text().splitlines() == lines
 
 
+def test_damaged_costs_are_measured_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    operation = FusedConvolution((2, 7, 9, 24), 40, Window.square(3, 1, ((1, 1), (1, 1))))
+    (costs := MeasuredCosts.of_machine("cpu")).add(operation, 2.0)
+    costs.path.write_bytes(b'\0\0\n\xff\xfe\n{"operation"\n' + costs.path.read_bytes())
+    assert MeasuredCosts.of_machine("cpu") == costs
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("x" * 300)))  # as a folder that can't be searched
+    assert MeasuredCosts.of_machine("cpu").milliseconds == {}
+
+
 def test_a_lowering_with_wrong_results_is_never_taken(monkeypatch):
     kernel, x = draw(3, 3, 24, 40), draw(2, 7, 9, 24)
     monkeypatch.setattr(Convolution, "pack", lambda _, kernel: kernel[::-1].copy())

@@ -10,7 +10,7 @@ import jaxlib
 import pytest
 
 from cambrian.models.costs import machine, measure
-from cambrian.models.costs.files import current_cost_table, in_force, line_of, read_table
+from cambrian.models.costs.files import current_cost_table, in_force, line_of, own_table, read_table
 from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
 from cambrian.models.costs.layer_options import TableCosts
 from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this_machine
@@ -21,7 +21,7 @@ from cambrian.models.execution.make_plan import make_plan
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.network import network
-from cambrian.sharding import Layout, MeshShape, Network, Partition, Plan, UsageError, make_mesh
+from cambrian.sharding import Layout, MeshShape, Network, Partition, Plan, make_mesh
 
 EPYC = read_table(SHIPPED / "amd_epyc.jsonl", "cpu")
 MACHINE = EPYC.machine or this_machine("cpu")
@@ -89,9 +89,34 @@ def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
     table = read_table(path, "cpu")
     assert (table.cases, table.transitions, table.machine) == ({CASE: 1.25}, {transition: 2.0}, MACHINE)
     assert read_table(path, "gpu").cases == {}  # another platform's
-    path.write_text("\n".join([lines[0], "nonsense", lines[1]]))
-    with pytest.raises(UsageError, match=f"line 2 of the cost table {path} must hold a measurement"):
-        read_table(path, "cpu")
+
+
+DAMAGES = {
+    "zeros": b"\0" * 64,
+    "not UTF-8": b"\xff\xfe",
+    "joined": line_of(CASE, 7.0).encode()[:20] + line_of(CASE, 8.0).encode(),
+    "no measurement": b"[1]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_line_of_a_table_s_file_is_left_out(tmp_path, damage):
+    path = tmp_path / "costs.jsonl"
+    path.write_bytes(b"\n".join([damage, line_of(CASE, 1.25).encode(), damage, b'{"tuned": "int8"}', damage]))
+    table = read_table(path, "cpu")
+    assert (table.cases, table.transitions, table.tuned) == ({CASE: 1.25}, {}, {"int8"})
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_no_line_of_a_shipped_table_is_damaged(path):
+    table = read_table(path, "cpu")
+    parts = [table.cases, table.transitions, table.tuned]
+    assert len(path.read_text().splitlines()) == 1 + sum(map(len, parts)) and table.machine is not None
+
+
+def test_a_cache_folder_that_cannot_be_searched_holds_no_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("x" * 300)))
+    assert own_table("cpu").cases == {} and machine.tuned_part("cpu") == ""
 
 
 def test_a_table_is_complete_in_the_precisions_that_were_tuned():

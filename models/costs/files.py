@@ -2,7 +2,8 @@
 
 A file holds one JSON value per line, so that an interrupted measurement loses nothing: first the machine, then
 `{"case": [the fields of LayerCase], "ms": …}` and `{"transition": [operation, mesh, values, dtype], "ms": …}`, and
-`{"tuned": precision}` once `--tune` has measured all that it wanted in a precision.
+`{"tuned": precision}` once `--tune` has measured all that it wanted in a precision. A line that can't be read, such as
+after a power failure, is left out, and measured anew.
 """
 
 import contextlib
@@ -14,26 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from cambrian.models.costs.layer_case import LayerCase
-from cambrian.models.costs.machine import SHIPPED as SHIPPED, Machine, own_table_path, this_machine
+from cambrian.models.costs.machine import SHIPPED as SHIPPED, Machine, own_table_path, text_of, this_machine
 from cambrian.models.costs.table import CostTable, Measurable, Transition
-from cambrian.sharding import UsageError
 
 
 def current_cost_table(platform: str) -> CostTable:
-    """Returns the cost table in force here: what was measured on this machine, filled up by the shipped tables.
-
-    Raises:
-      UsageError: if the user's file can't be read.
-    """
+    """Returns the cost table in force here: what was measured on this machine, filled up by the shipped tables."""
     return in_force(own_table(platform))
 
 
 def own_table(platform: str) -> CostTable:
-    """Returns what was measured on this machine into the user's file.
-
-    Raises:
-      UsageError: if the file can't be read.
-    """
+    """Returns what was measured on this machine into the user's file."""
     own = read_table(own_table_path(platform), platform)
     own.machine = this_machine(platform)
     return own
@@ -57,23 +49,11 @@ def _shipped(path: Path, platform: str) -> CostTable:
 
 
 def read_table(path: Path, platform: str) -> CostTable:
-    """Reads the file of a table; returns an empty table if it doesn't exist or is of another platform.
-
-    Raises:
-      UsageError: if the file can't be read (names file and line).
-    """
+    """Reads the lines of a table's file; the table is empty if there is no such file or it is of another platform."""
     table = CostTable(platform)
-    try:
-        lines = path.read_text().splitlines() if path.exists() else []
-    except OSError as error:
-        raise UsageError(f"a cost table must be readable, got {path}: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        try:
+    for line in text_of(path).splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             _take(table, json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):  # the measurement was interrupted while it wrote this line
-                break
-            raise UsageError(f"line {number} of the cost table {path} must hold a measurement: {error}") from None
         if table.machine is not None and table.machine.platform != platform:
             return CostTable(platform)
     return table

@@ -80,7 +80,7 @@ def own_table_path(platform: str) -> Path:
 
 def tuned_part(platform: str) -> str:
     """Returns the text of this machine's own table up to where `--tune` last ended; builds append what they measure."""
-    text = _text(own_table_path(platform))
+    text = text_of(own_table_path(platform))
     return text[: max((found.end() for found in _TUNED.finditer(text)), default=0)]
 
 
@@ -88,11 +88,15 @@ def tuned_precisions(platform: str) -> set[str]:
     """Returns the precisions in which this machine's own table, or a shipped one of this machine, is complete."""
     machine = this_machine(platform)
     shipped = [path for path in SHIPPED.glob("*.jsonl") if _machine_of(path) == machine]
-    return {precision for path in (own_table_path(platform), *shipped) for precision in _TUNED.findall(_text(path))}
+    return {precision for path in (own_table_path(platform), *shipped) for precision in _TUNED.findall(text_of(path))}
 
 
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+def text_of(path: Path) -> str:
+    """Returns the text of a file of costs, damaged as it may be; nothing if it isn't there or can't be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _machine_of(path: Path) -> Machine:

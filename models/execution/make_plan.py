@@ -43,7 +43,7 @@ def make_plan(
       outlook: as `TableCosts` takes it.
 
     Raises:
-      UsageError: as `sharding.choose_plan`, or if the cost table can't be read.
+      UsageError: as `sharding.choose_plan`.
       OutOfMemory: if no plan fits the limit.
     """
     table = table or current_cost_table(platform)

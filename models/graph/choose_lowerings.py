@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cambrian.models.costs.machine import own_table_path
+from cambrian.models.costs.machine import own_table_path, text_of
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, rewritten
 from cambrian.models.graph.scan import nodes_and_repetitions, rewrite_bodies
@@ -45,13 +45,10 @@ class MeasuredCosts:
         """Reads what was measured on this machine before; lines that can't be read are left out."""
         path = own_table_path(platform)
         costs = cls(path.with_name(f"fused-{path.name}"))
-        if costs.path.exists():
-            for line in costs.path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                    costs.milliseconds[entry["operation"]] = float(entry["ms"])
-                except (ValueError, TypeError, KeyError):  # written when the disk was full, or by another version
-                    continue
+        for line in text_of(costs.path).splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # as when the disk was full
+                entry = json.loads(line)
+                costs.milliseconds[entry["operation"]] = float(entry["ms"])
         return costs
 
     def get(self, operation: FusedConvolution) -> float | None:
