@@ -1,6 +1,7 @@
 """Calibration: few measurements, taken from the table of a pretended machine, lead to about its fastest plan."""
 
 import dataclasses
+import resource
 import types
 
 import jax
@@ -199,6 +200,18 @@ def test_without_a_folder_for_them_measurements_serve_once(on_machine, tmp_path)
     (tmp_path / "cambrian").write_text("no folder")
     chosen = calibrate_on(seconds=2.0)
     assert here.measured and chosen.notes
+
+
+def test_on_a_full_disk_measurements_serve_once(on_machine):
+    here = on_machine(**EPYC_S)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+    try:
+        chosen = calibrate_on(seconds=2.0, batch_sizes=[8])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(here.measured) > len(own_table("cpu").cases) > 0
+    assert chosen.notes[0].startswith("plan measured on this machine")
 
 
 def test_the_batch_size_is_the_smallest_that_is_about_as_fast_as_any(monkeypatch):

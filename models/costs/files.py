@@ -81,19 +81,18 @@ def recording(table: CostTable, path: Path) -> Iterator[Callable[[Measurable, fl
     """Yields a function that adds a measurement to `table` and, immediately, to its file.
 
     Raises:
-      OSError: if the file can't be written.
+      OSError: if the file can't be written; the function raises it, too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("ab", buffering=0) as file:  # without a buffer, whose rest closing would write
         file.truncate(path.read_bytes().rfind(b"\n") + 1)  # without an incomplete last line
         if file.tell() == 0:
             table.machine = this_machine(table.platform)
-            file.write(json.dumps({"machine": dataclasses.asdict(table.machine)}) + "\n")
+            file.write(json.dumps({"machine": dataclasses.asdict(table.machine)}).encode() + b"\n")
 
         def keep(measured: Measurable, milliseconds: float) -> None:
             table.add(measured, milliseconds)
-            file.write(line_of(measured, milliseconds) + "\n")
-            file.flush()
+            file.write(line_of(measured, milliseconds).encode() + b"\n")
 
         yield keep
 

@@ -241,7 +241,8 @@ class _Calibration:
 
     def _record(self, parts: Sequence[Measurable], times: Sequence[float]) -> None:
         for part, milliseconds in zip(parts, times, strict=True):
-            self._keep(part, milliseconds)
+            with contextlib.suppress(OSError):  # a full disk keeps nothing, and the next build measures again
+                self._keep(part, milliseconds)
             self._num_measured += 1
         self._progress(time.perf_counter() - self._start)
 
