@@ -77,6 +77,20 @@ def test_transitions_are_interpolated_on_their_mesh():
     assert halo(1000, "8x1") not in (0.0, 1.0)  # nominal
 
 
+def test_a_single_transition_says_how_long_larger_ones_on_its_mesh_take():
+    own = own_of(MACHINE)
+    own.add(Transition("halo", "3x2", 2**20, "float32"), 500.0)
+    table = in_force(own)
+
+    def halo(values: int, mesh: str) -> Transition:
+        return Transition("halo", mesh, values, "float32")
+
+    assert table.transition_ms(halo(2**20 + 4, "3x2")) == pytest.approx(500, rel=1e-3)
+    assert table.transition_ms(halo(2**22, "3x2")) == pytest.approx(2000, rel=0.2)
+    assert 0 < table.transition_ms(halo(1, "3x2")) < 500
+    assert table.uncertainty(halo(2**22, "3x2")) < table.uncertainty(halo(2**22, "5x2"))  # which is nominal
+
+
 def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
     path = tmp_path / "costs.jsonl"
     transition = Transition("rows>samples", "4x8", 4096, "bfloat16")

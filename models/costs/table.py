@@ -109,7 +109,11 @@ class CostTable:
         return _UNCERTAINTY_FOREIGN if self.is_foreign else _UNCERTAINTY_UNTRIED
 
     def is_alike_measured(self, timed: Measurable) -> bool:
-        """Whether anything of the same lowering, kernel, stride and dtype was measured on this table's machine."""
+        """Whether anything alike was measured on this table's machine.
+
+        That is a case of the same kind, lowering, kernel, stride and dtype, or a transition of the same operation, mesh
+        and dtype.
+        """
         return _family(timed) in self._measured_families
 
     def filled_up(self, base: "CostTable") -> "CostTable":
@@ -163,7 +167,7 @@ class CostTable:
         return self._estimates[case]
 
     def transition_ms(self, wanted: Transition) -> float:
-        """Returns the milliseconds of a transition: measured or interpolated on the same mesh, else nominal."""
+        """Returns the milliseconds of a transition: measured or estimated from the same mesh, else nominal."""
         if wanted in self.transitions:
             return self.transitions[wanted]
         if wanted not in self._estimates:
@@ -176,18 +180,23 @@ class CostTable:
             for other, milliseconds in self.transitions.items()
             if (other.operation, other.mesh, other.dtype) == (wanted.operation, wanted.mesh, wanted.dtype)
         )
-        if len(points) < 2:
-            _, bytes_per_second, start_ms = _NOMINAL[self.platform]
-            model, data = (int(size) for size in wanted.mesh.split("x"))
-            sharers = model * data if self.platform == "cpu" else 1
-            return (
-                start_ms * sharers + 1e3 * wanted.values * jnp.dtype(wanted.dtype).itemsize * sharers / bytes_per_second
-            )
+        if not points:
+            return self._nominal_transition_ms(wanted)
+        if len(points) == 1:
+            ((values, milliseconds),) = points
+            nominal_ms = self._nominal_transition_ms(dataclasses.replace(wanted, values=values))
+            return milliseconds * self._nominal_transition_ms(wanted) / nominal_ms
         place = min(max(bisect.bisect_left(points, (wanted.values, 0.0)), 1), len(points) - 1)
         (low, low_ms), (high, high_ms) = points[place - 1], points[place]
         if wanted.values <= low:
             return low_ms
         return max(low_ms, low_ms + (high_ms - low_ms) * (wanted.values - low) / (high - low))
+
+    def _nominal_transition_ms(self, transition: Transition) -> float:
+        _, bytes_per_second, start_ms = _NOMINAL[self.platform]
+        model, data = (int(size) for size in transition.mesh.split("x"))
+        sharers = model * data if self.platform == "cpu" else 1
+        return sharers * (start_ms + 1e3 * transition.values * jnp.dtype(transition.dtype).itemsize / bytes_per_second)
 
     def _nominal_ms(self, case: LayerCase) -> float:
         flops_per_second, bytes_per_second, start_ms = _NOMINAL[self.platform]
@@ -198,14 +207,14 @@ class CostTable:
 
 def _family(measured: Measurable) -> tuple:
     if isinstance(measured, Transition):
-        return measured.operation, measured.dtype
+        return measured.operation, measured.mesh, measured.dtype
     return measured.kind, measured.lowering, measured.kernel, measured.stride, measured.dtype
 
 
 def _groups(measured: Measurable) -> list[tuple]:
     """Groups that a measurement belongs to, from those most alike to all."""
     if isinstance(measured, Transition):
-        return [_family(measured), ()]
+        return [_family(measured), (measured.operation, measured.dtype), ()]
     return [_family(measured), (measured.lowering, measured.dtype), (measured.dtype,), ()]
 
 
