@@ -2,6 +2,8 @@
 
 import pytest
 
+from cambrian import models
+from cambrian.models.lowerings import onednn_forms
 from cambrian.models.lowerings.onednn_forms import int8_obstacle
 from command import LABELS, CommandHere, write_images
 
@@ -54,3 +56,11 @@ def test_few_and_unreadable_calibration_images_are_refused(command):
     (command.home / "few" / "bad.png").write_bytes(b"no picture")
     outcome = command(*flags, command.home / "few")
     assert outcome.exit_code == 2 and "few/bad.png: not a JPEG or PNG file" in outcome.error
+
+
+def test_nothing_is_tuned_where_int8_cannot_be_computed(command, monkeypatch):
+    monkeypatch.setattr(onednn_forms, "int8_obstacle", lambda platform: f"{platform} is too old")
+    monkeypatch.setattr(models, "tune", lambda *_, **__: pytest.fail("measured"))
+    outcome = command("--mode", "plan", "--tune", *command.small_flags()[:-2], "--precision", "int8", "--mesh", "1x1")
+    expected = "precision int8 requires products of 8-bit integers by oneDNN: cpu is too old"
+    assert (outcome.exit_code, outcome.error) == (2, expected)

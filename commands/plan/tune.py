@@ -10,6 +10,7 @@ from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import progress_bar
 from cambrian.commands.executables import devices_of, resolve
 from cambrian.commands.model import read_model
+from cambrian.commands.program.build import check_int8
 from cambrian.models.costs.machine import own_table_path
 from cambrian.sharding import UsageError, make_mesh
 from cambrian.sharding.host import keep_freed_memory, low_cpu_latency
@@ -19,11 +20,13 @@ def tune_table(configuration: Configuration) -> None:
     """Measures missing costs; an interrupted run resumes.
 
     Raises:
-      UsageError: if the cost table can't be written.
+      UsageError: if the cost table can't be written, or the platform doesn't compute in int8 as asked.
     """
     keep_freed_memory()
     devices, _ = devices_of(configuration)
     configuration = resolve(dataclasses.replace(configuration, platform=devices[0].platform))
+    if configuration.precision == "int8":
+        check_int8(configuration.platform)
     model = read_model(configuration)
     path = own_table_path(configuration.platform)
     print(f"measuring into the cost table {path}", file=sys.stderr, flush=True)
