@@ -19,12 +19,31 @@ def nothing_kept(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(LOWERINGS["onednn"].obstacle("cpu") is not None, reason="oneDNN can't be called here")
 def test_a_name_that_ends_the_process_is_left_out_and_the_others_are_tried():
-    assert onednn_forms._tried(["RELU", "NO_SUCH_ACTIVATION", "TANH"]) == {"RELU", "TANH"}
+    assert onednn_forms._tried(["RELU", "NO_SUCH_ACTIVATION", "TANH"]) == ({"RELU", "TANH"}, True)
+
+
+@pytest.mark.parametrize(
+    ("child", "answer"),
+    [
+        ("print('note'); print('RELU right'); print('TANH wrong'); print('ELU right')", ({"RELU", "ELU"}, True)),
+        ("print(names[0], 'right', flush=True); os.abort()", ({"RELU", "ELU"}, True)),
+        ("print('RELU right', flush=True); os.kill(os.getpid(), signal.SIGKILL)", ({"RELU"}, False)),
+        ("print('RELU right'); sys.exit(1)", ({"RELU"}, False)),
+        ("time.sleep(60)", (set(), False)),
+    ],
+)
+def test_names_are_tried_unless_a_child_ends_for_another_reason(monkeypatch, child, answer):
+    monkeypatch.setattr(
+        onednn_forms, "_CHILD", f"import json, os, signal, sys, time; names = json.load(sys.stdin); {child}"
+    )
+    if "sleep" in child:
+        monkeypatch.setattr(onednn_forms, "_TIME_LIMIT_S", 0.1)
+    assert onednn_forms._tried(["RELU", "TANH", "ELU"]) == answer
 
 
 def test_the_answer_is_kept(nothing_kept, monkeypatch):
     asked = []
-    monkeypatch.setattr(onednn_forms, "_tried", lambda names: asked.append(names) or frozenset({"TANH"}))
+    monkeypatch.setattr(onednn_forms, "_tried", lambda names: asked.append(names) or (frozenset({"TANH"}), True))
     assert onednn_forms.fused_activations() == {"TANH"}
     onednn_forms._forms.cache_clear()
     assert onednn_forms.fused_activations() == {"TANH"}
@@ -33,3 +52,12 @@ def test_the_answer_is_kept(nothing_kept, monkeypatch):
     onednn_forms._forms.cache_clear()
     assert onednn_forms.fused_activations() == {"TANH"}
     assert len(asked) == 2 and json.loads(onednn_forms._path().read_text()) == ["TANH"]
+
+
+def test_an_incomplete_answer_is_not_kept(nothing_kept, monkeypatch):
+    answers = [(frozenset({"TANH"}), False), (frozenset({"TANH", "ELU"}), True)]
+    monkeypatch.setattr(onednn_forms, "_tried", lambda names: answers.pop(0))
+    assert onednn_forms.fused_activations() == {"TANH"}
+    assert onednn_forms.fused_activations() == {"TANH"}  # within this process
+    onednn_forms._forms.cache_clear()
+    assert onednn_forms.fused_activations() == {"TANH", "ELU"}

@@ -11,6 +11,8 @@ import functools
 import hashlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,7 @@ _INT8 = "INT8"
 _FORMS = (*ACTIVATIONS, _INT8)
 # Without these instructions oneDNN adds products of 8-bit integers in 16 bits, which saturate.
 _INT8_FEATURES = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_CRASHES = {signal.SIGABRT, signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
 _CHILD = "from cambrian.models.lowerings.onednn_forms import try_here; try_here()"
 
 
@@ -53,11 +56,12 @@ def _forms() -> frozenset[str]:
     path = _path()
     with contextlib.suppress(OSError, ValueError):
         return frozenset(json.loads(path.read_text())) & {*_FORMS}
-    found = _tried(list(_FORMS))
-    # Without a cache folder that can be written, the next process tries again.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(sorted(found)))
+    found, is_complete = _tried(list(_FORMS))
+    # Otherwise, and without a cache folder that can be written, the next process tries again.
+    if is_complete:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(sorted(found)))
     return found
 
 
@@ -66,8 +70,13 @@ def _path() -> Path:
     return cache_dir() / "onednn" / f"forms-jaxlib-{jaxlib.__version__}-{features}.json"
 
 
-def _tried(names: list[str]) -> frozenset[str]:
-    """Tries names in child processes: the next child leaves out what ended the one before."""
+def _tried(names: list[str]) -> tuple[frozenset[str], bool]:
+    """Tries names in child processes: the next child leaves out what crashed the one before.
+
+    Returns:
+      The names that are right; and whether all were tried: a child that doesn't start, hangs or ends in another way, as
+      for want of memory, tells nothing about the names that are left.
+    """
     found: set[str] = set()
     while names:
         try:
@@ -81,10 +90,13 @@ def _tried(names: list[str]) -> frozenset[str]:
             )
         except (OSError, subprocess.TimeoutExpired):
             break
-        answers = dict(json.loads(line) for line in child.stdout.splitlines())
-        found.update(name for name, is_right in answers.items() if is_right)
-        names = names[len(answers) + 1 :]
-    return frozenset(found)
+        answers = dict(re.findall(r"^(\w+) (right|wrong)$", child.stdout, re.MULTILINE))
+        found.update(name for name in names if answers.get(name) == "right")
+        names = [name for name in names if name not in answers]
+        if names and -child.returncode not in _CRASHES:
+            break
+        names = names[1:]
+    return frozenset(found), not names
 
 
 def try_here() -> None:
@@ -95,7 +107,7 @@ def try_here() -> None:
             is_right = _multiplies_int8() if name == _INT8 else _fuses(name)
         except jax.errors.JaxRuntimeError:  # XLA rejects the call
             is_right = False
-        print(json.dumps([name, is_right]), flush=True)
+        print(name, "right" if is_right else "wrong", flush=True)
     os._exit(0)
 
 
