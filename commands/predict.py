@@ -45,7 +45,6 @@ def predict(configuration: Configuration) -> Prediction | None:
         return None  # the weights decide the model
     mesh, model = configuration.mesh, configuration.model
     at_once = configuration.launches_at_once
-    concurrent = at_once * configuration.cards
     launch_ms, batch_size, weight_bytes, working_bytes = _plan_costs(
         model,
         configuration.image_size or model.preprocessing.size,
@@ -53,10 +52,11 @@ def predict(configuration: Configuration) -> Prediction | None:
         tuple([configuration.batch_size] if configuration.batch_size else batch_sizes(mesh, "cpu")),
         tuple(precisions_of(configuration.precision, "cpu")),
         configuration.partition,
-        concurrent,
+        configuration.cards,
+        at_once,
         configuration.device_memory_limit_bytes,
     )
-    return Prediction(launch_ms, batch_size, weight_bytes + at_once * working_bytes, concurrent)
+    return Prediction(launch_ms, batch_size, weight_bytes + at_once * working_bytes, configuration.cards * at_once)
 
 
 @functools.cache
@@ -67,6 +67,7 @@ def _plan_costs(
     sizes: tuple[int, ...],
     precisions: tuple[str, ...],
     partition: str,
+    cards: int,
     at_once: int,
     memory_limit_bytes: int | None,
 ) -> tuple[float, int, int, int]:
@@ -74,6 +75,8 @@ def _plan_costs(
     architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
     network = models.network(architecture, image_size, precisions[0])
     table = models.current_cost_table("cpu")
+    # All cards compute at once, as one mesh; launches on a device share its memory.
+    mesh, sizes = MeshShape(mesh.model, mesh.data * cards), tuple(size * cards for size in sizes)
     plans = models.Plans(network, mesh, table, partition, at_once, memory_limit_bytes)
     setting = plans.fastest(precisions, sizes)
     try:
@@ -93,7 +96,7 @@ def _plan_costs(
     )
     return (
         total_ms(plan.costs),
-        setting.batch_size,
+        setting.batch_size // cards,
         sum(cost.weight_bytes for cost in plan.costs),
         activations * jnp.dtype(setting.precision).itemsize,
     )

@@ -1,6 +1,7 @@
 """Calibration: few measurements, taken from the table of a pretended machine, lead to about its fastest plan."""
 
 import dataclasses
+import re
 import resource
 import types
 
@@ -20,7 +21,7 @@ from cambrian.models.execution.settings import Plans, Setting
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.network import network
-from cambrian.sharding import MeshShape, make_mesh, total_ms
+from cambrian.sharding import MeshShape, OutOfMemory, make_mesh, total_ms
 from cambrian.sharding.planner import plan_costs
 
 EPYC, XEON = (read_table(SHIPPED / name, "cpu") for name in ("amd_epyc.jsonl", "intel_xeon.jsonl"))
@@ -221,3 +222,25 @@ def test_the_batch_size_is_the_smallest_that_is_about_as_fast_as_any(monkeypatch
     assert plans.fastest(["float32"], list(times)) == Setting("float32", 16)
     times[64] = float("inf")  # doesn't fit the memory
     assert plans.fastest(["float32"], list(times)) == Setting("float32", 16)
+
+
+@pytest.mark.parametrize(("launches_at_once", "batch_size"), [(1, 32), (4, 8)])
+def test_launches_side_by_side_take_a_few_seconds_together(monkeypatch, launches_at_once, batch_size):
+    plans = Plans(NETWORK, MeshShape(1, 1), CostTable("cpu"), launches_at_once=launches_at_once)
+    monkeypatch.setattr(Plans, "ms_per_sample", lambda *_: 180.0)
+    assert plans.largest(["bfloat16"], [8, 16, 32, 64]) == Setting("bfloat16", batch_size)
+
+
+def test_a_device_holds_the_working_memory_of_all_launches_side_by_side():
+    def plans(launches_at_once: int, limit_bytes: int) -> Plans:
+        return Plans(NETWORK, MeshShape(1, 1), EPYC, "auto", launches_at_once, limit_bytes)
+
+    def least_bytes(launches_at_once: int) -> int:
+        with pytest.raises(OutOfMemory) as refused:
+            plans(launches_at_once, 1).plan(setting)
+        return int(re.findall(r"\d+", str(refused.value))[0])
+
+    setting = Setting("bfloat16", 8)
+    one, two, three = map(least_bytes, (1, 2, 3))
+    assert one < two < 2 * one and three - two <= two - one
+    assert plans(2, two).ms_per_sample(setting) < plans(2, two - 1).ms_per_sample(setting) == float("inf")

@@ -39,6 +39,8 @@ class TableCosts:
       without: names of lowerings that aren't considered.
       outlook: how long what wasn't measured on this machine takes. As expected, a lowering that was only measured on a
         machine with other instruction sets isn't considered.
+      launches_at_once: number of launches that a device computes at once. The mesh and the batch size stand for all of
+        them, see `planned_as`; a device holds the working memory of each.
     """
 
     table: CostTable
@@ -47,6 +49,7 @@ class TableCosts:
     dtype: str
     without: frozenset[str] = frozenset()
     outlook: Outlook = Outlook.EXPECTED
+    launches_at_once: int = 1
 
     def layer(self, layer: LayerSpec, partition: Partition) -> list[Option]:
         """Returns the options of a layer: each lowering with each micro-batch."""
@@ -113,7 +116,7 @@ class TableCosts:
             micro_batch=micro_batch,
             milliseconds=sum(times * self.milliseconds(part) for part, times in parts),
             weight_bytes=self._weight_bytes(case),
-            working_bytes=self._working_bytes(case, samples),
+            working_bytes=self.launches_at_once * self._working_bytes(case, samples),
             precision="int8" if layer.quantized else case.dtype,
         )
 

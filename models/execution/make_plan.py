@@ -25,6 +25,7 @@ def make_plan(
     precision: str = "float32",
     partition: str = "auto",
     *,
+    launches_at_once: int = 1,
     memory_limit_bytes: int | None = None,
     table: CostTable | None = None,
     outlook: Outlook = Outlook.EXPECTED,
@@ -38,6 +39,7 @@ def make_plan(
       platform: cpu, gpu or tpu.
       precision: float32, bfloat16, or int8 for a network with quantised layers, whose others are in float32.
       partition: restriction of the partitions, see `sharding.choose_plan`.
+      launches_at_once: number of launches whose working memory a device holds, see `TableCosts`.
       memory_limit_bytes: memory limit of a device.
       table: cost table; None for the one in force on this machine.
       outlook: as `TableCosts` takes it.
@@ -53,7 +55,7 @@ def make_plan(
             network,
             mesh,
             batch_size,
-            TableCosts(table, mesh, batch_size, precision, without, outlook),
+            TableCosts(table, mesh, batch_size, precision, without, outlook, launches_at_once),
             partition=partition,
             memory_limit_bytes=memory_limit_bytes,
             element_bytes=jnp.dtype(precision).itemsize,

@@ -32,7 +32,8 @@ class Plans:
       mesh: sizes of the mesh axes.
       table: cost table.
       partition: as `choose_plan` takes it.
-      launches_at_once: number of launches that compute concurrently on a single device.
+      launches_at_once: number of launches that compute concurrently on a single device, which holds the working memory
+        of each.
       memory_limit_bytes: memory limit of a device; None for no limit.
     """
 
@@ -61,6 +62,7 @@ class Plans:
                 self.table.platform,
                 setting.precision,
                 self.partition,
+                launches_at_once=self.launches_at_once,
                 memory_limit_bytes=self.memory_limit_bytes,
                 table=self.table,
                 outlook=outlook,
@@ -85,7 +87,7 @@ class Plans:
         considered = [precision for precision in precisions if self.table.has_measured(precision)] or precisions[:1]
         for batch_size in sorted(batch_sizes, reverse=True):
             setting = min((Setting(precision, batch_size) for precision in considered), key=self.ms_per_sample)
-            if self.ms_per_sample(setting) * batch_size <= _LONGEST_MS:
+            if self.ms_per_sample(setting) * self.planned(setting)[1] <= _LONGEST_MS:
                 break
         return setting
 
