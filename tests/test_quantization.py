@@ -20,7 +20,7 @@ from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerin
 from cambrian.models.graph.equalize import equalize
 from cambrian.models.graph.fused_convolution import layer_name
 from cambrian.models.graph.passes import optimized
-from cambrian.models.graph.quantization import Calibration, Quantized, quantized
+from cambrian.models.graph.quantization import Calibration, Quantized, _Judge, quantized
 from cambrian.models.graph.quantize import quantizable, quantize as quantize_pass
 from cambrian.models.graph.read_layers import read_layers
 from cambrian.models.graph.trace import trace
@@ -288,6 +288,16 @@ def test_layers_stay_in_float32_until_the_budget_holds():
     assert found.notes == ("1 of 5 layers stay in float32, to lose at most 5 points of top-1: b",)
     with pytest.raises(UsageError, match="int8 loses more top-1 than max_top1_drop allows"):
         quantized(graph, Calibration(inputs, "noise", max_top1_drop=-1.0))
+
+
+@pytest.mark.parametrize(("count", "lost", "budget"), [(200, 1, 0.5), (1000, 3, 0.3), (600, 3, 0.5)])
+def test_a_loss_of_the_whole_budget_is_within_it(count, lost, budget):
+    def outputs(num_right: int) -> np.ndarray:
+        return np.eye(2)[(np.arange(count) < num_right).astype(int)]
+
+    labels = np.ones(count, int)
+    drops = {_Judge(outputs(right), labels).top1_drop(outputs(right - lost)) for right in range(lost, count + 1)}
+    assert drops == {budget}
 
 
 def test_any_function_of_layers_and_more_has_int8():
