@@ -1,10 +1,13 @@
 import platform
 import subprocess
 import sys
+import types
 
+import jax
 import numpy as np
 import pytest
 
+from cambrian.engine.runtime import memory
 from cambrian.engine.runtime.memory import (
     check_device_memory,
     predicted_host_memory_bytes,
@@ -68,3 +71,11 @@ def test_the_memory_limit_is_the_last_size_allowed():
     assert check_device_memory(executable, 2, None) == predicted  # a share of the host's memory
     with pytest.raises(OutOfMemory, match="a device must hold .* 2 launches in flight"):
         check_device_memory(executable, 2, predicted - 1)
+
+
+def test_virtual_devices_have_a_share_of_the_host_and_no_more_than_the_control_group(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: types.SimpleNamespace(total=1024))
+    for group, of_one, of_eight in ((None, 1024, 128), (2**62, 1024, 128), (512, 512, 128), (100, 100, 100)):
+        monkeypatch.setattr(memory, "control_group_bytes", lambda group=group: group)
+        assert memory.device_memory_bytes(jax.devices()[:1]) == of_one
+        assert memory.device_memory_bytes(jax.devices()[:8]) == of_eight

@@ -16,11 +16,16 @@ from cambrian.sharding.host.process_limits import address_space_left, control_gr
 
 
 def device_memory_bytes(devices: list[jax.Device]) -> int:
-    """Returns the memory of each device as it reports it; of virtual CPU devices an equal share of the host's."""
+    """Returns the memory of each device as it reports it.
+
+    For virtual CPU devices, this is an equal share of the host's, but at most the limit of the process's control group.
+    That isn't divided: devices share the parameters that each of them holds whole.
+    """
     stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return psutil.virtual_memory().total // len(devices)
+    group = control_group_bytes()
+    return min(psutil.virtual_memory().total // len(devices), math.inf if group is None else group)
 
 
 def predicted_memory_bytes_per_device(executable: Executable, threads: int) -> int:
