@@ -23,7 +23,7 @@ def test_the_address_space_left_is_the_limit_less_what_is_mapped():
 
 def test_devices_must_fit_the_address_space(monkeypatch):
     monkeypatch.setattr(process_limits, "use_one_heap", lambda: None)  # this process has threads already
-    monkeypatch.setattr(process_limits, "host_cores", lambda: 2)
+    monkeypatch.setattr(process_limits, "permitted_cores", lambda: 2)
     monkeypatch.setattr(process_limits, "_stack_bytes", lambda: 8 * 2**20)
     needed = (640 + 8 * (2 * 32 + 4 * 2)) * 2**20
     for left in (None, needed):
@@ -33,28 +33,6 @@ def test_devices_must_fit_the_address_space(monkeypatch):
     with pytest.raises(OutOfMemory, match="expected at least 1216 MiB of address space for 32 devices, got 1216 MiB"):
         process_limits.check_address_space(32)
     process_limits.check_address_space(31)
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "expected"),
-    [
-        ("0::/a/b\n", {"memory.max": "max\n", "a/memory.max": "4096\n", "a/b/memory.max": "8192\n"}, 4096),
-        ("0::/a\n", {"a/memory.max": "max\n"}, None),
-        ("4:cpu,memory:/gone\n0::/\n", {"memory/memory.limit_in_bytes": "12288\n"}, 12288),
-        ("5:devices:/\n", {"memory.max": "4096\n"}, None),
-        (None, {}, None),
-    ],
-)
-def test_the_smallest_limit_of_the_control_groups_counts(tmp_path, monkeypatch, groups, files, expected):
-    monkeypatch.setattr(process_limits, "_CONTROL_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(process_limits, "_OWN_GROUPS", tmp_path / "own")
-    if groups is not None:
-        (tmp_path / "own").write_text(groups)
-    for name, text in files.items():
-        path = tmp_path / "groups" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert process_limits.control_group_bytes() == expected
 
 
 @pytest.mark.parametrize("limit", ["address_space_left", "control_group_bytes"])

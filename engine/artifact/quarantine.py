@@ -31,7 +31,7 @@ from cambrian.engine.artifact.layout import PORTABLE, rebuild_mesh
 from cambrian.engine.artifact.manifest import Manifest
 from cambrian.engine.errors import DamagedArtifact, ParityError, one_line
 from cambrian.engine.runtime.parity import Parity
-from cambrian.sharding.host.process_limits import control_group_bytes
+from cambrian.sharding.host.control_groups import control_group_bytes
 
 TIME_LIMIT_S = 300.0  # ResNet101 on 32 devices and 2 cores takes 12
 _CHILD = "from cambrian.engine.artifact.quarantine import prove_here; prove_here()"

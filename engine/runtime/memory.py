@@ -12,7 +12,8 @@ import psutil
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.launch import MAX_LAUNCHES_IN_FLIGHT, launches_computing_at_once
 from cambrian.sharding import OutOfMemory
-from cambrian.sharding.host.process_limits import address_space_left, control_group_bytes
+from cambrian.sharding.host.control_groups import control_group_bytes
+from cambrian.sharding.host.process_limits import address_space_left
 
 
 def device_memory_bytes(devices: list[jax.Device]) -> int:

@@ -5,11 +5,18 @@ import os
 import platform as host
 from pathlib import Path
 
+from cambrian.sharding.host.control_groups import control_group_cores
+
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def host_cores() -> int:
-    """Returns the number of cores that this process may run on."""
+    """Returns the number of cores that this process may compute on at a time."""
+    return min(permitted_cores(), control_group_cores() or permitted_cores())
+
+
+def permitted_cores() -> int:
+    """Returns the number of cores that this process may run on: more than the quota of its container may be."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

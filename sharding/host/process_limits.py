@@ -1,21 +1,19 @@
-"""Limits of this process's memory: its address space (RLIMIT_AS, `ulimit -v`) and its control groups.
+"""The limit of this process's address space (RLIMIT_AS, `ulimit -v`), and where the system ran out of memory.
 
 XLA aborts the process where it can't map memory or start a thread, so what exceeds a limit is refused beforehand.
 """
 
 import resource
-from pathlib import Path
 
 import psutil
 
 from cambrian.sharding.errors import OutOfMemory
-from cambrian.sharding.host.cpu import host_cores
+from cambrian.sharding.host.cpu import permitted_cores
 from cambrian.sharding.host.malloc import use_one_heap
 
 # Measured with jax 0.10 on 2 cores: what ResNets of 8 channels map to be built or trained, besides stacks of threads.
 _WORK_BYTES = 640 * 2**20
 _DEFAULT_STACK_BYTES = 8 * 2**20
-_CONTROL_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def check_address_space(num_devices: int) -> None:
@@ -34,7 +32,7 @@ def check_address_space(num_devices: int) -> None:
         return
     use_one_heap()
     # XLA starts two threads for each device, and about four pools with a thread for each core.
-    needed = _WORK_BYTES + _stack_bytes() * (2 * num_devices + 4 * host_cores())
+    needed = _WORK_BYTES + _stack_bytes() * (2 * num_devices + 4 * permitted_cores())
     if left < needed:
         raise OutOfMemory(
             f"expected at least {needed / 2**20:.0f} MiB of address space for {num_devices} devices, got "
@@ -48,39 +46,12 @@ def address_space_left() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit - psutil.Process().memory_info().vms
 
 
-def control_group_bytes() -> int | None:
-    """Returns the smallest memory limit of the control groups of this process; None if there is none."""
-    limits = []
-    try:
-        for line in _OWN_GROUPS.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                root, name = _CONTROL_GROUPS, "memory.max"
-            elif "memory" in controllers.split(","):
-                root, name = _CONTROL_GROUPS / "memory", "memory.limit_in_bytes"
-            else:
-                continue
-            group = root / path.lstrip("/")
-            limits += [_limit(folder / name) for folder in (group, *group.parents) if folder.is_relative_to(root)]
-    except (OSError, ValueError):
-        pass  # no Linux
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
 def oom_kills() -> int | None:
     """Returns how many processes the system has killed for want of memory; None where it keeps no count."""
     try:
         with open("/proc/vmstat") as file:
             return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), None)
     except OSError:
-        return None
-
-
-def _limit(path: Path) -> int | None:
-    """The limit in a control group's file; None if the file is missing or says `max`."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
         return None
 
 
