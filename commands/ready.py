@@ -62,17 +62,19 @@ def ready(configuration: Configuration) -> Iterator[tuple[Executable | Cards, Co
             yield cards, costs
 
 
-def _make(configuration: Configuration, defer_probe: bool = False, may_build: bool = True) -> tuple[Executable, Costs]:
+def _make(
+    configuration: Configuration, defer_probe: bool = False, may_build: bool = True, cards: int = 1
+) -> tuple[Executable, Costs]:
     return_freed_memory(_mesh_of(configuration)[0])
-    return _with_costs(make_executable(configuration, defer_probe, may_build), configuration)
+    return _with_costs(make_executable(configuration, defer_probe, may_build), configuration, cards)
 
 
-def _with_costs(made: Made, configuration: Configuration) -> tuple[Executable, Costs]:
+def _with_costs(made: Made, configuration: Configuration, cards: int = 1) -> tuple[Executable, Costs]:
     threads = configuration.threads
     return made.executable, Costs(
         made.build_ms,
         made.load_ms,
-        check_device_memory(made.executable, threads, configuration.device_memory_limit_bytes),
+        check_device_memory(made.executable, threads, configuration.device_memory_limit_bytes, cards),
         predicted_host_memory_bytes(made.executable, threads, loaded_host_memory_bytes(made.executable)),
     )
 
@@ -80,7 +82,8 @@ def _with_costs(made: Made, configuration: Configuration) -> tuple[Executable, C
 def _start_cards(configuration: Configuration) -> tuple[Cards, Costs]:
     start = time.perf_counter()
     card, shares, notes = divided(configuration)
-    load, build = (functools.partial(_make, card, may_build=may_build) for may_build in (False, True))
+    make = functools.partial(_make, card, cards=configuration.cards)
+    load, build = (functools.partial(make, may_build=may_build) for may_build in (False, True))
     cards, costs = Cards.start(shares, load, None if configuration.artifact else build, notes)
     build_ms = max((cost.build_ms for cost in costs if cost.build_ms is not None), default=None)
     return cards, Costs(

@@ -47,3 +47,18 @@ def test_launches_in_flight_must_fit_the_process(monkeypatch, limit):
     monkeypatch.setattr(memory, limit, lambda: in_flight - 1)
     with pytest.raises(OutOfMemory, match="for 2 launches in flight, got .* left by the limits of this process"):
         memory.check_device_memory(executable, 2, None)
+
+
+def test_the_launches_of_all_cards_must_fit_the_control_group(monkeypatch):
+    executable = make_executable(MeshShape(2, 4), batch_size=8)
+    in_flight = memory.predicted_host_memory_bytes(executable, 2, loaded_bytes=0)
+    monkeypatch.setattr(memory, "address_space_left", lambda: None)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 1000)  # 400 of them for libraries
+    monkeypatch.setattr(memory, "_private_bytes", lambda: 600)
+    needed = 3 * in_flight + 1000 + 2 * 600
+    monkeypatch.setattr(memory, "control_group_bytes", lambda: needed)
+    memory.check_device_memory(executable, 2, None, cards=3)
+    monkeypatch.setattr(memory, "control_group_bytes", lambda: needed - 1)
+    memory.check_device_memory(executable, 2, None)
+    with pytest.raises(OutOfMemory, match="control group, 2 other cards"):
+        memory.check_device_memory(executable, 2, None, cards=3)

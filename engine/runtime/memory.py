@@ -61,13 +61,14 @@ def predicted_host_memory_bytes(executable: Executable, threads: int, loaded_byt
     return loaded_bytes + _num_devices_here(executable) * _bytes_in_flight_per_device(executable, threads)
 
 
-def check_device_memory(executable: Executable, threads: int, limit_bytes: int | None) -> int:
+def check_device_memory(executable: Executable, threads: int, limit_bytes: int | None, cards: int = 1) -> int:
     """Predicts the memory of a device and compares it with the limit; virtual devices must also fit the process's.
 
     Args:
       executable: loaded executable.
       threads: number of host threads that launch it.
       limit_bytes: largest memory of a device; None for all that it has.
+      cards: number of processes like this one, which share the memory of its control group.
 
     Returns:
       The prediction in bytes.
@@ -85,23 +86,33 @@ def check_device_memory(executable: Executable, threads: int, limit_bytes: int |
         )
     if executable.platform == "cpu":
         in_flight = _num_devices_here(executable) * _bytes_in_flight_per_device(executable, threads)
-        _check_process_memory(in_flight, threads)
+        _check_process_memory(in_flight, threads, cards)
     return predicted
 
 
-def _check_process_memory(in_flight: int, threads: int) -> None:
+def _check_process_memory(in_flight: int, threads: int, cards: int) -> None:
     group, space = control_group_bytes(), address_space_left()
-    left = min(math.inf if group is None else group - resident_bytes(), math.inf if space is None else space)
+    left = math.inf if space is None else space
+    if group is not None:
+        of_the_others = (cards - 1) * (_private_bytes() + in_flight)
+        left = min(left, group - of_the_others - resident_bytes())
     if in_flight > left:
+        by_others = f", {cards - 1} other cards" * (cards > 1)
         raise OutOfMemory(
             f"expected at least {in_flight / 2**20:.0f} MiB for {_launches_in_flight(threads)} launches in flight, got "
-            f"{max(left, 0) / 2**20:.0f} MiB left by the limits of this process (ulimit -v, control group)"
+            f"{max(left, 0) / 2**20:.0f} MiB left by the limits of this process (ulimit -v, control group{by_others})"
         )
 
 
 def resident_bytes() -> int:
     """Returns the resident memory of this process."""
     return psutil.Process().memory_info().rss
+
+
+def _private_bytes() -> int:
+    """The resident memory without pages of files, such as libraries, which processes share. Linux only."""
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
 
 
 def peak_host_memory_bytes() -> int:
