@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jaxlib
+import numpy as np
 import pytest
 
 from cambrian.models.costs import machine, measure
@@ -18,10 +19,12 @@ from cambrian.models.costs.measure import measure_transition
 from cambrian.models.costs.table import CostTable, Transition
 from cambrian.models.costs.tune import tune
 from cambrian.models.execution.make_plan import make_plan
+from cambrian.models.execution.place_params import place_params
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.network import network
-from cambrian.sharding import Layout, MeshShape, Network, Partition, Plan, make_mesh
+from cambrian.sharding import LayerPlan, Layout, MeshShape, Network, Partition, Plan, make_mesh
+from planner_cases import conv
 
 EPYC = read_table(SHIPPED / "amd_epyc.jsonl", "cpu")
 MACHINE = EPYC.machine or this_machine("cpu")
@@ -326,6 +329,24 @@ def test_weights_count_as_large_as_their_transform_makes_them():
     assert bytes_of["im2col"] == 4 * (9 * 4 * 2 + 2)
     assert bytes_of["winograd_4x4"] == 4 * (36 * 4 * 2 + 2)
     assert costs.transition_ms((8, 8, 4), Layout.ROWS, Layout.ROWS) == 0.0
+
+
+@pytest.mark.parametrize("quantized", ["", "uint8", "int8"])
+@pytest.mark.parametrize("lowering", ["onednn", "onednn_winograd_4x4"])
+@pytest.mark.parametrize("in_channels", [48, 64])  # in int8 a kernel of 48 isn't packed
+def test_weights_count_as_large_as_onednn_pads_them(lowering, quantized, in_channels):
+    layer = conv("a", None, in_channels, 32, rows=4)
+    layer = dataclasses.replace(layer, quantized=quantized)
+    if lowering not in lowerings_of(layer, "cpu", quantized or "float32"):
+        pytest.skip("not computed here")
+    mesh, precision = MeshShape(2, 1), "int8" if quantized else "float32"
+    costs = TableCosts(CostTable("cpu"), mesh, 2, precision)
+    (option,) = (each for each in costs.layer(layer, Partition.CHANNELS) if each.lowering == lowering)
+    kernel = np.ones((3, 3, in_channels, 32), "int8" if quantized else "float32")
+    plan = Plan((("a", LayerPlan(Partition.CHANNELS, lowering)),))
+    folded = {"a.kernel": kernel, "a.bias": np.zeros(32, np.float32)}
+    arrays, _ = place_params((layer,), plan, folded, mesh, 2, precision)
+    assert option.weight_bytes == sum(array.nbytes for array in arrays) // 2
 
 
 def test_a_plan_with_a_lowering_that_rounds_too_much_is_not_considered():

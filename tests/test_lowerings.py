@@ -137,6 +137,7 @@ def test_onednn_computes_the_same_of_a_packed_kernel(name, in_channels, out_chan
         call = Call(images.shape, out_channels, window, dtype, dtype, residual=False, relu=False, summed=summed)
         packed = lowering.pack(transformed.astype(dtype), call)
         assert packed.ndim == (4 if stays else 1)
+        assert lowering.packed_bytes is not None and lowering.packed_bytes(call) == packed.nbytes
         assert relative_error(compute(jnp.asarray(images, dtype), packed), expected) <= tolerance
 
 

@@ -139,9 +139,11 @@ class TableCosts:
     def _weight_bytes(self, case: LayerCase) -> int:
         if not case.has_weights:
             return 0
-        size = jnp.dtype(case.dtype).itemsize
+        bias = 4 * case.out_channels
+        if (packed_bytes := LOWERINGS[case.lowering].packed_bytes) is not None:
+            return packed_bytes(case.call()) + bias
         kernel = case.kernel**2 * case.in_channels * case.out_channels
-        return round(kernel * _growth(case.lowering, case.kernel)) * size + 4 * case.out_channels
+        return round(kernel * _growth(case.lowering, case.kernel)) * jnp.dtype(case.dtype).itemsize + bias
 
     def _working_bytes(self, case: LayerCase, samples: int) -> int:
         """Bytes of input, output and residual of all local samples, and of float32 products of one micro-batch."""

@@ -154,6 +154,7 @@ class Lowering:
       supports: function (kernel size, stride) → whether the lowering computes such convolutions.
       pack: function that reorders a transformed array, cast to the operands' dtype, for the library of this machine;
         None if the order doesn't matter.
+      packed_bytes: function from a call to the bytes of its packed kernel, which may be padded; None without `pack`.
       obstacle: function from a platform (cpu, gpu, tpu) to why the lowering can't be used there with this version of
         jaxlib; None if it can.
       dtypes: operand dtypes for which the lowering is accurate enough: the logits of a network stay within a relative
@@ -174,6 +175,7 @@ class Lowering:
     slow_to_compile: bool = False
     custom_call: str | None = None
     opaque: bool = False
+    packed_bytes: Callable[[Call], int] | None = None
 
     def prepare(self, kernel: np.ndarray, dtype: str, call: Call) -> list[np.ndarray]:
         """Transforms and packs a device's shard (kh, kw, C_in, C_out) of a kernel."""

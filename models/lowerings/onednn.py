@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cambrian.models.lowerings.activations import ACTIVATIONS
@@ -28,6 +29,7 @@ _BLOCKS = (64, 48, 32, 16)
 # Kernels are packed only if their input channels are a multiple of this: oneDNN pads others.
 _IN_CHANNELS = {"float32": 1, "bfloat16": 32, "uint8": 64, "int8": 64}
 _ZERO_OF_INT8 = 128
+_SUM_BYTES = 4  # of what corrects an output channel for that zero
 _MOST_DRAWN = 1_000_003
 _LEAST_COMPARED = 32  # values: one of few channels is right by chance with a wrong block size
 _CHANNELS_OF_GROUP = 16  # likewise for the input and the output channels of each group
@@ -83,6 +85,26 @@ class Convolution:
         block = _block(dataclasses.replace(self, factors=()))
         return kernel if block is None else _packed(kernel, self, block)
 
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the result of `pack`, wherever a block size is found for a kernel that can be packed."""
+        height, width, in_channels, out_channels = self.kernel_shape
+        column_bytes = height * width * in_channels * jnp.dtype(kernel_dtype(self.dtype)).itemsize
+        if not self._can_pack:
+            return out_channels * column_bytes
+        # For the largest padding of any block: with another block oneDNN would read beyond the end.
+        of_group = out_channels // self.groups
+        widest = max(-(-of_group // block) * block for block in _BLOCKS) * self.groups
+        return widest * (column_bytes + (_SUM_BYTES if self.dtype == "int8" else 0))
+
+    @property
+    def _can_pack(self) -> bool:
+        _, _, in_channels, out_channels = self.kernel_shape
+        if in_channels % _IN_CHANNELS[self.dtype]:
+            return False
+        of_group = out_channels // self.groups
+        return self.groups == 1 or not (in_channels % _CHANNELS_OF_GROUP or of_group % _CHANNELS_OF_GROUP)
+
     def _configuration(self, packed: bool) -> dict:
         image = {"dims": "4", "data": {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}}
         kernel: dict = {"input_feature_dim": "2", "output_feature_dim": "3", "spatial_dims": ["0", "1"]}
@@ -130,27 +152,20 @@ def _packed(kernel: np.ndarray, convolution: Convolution, block: int) -> np.ndar
         by_group = np.pad(by_group, ((0, 0), (0, 0), (0, 0), (0, 0), (0, missing)))
     parts = by_group.reshape(height, width, in_channels // pair, pair, groups, blocks, block)
     flat = parts.transpose(4, 5, 0, 1, 2, 6, 3).reshape(-1)
-    # Padded to the size for the largest padding of any block: with another block oneDNN would read beyond the end.
-    widest = max(-(-out_channels // other) * other for other in _BLOCKS) * groups
-    most = widest * height * width * in_channels
     if convolution.dtype == "int8":
         sums = by_group.sum(axis=(0, 1, 2), dtype=np.int32)
         flat = np.concatenate([flat, (-_ZERO_OF_INT8 * sums).reshape(-1).view(np.int8)])
-        most += widest * sums.itemsize
-    return np.pad(flat, (0, most - flat.size)) if most > flat.size else flat
+    missing = convolution.packed_bytes // flat.itemsize - flat.size
+    return np.pad(flat, (0, missing)) if missing else flat
 
 
 @functools.cache
 def _block(convolution: Convolution) -> int | None:
     """Returns the block size that oneDNN uses for a call: the one that gives some output pixels correctly."""
-    _, _, in_channels, out_channels = convolution.kernel_shape
-    groups = convolution.groups
-    if in_channels % _IN_CHANNELS[convolution.dtype]:
-        return None
-    if groups > 1 and (in_channels % _CHANNELS_OF_GROUP or out_channels // groups % _CHANNELS_OF_GROUP):
+    if not convolution._can_pack:
         return None
     probe = _Probe.of(convolution)
-    draws = [probe.draw(seed) for seed in range(-(-_LEAST_COMPARED // out_channels))]
+    draws = [probe.draw(seed) for seed in range(-(-_LEAST_COMPARED // convolution.out_channels))]
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         apply = jax.jit(probe.convolution.__call__)  # without indexing, which XLA would have to compile
         return next((block for block in _BLOCKS if all(probe.is_right(apply, block, *draw) for draw in draws)), None)

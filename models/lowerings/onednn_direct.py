@@ -55,4 +55,5 @@ ONEDNN = Lowering(
     dtypes=("float32", "bfloat16", "uint8", "int8"),
     custom_call=TARGET,
     opaque=True,
+    packed_bytes=lambda call: _convolution(call).packed_bytes,
 )

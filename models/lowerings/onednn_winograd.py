@@ -22,6 +22,9 @@ def onednn_winograd(outputs: int) -> Lowering:
     a, g, b = filtering_matrices(outputs)
     positions = outputs + TAPS - 1
 
+    def product_of(call: Call) -> Convolution:
+        return product(call.in_shape, call.out_channels, call.window, call.dtype)
+
     def product(in_shape: tuple[int, ...], out_channels: int, window: Window, dtype: str) -> Convolution:
         tile_rows, tile_columns = (-(-size // outputs) for size in window.out_size(in_shape))
         groups = positions**2
@@ -39,7 +42,10 @@ def onednn_winograd(outputs: int) -> Lowering:
         return [by_position.reshape(1, 1, kernel.shape[2], -1)]
 
     def pack(kernel: np.ndarray, call: Call) -> np.ndarray:
-        return product(call.in_shape, call.out_channels, call.window, call.dtype).pack(kernel)
+        return product_of(call).pack(kernel)
+
+    def packed_bytes(call: Call) -> int:
+        return product_of(call).packed_bytes
 
     def apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
         rows, columns = window.out_size(x.shape)
@@ -58,7 +64,7 @@ def onednn_winograd(outputs: int) -> Lowering:
 
     # On operands rounded to bfloat16, the transform of F(4 × 4) costs the logits one digit too many.
     dtypes = ("float32", "bfloat16") if outputs == 2 else ("float32",)
-    return Lowering(transform, apply, supports, pack, obstacle, dtypes, custom_call=TARGET)
+    return Lowering(transform, apply, supports, pack, obstacle, dtypes, custom_call=TARGET, packed_bytes=packed_bytes)
 
 
 def _stack(matrix: np.ndarray, terms: Sequence[jax.Array], axis: int) -> jax.Array:
