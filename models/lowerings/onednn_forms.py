@@ -25,6 +25,7 @@ from cambrian.models.lowerings.activations import ACTIVATIONS
 from cambrian.models.lowerings.lowering import Finish, Window
 from cambrian.models.lowerings.onednn import Convolution
 from cambrian.sharding.host import cache_dir, cpu_features, cpu_model
+from cambrian.sharding.host.files import replace_file
 
 _TIME_LIMIT_S = 60.0
 _INT8 = "INT8"
@@ -61,7 +62,7 @@ def _forms() -> frozenset[str]:
     if is_complete:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(sorted(found)))
+            replace_file(path, json.dumps(sorted(found)).encode())
     return found
 
 
