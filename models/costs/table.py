@@ -3,6 +3,7 @@
 import bisect
 import collections
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -218,6 +219,7 @@ def _groups(measured: Measurable) -> list[tuple]:
     return [_family(measured), (measured.lowering, measured.dtype), (measured.dtype,), ()]
 
 
+@functools.cache
 def _pixels(case: LayerCase) -> int:
     samples, rows, columns, _ = case.out_shape
     return max(1, min(samples, _MANY_SAMPLES) * rows * columns)
