@@ -3,14 +3,19 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from cambrian import models
 from cambrian.commands.config_file import read_config_file
+from cambrian.commands.configuration import Configuration, ModelConfig
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.train import train
+from cambrian.commands.train.setup import open_images, set_up
+from cambrian.models.checkpoints.description import Description
 from cambrian.models.training.recipe import Recipe
-from cambrian.sharding import UsageError
+from cambrian.sharding import MeshShape, Preprocessing, UsageError
 from command import Command, CommandHere, write_images
 from flag_values import parse
 
@@ -82,6 +87,40 @@ def test_a_step_is_computed_by_all_cores_however_many_threads_read_images(monkey
     with pytest.raises(UsageError, match="no devices"):
         train.train_command(read_configuration(flags), flags)
     assert asked == [((1, "auto"), {})]
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_classes", "order"),
+    [
+        (("ant", "bee", "cow"), 3, [0, 1, 2]),
+        (("Cow", "bee", "ant"), 3, [2, 1, 0]),
+        ((), 3, [0, 1, 2]),
+        (("ant", "bee", "dog"), 3, None),
+        (("ant", "bee"), 2, None),
+        (("ant", "bee", "cow", "dog"), 4, None),
+        ((), 4, None),
+    ],
+)
+def test_with_a_configuration_the_head_of_weights_is_kept_only_for_their_own_classes(
+    tmp_path, monkeypatch, labels, num_classes, order
+):
+    names = ("ant", "bee", "cow")
+    write_images(tmp_path, [f"{split}/{name}/0.png" for split in ("train", "test") for name in names])
+    architecture = models.Architecture.resnet(18, "cifar", num_classes)
+    head = {"fc.kernel": np.ones((512, 1), np.float32) * range(num_classes), "fc.bias": np.arange(num_classes)}
+    weights = models.Weights(architecture, head, Description(labels=labels))
+    monkeypatch.setattr(models, "read_weights", lambda path: weights)
+    model = ModelConfig(18, "cifar", 3, Preprocessing((8, 8), (8, 8)), names)
+    configuration = Configuration(model, MeshShape(1, 1), explicit_config=True, data=str(tmp_path), weights="given")
+    _, _, setup, notes = open_images(configuration, Recipe(), set_up(configuration, Recipe()))
+    assert (setup.architecture.num_classes, setup.model.labels) == (3, names)
+    if order is None:
+        assert notes == ["the head starts anew, for the 3 classes of the data: ant, bee, cow"]
+        assert setup.variables["fc.kernel"].shape == (512, 3) and setup.variables["fc.kernel"].std() < 0.5
+    else:
+        assert notes == []
+        np.testing.assert_array_equal(setup.variables["fc.kernel"], head["fc.kernel"][:, order])
+        np.testing.assert_array_equal(setup.variables["fc.bias"], head["fc.bias"][order])
 
 
 def test_the_recipe_in_configs():

@@ -16,6 +16,7 @@ from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import UsageError
 
 TRAIN_SPLIT = "train"
+_HEAD = ("fc.kernel", "fc.bias")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +24,7 @@ class Setup:
     """A model to train.
 
     Attributes:
+      labels: class names in the order of the logits of `variables`; empty if unknown.
       weights: file or folder of the weights to start from; None for random ones.
       notes: deviations from the request.
     """
@@ -30,6 +32,7 @@ class Setup:
     model: ModelConfig
     architecture: models.Architecture
     variables: dict[str, np.ndarray]
+    labels: tuple[str, ...]
     weights: Path | None
     notes: tuple[str, ...]
 
@@ -64,9 +67,9 @@ def set_up(configuration: Configuration, recipe: Recipe) -> Setup:
         if recipe.freeze != "none":
             raise UsageError(f"freeze {recipe.freeze} requires trained weights, got --weights {configuration.weights}")
         architecture = models.Architecture.resnet(model.depth, model.stem, model.num_classes)
-        return Setup(model, architecture, initial_variables(architecture, configuration.seed), None, ())
+        return Setup(model, architecture, initial_variables(architecture, configuration.seed), model.labels, None, ())
     given = models.read_weights(path)
-    told = given.told()
+    told, labels = given.told(), given.description.labels
     if configuration.explicit_config:
         needed = models.Architecture.resnet(model.depth, model.stem, given.architecture.num_classes)
         if given.architecture != needed:
@@ -74,10 +77,12 @@ def set_up(configuration: Configuration, recipe: Recipe) -> Setup:
                 f"--config needs weights of {needed.name} with the {needed.stem} stem, got {given.architecture.name} "
                 f"with the {given.architecture.stem} stem in {path}"
             )
+        if not labels and given.architecture.num_classes == model.num_classes:
+            labels = model.labels
         # The data decides the head.
         told = {name: value for name, value in told.items() if name not in ("num_classes", "labels")}
     model = with_image_size(model_of_weights(configuration, told), configuration)
-    return Setup(model, given.architecture, given.variables, path, given.notes)
+    return Setup(model, given.architecture, given.variables, labels, path, given.notes)
 
 
 def open_images(
@@ -104,10 +109,8 @@ def open_images(
         raise UsageError(
             f"training needs labelled images, --data cifar10 or a folder of class folders, got {source.description}"
         )
-    found = find_labels(names, model.labels)
-    same = len(names) == len(model.labels) == len(set(found)) and None not in found
-    if same:
-        names = model.labels  # in the order of the logits that there are
+    if _positions(names, model.labels) is not None:
+        names = model.labels
     elif configuration.explicit_config and model.labels and recipe.freeze == "none":
         raise UsageError(
             f"--config needs the classes {_listed(model.labels)}, got {_listed(names)} in {configuration.data}"
@@ -122,15 +125,26 @@ def open_images(
         raise UsageError(f"the split {configuration.split} must have labelled images, got {test_source.description}")
     if test_source.description == source.description:
         notes.append("evaluated on the training images: there is no other split, or --split names it")
-    if setup.weights is not None and not same:
-        notes.append(f"the head starts anew, for the {len(names)} classes of the data: {_listed(names)}")
-    if not same:
-        architecture = dataclasses.replace(setup.architecture, num_classes=len(names))
-        head = initial_variables(architecture, configuration.seed)
-        variables = setup.variables | {name: value for name, value in head.items() if name.startswith("fc.")}
-        model = dataclasses.replace(model, num_classes=len(names), labels=names)
-        setup = dataclasses.replace(setup, architecture=architecture, variables=variables, model=model)
+    architecture = dataclasses.replace(setup.architecture, num_classes=len(names))
+    order = _positions(names, setup.labels)
+    if order is None:
+        start = initial_variables(architecture, configuration.seed)
+        head = {name: start[name] for name in _HEAD}
+        if setup.weights is not None:
+            notes.append(f"the head starts anew, for the {len(names)} classes of the data: {_listed(names)}")
+    else:
+        head = {name: setup.variables[name][..., order] for name in _HEAD}
+    model = dataclasses.replace(model, num_classes=len(names), labels=names)
+    setup = dataclasses.replace(
+        setup, architecture=architecture, variables=setup.variables | head, labels=names, model=model
+    )
     return images, test_images, setup, notes
+
+
+def _positions(names: tuple[str, ...], labels: tuple[str, ...]) -> list[int] | None:
+    """The position of each name among the labels; None unless the labels are those of exactly these names."""
+    found = [position for position in find_labels(names, labels) if position is not None]
+    return found if len(names) == len(labels) == len(set(found)) else None
 
 
 def _listed(names: tuple[str, ...]) -> str:
