@@ -1,6 +1,5 @@
 """The images that int8 is calibrated on: those of `--calibration_data`, else of the run's own training split."""
 
-import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +68,14 @@ def calibration_identity(configuration: Configuration) -> dict[str, Any] | None:
     """
     if configuration.precision != "int8":
         return None
+    from cambrian.commands.images.folder import files_digest  # imports Pillow
+
     named, data = configuration.calibration_data, configuration.data
     facts = {"calibration_data": named, "data": data, "max_top1_drop": configuration.max_top1_drop}
     if data == "auto" or named == "auto":
         facts["prepared"] = str(find_prepared())
     source, _ = _source(named, data if data != "auto" else _SAMPLE)
-    return facts | {"source": source.description, "files": _files_digest(source)}
+    return facts | {"source": source.description, "files": files_digest(source)}
 
 
 def _source(calibration_data: str, data: str) -> tuple[ImageSource, tuple[str, ...]]:
@@ -90,19 +91,3 @@ def _source(calibration_data: str, data: str) -> tuple[ImageSource, tuple[str, .
     except UsageError as error:
         raise UsageError(f"calibration_data: {error}") from None
     return EvenSample(source, NUM_IMAGES) if len(source) > NUM_IMAGES else source, notes
-
-
-def _files_digest(source: ImageSource) -> str:
-    """A digest of names, sizes and times of the files of a folder; of nothing for other sources, which don't change."""
-    from cambrian.commands.images.folder import FolderSource
-
-    whole = source.source if isinstance(source, EvenSample) else source
-    facts = []
-    if isinstance(whole, FolderSource):
-        for file, _ in whole.files:
-            try:
-                status = os.stat(os.path.join(whole.folder, file))
-            except OSError as error:
-                raise UsageError(f"calibration images must be readable, got {file}: {error.strerror}") from None
-            facts.append(f"{file} {status.st_size} {status.st_mtime_ns}")
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
+from PIL import Image
 
 from cambrian.commands.command_line import command_line
 from cambrian.commands.flags import read_configuration
@@ -14,7 +15,7 @@ from cambrian.commands.sweep.command import sweep_command
 from cambrian.commands.sweep.grid import Grid
 from cambrian.commands.sweep.setup import sweep_of_flags
 from cambrian.sharding import UsageError
-from command import TINY_CONFIG, write_images
+from command import SMALL, TINY_CONFIG, write_checkpoint, write_images
 from flag_values import parse
 
 
@@ -166,6 +167,36 @@ def test_the_command_identifies_a_sweep_and_names_its_directory(tiny):
     assert (str(fresh.path), first.path.parent.name) == ("elsewhere", "runs")
     other = sweep_of(*base, "--repeats", 5)
     assert other.identity["command"] != first.identity["command"] and other.path != first.path
+
+
+def test_a_sweep_goes_on_only_with_the_weights_artefact_and_images_that_it_began_with(tiny, tmp_path, artifact):
+    weights, images = tmp_path / "small.safetensors", tmp_path / "images"
+    axes = ("--mesh", "1x2,2x1", "--data", images)
+
+    def changed(arguments, change) -> set[str]:
+        first = sweep_of(*arguments).identity
+        assert sweep_of(*arguments).identity == first
+        change()
+        second = sweep_of(*arguments).identity
+        assert (second["command"], second["model"]) == (first["command"], first["model"])
+        return {name for name, value in second["environment"].items() if value != first["environment"][name]}
+
+    write_images(images, ["a.png", "b.png"])
+    write_checkpoint(weights, SMALL)
+    of_weights = ("--weights", weights, *axes)
+    assert changed(of_weights, lambda: write_checkpoint(weights, SMALL, seed=1)) == {"content of weights"}
+    assert changed((*tiny, *axes), lambda: write_images(images, ["c.png"])) == {"content of images"}
+    assert changed((*tiny, *axes), lambda: Image.new("RGB", (5, 5)).save(images / "a.png")) == {"content of images"}
+
+    def of_a_classifier(**changes):
+        manifest = json.loads((artifact / "manifest.json").read_text())
+        manifest["metadata"] |= {"labels": [], "trained": False, "preprocessing": {}}
+        manifest["files"]["parameters.safetensors"] |= changes
+        (artifact / "manifest.json").write_text(json.dumps(manifest))
+
+    of_a_classifier()
+    of_artifact = ("--artifact", artifact, "--threads", "1,2", "--mode", "loadgen", "--data", "synthetic")
+    assert changed(of_artifact, lambda: of_a_classifier(sha256=64 * "0")) == {"content of artifact"}
 
 
 def test_a_default_is_said_where_the_config_says_otherwise():

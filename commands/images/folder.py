@@ -6,6 +6,7 @@ folders. Hidden files are ignored silently, other files that aren't images with 
 """
 
 import dataclasses
+import hashlib
 import os
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from cambrian.commands.console import counted
 from cambrian.commands.images.decode import decode_image
 from cambrian.commands.images.file_system import Entry, FileSystem, LocalFiles
 from cambrian.commands.images.labels import is_number
-from cambrian.commands.images.source import Image
+from cambrian.commands.images.source import EvenSample, Image, ImageSource
 from cambrian.sharding import Preprocessing, UsageError
 
 _LOCAL = LocalFiles()
@@ -89,6 +90,20 @@ def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tu
         notes.append(f"no accuracy: the images in {folder} have no labels")
     class_names = tuple(map(_as_utf8, listing.folders)) or None
     return FolderSource(folder, tuple(files), class_names, file_system), notes
+
+
+def files_digest(source: ImageSource) -> str:
+    """A digest of names, sizes and times of the files of a folder; of nothing for other sources, which don't change."""
+    whole = source.source if isinstance(source, EvenSample) else source
+    facts = []
+    if isinstance(whole, FolderSource):
+        for file, _ in whole.files:
+            try:
+                status = os.stat(os.path.join(whole.folder, file))
+                facts.append(os.fsencode(f"{file} {status.st_size} {status.st_mtime_ns}"))
+            except OSError as error:  # such as a broken link
+                facts.append(os.fsencode(f"{file} {error.strerror}"))
+    return hashlib.sha256(b"\n".join(facts)).hexdigest()
 
 
 def _has_splits(folder: str, listing: "_Listing", split: str, file_system: FileSystem) -> bool:

@@ -13,8 +13,10 @@ import psutil
 
 from cambrian.commands.command_line import command_line
 from cambrian.commands.configuration import Configuration, default_batch_size
+from cambrian.commands.executables import weights_identity
 from cambrian.commands.flags import DECIDED_BY_ARTIFACT, OF_INT8, SWEEP_FLAGS, Flags, read_configuration
-from cambrian.commands.images import choose_data, for_model, open_source
+from cambrian.commands.images import ImageSource, choose_data, for_model, open_source
+from cambrian.commands.images.folder import files_digest
 from cambrian.commands.loadgen.settings import LOADGEN_FLAGS
 from cambrian.commands.model import read_model
 from cambrian.commands.predict import predict
@@ -26,6 +28,7 @@ from cambrian.commands.sweep.sweep import Sweep
 from cambrian.commands.user_model import read_user_model
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.versions import versions
+from cambrian.engine.hosts.share_artifact import content_digest
 from cambrian.sharding import UsageError
 from cambrian.sharding.host import acquire_devices, cpu_model
 
@@ -62,7 +65,12 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
 
     configurations, refused = _configurations(flags, grid)
     model, labels, num_logits = _model(next(iter(configurations.values())))
-    num_images = _count_images(configurations, refused, labels, num_logits) if mode != "compile" else {}
+    contents = _contents_of_parameters(next(iter(configurations.values())))
+    num_images = {}
+    if mode != "compile":
+        num_images = _count_images(configurations, refused, labels, num_logits)
+        images = _open(dataclasses.replace(next(iter(configurations.values())), num_images=0), labels, num_logits)
+        contents["content of images"] = f"{images.description}, {files_digest(images)[:16]}"
     without_sweep: dict[str, Any] = dict.fromkeys(SWEEP_FLAGS)
     if mode == "loadgen":
         if flags["search"] == "auto":
@@ -91,7 +99,11 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
     return Sweep(
         grid=grid,
         path=Path(flags["output_dir"] or f"runs/sweep-{directory}"),
-        identity={"command": command, "model": _jsonable(model), "environment": _environment(build_digest("cpu"))},
+        identity={
+            "command": command,
+            "model": _jsonable(model),
+            "environment": _environment(build_digest("cpu")) | contents,
+        },
         run_command=run_command,
         build_command=None if artifact else build_command,
         answer=lambda cell: shlex.join([*typed, *arguments(cell, output_dir=None)]),
@@ -153,10 +165,17 @@ def _model(configuration: Configuration) -> tuple[dict[str, Any], tuple[str, ...
     if configuration.artifact:
         manifest, _ = read_artifact(Path(configuration.artifact), None)
         check_classifier(manifest.name, manifest.metadata)
-        return identity, tuple(manifest.metadata["labels"]), manifest.output_spec.shape[-1]
+        return dict(manifest.metadata), tuple(manifest.metadata["labels"]), manifest.output_spec.shape[-1]
     if configuration.weights not in ("auto", "random"):
         model = read_model(configuration).config
     return identity, model.labels, model.num_classes
+
+
+def _contents_of_parameters(configuration: Configuration) -> dict[str, str]:
+    """Identifies the artefact or the weights; a model of the user's identifies its parameters itself."""
+    if configuration.artifact:
+        return {"content of artifact": content_digest(Path(configuration.artifact))}
+    return {} if configuration.user_model else {"content of weights": weights_identity(configuration)}
 
 
 def _count_images(
@@ -183,19 +202,20 @@ def _count_images(
 
 def _count(configuration: Configuration, labels: tuple[str, ...], num_logits: int) -> int | UsageError:
     try:
-        data = configuration.data
-        if data == "auto":
-            data, _ = choose_data(labels, num_logits)
-        source, _ = open_source(
-            data,
-            split=configuration.split,
-            num_images=configuration.num_images,
-            seed=configuration.seed,
-        )
+        source = _open(configuration, labels, num_logits)
         for_model(source, configuration.model.preprocessing, labels, num_logits)
     except UsageError as error:
         return error
     return len(source)
+
+
+def _open(configuration: Configuration, labels: tuple[str, ...], num_logits: int) -> ImageSource:
+    data = configuration.data
+    if data == "auto":
+        data, _ = choose_data(labels, num_logits)
+    num_images, seed = configuration.num_images, configuration.seed
+    source, _ = open_source(data, split=configuration.split, num_images=num_images, seed=seed)
+    return source
 
 
 def _as_typed(program: Path) -> list[str]:
