@@ -34,12 +34,12 @@ def reference(images, kernel, window):
     )
 
 
-def operands(size, stride, length, channels, dtype, number=3):
+def operands(size, stride, sides, channels, dtype, number=3):
     in_channels, out_channels = channels
     padding = (size - 1) // 2
     window = Window.square(size, stride, ((padding, padding), (padding, padding)))
     random = np.random.default_rng(0)
-    shapes = [(number, length, length, in_channels), (size, size, in_channels, out_channels)]
+    shapes = [(number, *sides, in_channels), (size, size, in_channels, out_channels)]
     shapes.append((number, *window.out_size(shapes[0]), out_channels))
     return window, [jnp.asarray(random.standard_normal(shape, np.float32)).astype(dtype) for shape in shapes]
 
@@ -60,9 +60,12 @@ def assert_close(got, expected, tolerance):
 @needs_onednn
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
-@pytest.mark.parametrize(("length", "channels"), [(7, (3, 16)), (8, (32, 48)), (9, (32, 5)), (2, (16, 16))])
-def test_convolution_and_its_gradients_are_those_of_jax(size, stride, length, channels, dtype):
-    window, (images, kernel, dy) = operands(size, stride, length, channels, dtype)
+@pytest.mark.parametrize(
+    ("sides", "channels"),
+    [((7, 7), (3, 16)), ((8, 8), (32, 48)), ((9, 9), (32, 5)), ((2, 2), (16, 16)), ((6, 9), (16, 16))],
+)
+def test_convolution_and_its_gradients_are_those_of_jax(size, stride, sides, channels, dtype):
+    window, (images, kernel, dy) = operands(size, stride, sides, channels, dtype)
     got = with_gradients(lambda x, k: convolve(x, k, window), images, kernel, dy)
     wide = [value.astype(jnp.float32) for value in (images, kernel, dy)]
     expected = with_gradients(lambda x, k: reference(x, k, window), *wide)
@@ -72,7 +75,7 @@ def test_convolution_and_its_gradients_are_those_of_jax(size, stride, length, ch
 @needs_onednn
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 2)])
 def test_each_device_convolves_its_part_of_the_batch(size, stride):
-    window, (images, kernel, dy) = operands(size, stride, 8, (16, 16), "float32", number=4)
+    window, (images, kernel, dy) = operands(size, stride, (8, 8), (16, 16), "float32", number=4)
     call = training_convolution(make_mesh(MeshShape(1, 2), jax.devices()[:2]))
     strides, padding = window.stride, window.padding
     got = with_gradients(lambda x, k: call(x, k, strides, padding), images, kernel, dy)

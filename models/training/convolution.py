@@ -45,7 +45,7 @@ def training_convolution(mesh: Mesh) -> Convolve:
 def convolve(images: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """The convolution of images (N, H, W, C_in) with a kernel (kh, kw, C_in, C_out): (N, H', W', C_out).
 
-    Images must be square, and padded on all sides alike; results have their dtype, float32 or bfloat16.
+    Kernels must be square, and images padded on all sides alike; results have their dtype, float32 or bfloat16.
     """
     size, stride = window.size[0], window.stride[0]
     if stride == 1:
@@ -72,7 +72,8 @@ def _blocks(x: jax.Array, size: int) -> jax.Array:
 
 
 def _call(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    window, dtype = Window.square(kernel.shape[0], 1, padding), str(images.dtype)
+    rows, columns = kernel.shape[:2]
+    window, dtype = Window((rows, columns), (1, 1), padding), str(images.dtype)
     return Convolution(images.shape, kernel.shape[3], window, dtype, dtype)(images, kernel)
 
 
