@@ -1,5 +1,6 @@
 """Folders of images: their layouts, the matching of their classes, decoding, and bad input."""
 
+import errno
 import os
 import re
 import struct
@@ -11,13 +12,17 @@ import pytest
 from PIL import Image as PillowImage, ImageOps
 
 from cambrian.commands.images import UnreadableImage, for_model, open_source
+from cambrian.commands.images.file_system import RemoteFiles
+from cambrian.commands.images.folder import FolderSource
 from cambrian.commands.images.labels import find_labels
 from cambrian.sharding import Preprocessing, UsageError
+
+SIZE = Preprocessing((8, 8), (8, 8))
 
 
 def open_images(folder, *, labels=(), num_logits=3, **arguments):
     source, notes = open_source(str(folder), **arguments)
-    images, more_notes = for_model(source, Preprocessing((8, 8), (8, 8)), labels, num_logits)
+    images, more_notes = for_model(source, SIZE, labels, num_logits)
     return images, [*notes, *more_notes]
 
 
@@ -337,6 +342,48 @@ def test_a_broken_link_is_an_error_that_names_it(classes):
     for index, name in ((2, "d.png"), (3, "e.png")):
         with pytest.raises(UnreadableImage, match=str(classes / "cat" / name)):
             source[index]
+
+
+class Failing:
+    """A file system of pyarrow, or a module of Pillow, that can open nothing."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def open_input_file(self, path):
+        raise self.error
+
+    def open(self, *_, **__):
+        raise self.error
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ELOOP])
+def test_a_file_that_cannot_be_opened_is_an_unreadable_image(classes, monkeypatch, number):
+    failing = Failing(OSError(number, os.strerror(number)))
+    with pytest.raises(UnreadableImage, match=os.strerror(number)):
+        FolderSource("bucket", (("a.png", None),), None, RemoteFiles(failing)).read(0, SIZE)
+    source, _ = open_images(classes)
+    monkeypatch.setattr(PillowImage, "open", failing.open)
+    with pytest.raises(UnreadableImage, match=os.strerror(number)):
+        source[0]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET])
+def test_an_error_that_may_pass_says_nothing_of_the_image(classes, monkeypatch, number):
+    failing = Failing(OSError(number, os.strerror(number)))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        FolderSource("bucket", (("a.png", None),), None, RemoteFiles(failing)).read(0, SIZE)
+    source, _ = open_images(classes)
+    monkeypatch.setattr(PillowImage, "open", failing.open)
+    with pytest.raises(OSError, match=rf"{os.strerror(number)}: '.*/d\.png'") as raised:
+        source[0]
+    assert raised.value.errno == number
+
+
+def test_an_error_of_a_remote_file_system_without_a_number_says_nothing_of_the_image():
+    files = RemoteFiles(Failing(OSError("AWS Error NETWORK_CONNECTION during GetObject: Timeout was reached")))
+    with pytest.raises(OSError, match="AWS Error NETWORK_CONNECTION"):
+        FolderSource("bucket", (("a.png", None),), None, files).read(0, SIZE)
 
 
 # Threads

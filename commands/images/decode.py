@@ -6,7 +6,7 @@ import numpy as np
 from PIL import ExifTags, Image as PillowImage, UnidentifiedImageError
 
 from cambrian.commands.images.preprocess import preprocess
-from cambrian.commands.images.source import UnreadableImage
+from cambrian.commands.images.source import ERRORS_OF_A_FILE, UnreadableImage
 from cambrian.sharding import Preprocessing
 
 _TURNS = {
@@ -28,6 +28,7 @@ def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) 
 
     Raises:
       UnreadableImage: naming `name`, if it isn't a JPEG or PNG file, or is damaged or truncated.
+      OSError: naming `name`, if the system fails to read it for a reason that may pass.
     """
     try:
         with PillowImage.open(file, formats=("JPEG", "PNG")) as image:
@@ -37,6 +38,9 @@ def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) 
     except UnidentifiedImageError:
         raise UnreadableImage(name, "not a JPEG or PNG file") from None
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error and others
+        # Pillow's own errors have no number.
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in ERRORS_OF_A_FILE:
+            raise OSError(error.errno, error.strerror, name) from error
         raise UnreadableImage(name, " ".join(str(error).split()) or type(error).__name__) from error
 
 

@@ -5,7 +5,7 @@ import io
 import os
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from cambrian.commands.images.source import UnreadableImage
+from cambrian.commands.images.source import ERRORS_OF_A_FILE, UnreadableImage
 
 
 class Entry(NamedTuple):
@@ -32,6 +32,7 @@ class FileSystem(Protocol):
 
         Raises:
           UnreadableImage: if it can't be read; a file that is returned as its path fails later.
+          OSError: if reading failed for a reason that may pass.
         """
         ...
 
@@ -65,6 +66,8 @@ class RemoteFiles:
             with self.file_system.open_input_file(path) as file:
                 return io.BytesIO(file.read())
         except OSError as error:
+            if error.errno not in ERRORS_OF_A_FILE:
+                raise
             raise UnreadableImage(path, error.strerror or str(error)) from error
 
 

@@ -1,6 +1,7 @@
 """Image sources: random access to images that are read on demand."""
 
 import dataclasses
+import errno
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -9,6 +10,21 @@ import numpy as np
 from cambrian.commands.console import counted
 from cambrian.commands.images.labels import number_classes
 from cambrian.sharding import Preprocessing, UsageError
+
+# What the system says of a file that can't be read. Its other errors, such as a time-out or too many open files, say
+# nothing of the file. EINVAL comes of a seek to where a damaged file points.
+ERRORS_OF_A_FILE = frozenset(
+    {
+        errno.EACCES,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+    }
+)
 
 
 class Image(NamedTuple):
@@ -46,6 +62,7 @@ class ImageSource(Protocol):
 
         Raises:
           UnreadableImage: if it can't be decoded.
+          OSError: if reading failed for a reason that may pass.
         """
         ...
 
@@ -114,7 +131,7 @@ class ModelImages:
 
         Raises:
           IndexError: unless 0 ≤ index < len.
-          UnreadableImage: if it can't be decoded.
+          UnreadableImage, OSError: as `ImageSource.read`.
         """
         if not 0 <= index < len(self):
             raise IndexError(index)
