@@ -246,6 +246,14 @@ def test_a_loss_that_is_no_number_stops_it(tmp_path):
     assert latest is None or latest < 6
 
 
+@pytest.mark.slow
+def test_a_last_step_that_goes_too_far_leaves_no_checkpoint(tmp_path):
+    recipe = Recipe(freeze="backbone", epochs=2, batch_size=40, learning_rate=1e30, weight_decay=1e6, warmup_epochs=0)
+    with pytest.raises(TrainingDiverged, match=r"weights and their logits must be finite, .* at step 2 of 2 .* lower"):
+        run(tmp_path, recipe=recipe)
+    assert Checkpoints(tmp_path).latest_step() is None
+
+
 @pytest.mark.parametrize(
     ("changes", "shape", "message"),
     [

@@ -39,7 +39,7 @@ _EVALUATION_BATCH = 256
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became infinite or NaN."""
+    """The loss or the weights became infinite or NaN."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +119,7 @@ def train(
 
     Raises:
       UsageError: if mesh, batch and accumulation don't fit, or the newest checkpoint is of another training.
-      TrainingDiverged: if the loss isn't finite.
+      TrainingDiverged: if the loss isn't finite, or the trained weights or their logits aren't.
     """
     check_batch(recipe, mesh)
     steps_per_epoch = recipe.steps_per_epoch(len(data.images))
@@ -160,10 +160,7 @@ def train(
         seconds = time.perf_counter() - began
         step += done
         if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"the loss must stay finite, got {loss} at step {step} of {num_steps} with a learning rate of "
-                f"{float(schedule(step - 1)):.3g}: lower learning_rate or lengthen warmup_epochs in the recipe"
-            )
+            raise TrainingDiverged(f"the loss must stay finite, got {loss} at {_place(step, num_steps, schedule)}")
         epoch_seconds, epoch_images = epoch_seconds + seconds, epoch_images + done * recipe.batch_size
         call_steps = max(1, min(2 * call_steps, round(done * _SECONDS_PER_CALL / seconds)))
         loss_mean, accuracy = float(state.loss_sum) / int(state.num_images), int(state.num_hits) / int(state.num_images)
@@ -172,7 +169,14 @@ def train(
             epoch = step // steps_per_epoch
             test_loss = test_top1 = None
             if epoch % recipe.evaluate_every_epochs == 0 or step == num_steps:
-                logits = evaluate(trained_variables(state))
+                variables = trained_variables(state)
+                logits = evaluate(variables)
+                if step == num_steps and not all(np.isfinite(value).all() for value in (logits, *variables.values())):
+                    # The loss is of before the last step, which may be the one that went too far.
+                    raise TrainingDiverged(
+                        f"the trained weights and their logits must be finite, got NaN or infinity at "
+                        f"{_place(step, num_steps, schedule)}"
+                    )
                 test_loss = mean_cross_entropy(logits, data.test_labels)
                 test_top1 = float((logits.argmax(axis=1) == data.test_labels).mean())
             rate = float(schedule(step - 1))
@@ -230,6 +234,14 @@ def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
         shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_sums = np.log(np.exp(shifted).sum(axis=1))
     return float((log_sums - shifted[np.arange(len(labels)), labels]).mean())
+
+
+def _place(step: int, num_steps: int, schedule: Callable[[Any], jax.Array]) -> str:
+    """Where a training diverged, and what helps."""
+    return (
+        f"step {step} of {num_steps} with a learning rate of {float(schedule(step - 1)):.3g}: lower learning_rate or "
+        "lengthen warmup_epochs in the recipe"
+    )
 
 
 def _check_same(wanted: dict[str, Any], found: dict[str, Any], checkpoints: Checkpoints) -> None:
