@@ -52,11 +52,23 @@ def test_accuracy_of_a_confusion_matrix():
 )
 def test_the_picture_is_darkest_where_the_images_are(tmp_path, num_classes):
     names = ["a $ in a rather long name of a class", *map(str, range(1, num_classes))]
-    draw_confusion(np.eye(num_classes, dtype=int) * 7, names, "all right", tmp_path / "all.png")
+    draw_confusion(np.eye(num_classes, dtype=int) * 7, names, "all $ri_$ght", tmp_path / "all.png")
     draw_confusion(np.zeros((num_classes, num_classes), int), names, "nothing", tmp_path / "none.png")
     full, empty = (np.asarray(Image.open(tmp_path / name).convert("L")) for name in ("all.png", "none.png"))
     assert full.shape == empty.shape and min(full.shape) > 400
     assert full.mean() < empty.mean()
+
+
+def test_long_names_of_classes_are_cut(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        "cambrian.commands.accuracy.confusion.write_figure", lambda figure, path: figures.append(figure)
+    )
+    names = ["German_shorthaired_pointer", "$_$", "exactly 18 letters"]
+    draw_confusion(np.eye(3, dtype=int), names, "dogs", tmp_path / "dogs.png")
+    axes = figures[0].axes[0]
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["German_shorthaire…", "$_$", "exactly 18 letters"]
 
 
 def test_the_picture_leaves_out_classes_without_images(tmp_path):

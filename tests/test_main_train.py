@@ -12,6 +12,7 @@ from cambrian.commands.config_file import read_config_file
 from cambrian.commands.configuration import Configuration, ModelConfig
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.train import train
+from cambrian.commands.train.curves import draw_curves
 from cambrian.commands.train.setup import open_images, set_up
 from cambrian.models.checkpoints.description import Description
 from cambrian.models.training.recipe import Recipe
@@ -121,6 +122,14 @@ def test_with_a_configuration_the_head_of_weights_is_kept_only_for_their_own_cla
         assert notes == []
         np.testing.assert_array_equal(setup.variables["fc.kernel"], head["fc.kernel"][:, order])
         np.testing.assert_array_equal(setup.variables["fc.bias"], head["fc.bias"][order])
+
+
+def test_the_curves_of_data_in_a_folder_with_dollars_in_its_name(tmp_path):
+    shares = dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_top1", "learning_rate"), 0.5)
+    epochs = [{"epoch": epoch, "images_per_second": 3.0, **shares} for epoch in (1, 2)]
+    draw_curves(epochs, "resnet18 on folder /data/$my_$/x", tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert min(picture.size) > 400
 
 
 def test_the_recipe_in_configs():

@@ -1,7 +1,6 @@
 """A picture of the confusion matrix."""
 
 import logging
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,11 +42,11 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str, path
                 text = str(confusion[row, column])
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     if num_classes <= _MAX_NAMED:
-        axes.set_xticks(range(len(columns)), map(_short, columns), rotation=90)
-        axes.set_yticks(range(len(rows)), map(_short, rows))
+        axes.set_xticks(range(len(columns)), map(_short, columns), rotation=90, parse_math=False)
+        axes.set_yticks(range(len(rows)), map(_short, rows), parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     write_figure(figure, path)
 
 
@@ -66,4 +65,4 @@ def with_images(confusion: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray
 
 
 def _short(name: str) -> str:
-    return textwrap.shorten(name, 18, placeholder="…").replace("$", r"\$")
+    return name if len(name) <= 18 else f"{name[:17]}…"

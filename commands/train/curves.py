@@ -58,5 +58,5 @@ def draw_curves(epochs: Sequence[Mapping[str, Any]], title: str, path: Path) -> 
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # paths may hold $
     write_figure(figure, path)

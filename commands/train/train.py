@@ -146,6 +146,8 @@ def _train(
             on_epoch=on_epoch,
         )
     report.wall_ms = 1e3 * (time.perf_counter() - began)
+    _export(models.Weights(architecture, variables, description), output_dir)
+    report.trained_weights = str(output_dir / MODEL)
     draw_curves(epochs, f"{architecture.name} on {report.data}", output_dir / CURVES)
     for precision in TRAINED_PRECISIONS:
         evaluate = evaluator(architecture, mesh, data.test_images, precision, preprocessing.mean, preprocessing.std)
@@ -158,8 +160,6 @@ def _train(
             ("top-5", accuracy.top5, accuracy.top5_interval_95),
         )
         print(f"{precision}: {', '.join(share_with_interval(*share) for share in shares)}")
-    _export(models.Weights(architecture, variables, description), output_dir)
-    report.trained_weights = str(output_dir / MODEL)
     print(
         f"report, curves and confusion matrices in {output_dir}; --weights {output_dir / MODEL} runs the trained model"
     )
