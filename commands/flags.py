@@ -49,7 +49,14 @@ SWEEP_FLAGS = (
     "dry_run",
 )
 _OF_BATCH = ("workers", "ray_address")
-_NOT_OF_BATCH = ("num_images", "skip_bad_images", "device_memory_limit")
+# Mode → flags that would have no effect in it.
+_NOT_OF_MODE = {
+    "compile": ("skip_bad_images",),
+    "plan": ("num_images", "skip_bad_images"),
+    "train": ("skip_bad_images",),
+    "batch": ("num_images", "skip_bad_images", "device_memory_limit"),
+    "loadgen": ("skip_bad_images",),
+}
 DECIDED_BY_ARTIFACT = (
     "model",
     "mesh",
@@ -309,7 +316,7 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
                 raise UsageError(f"--{name} belongs to a ResNet: leave it out with --model, got {found[name]!r}")
     if found["freeze"] and mode != "train":
         raise UsageError(f"--freeze belongs to mode train, got mode {mode}")
-    for name in _OF_BATCH if mode != "batch" else _NOT_OF_BATCH:
+    for name in (*_NOT_OF_MODE.get(mode, ()), *(_OF_BATCH if mode != "batch" else ())):
         if found[name] != found.defaults[name]:
             raise UsageError(
                 f"--{name} belongs to {'mode batch' if name in _OF_BATCH else 'other modes'}, got mode {mode}"
@@ -321,8 +328,6 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
     if mode == "loadgen":
         if found["mlperf_rules"] and (decided := [name for name in DECIDED_BY_RULES if name in found.given]):
             raise UsageError(f"MLPerf's rules decide {decided[0]}: leave --{decided[0]} out, got {found[decided[0]]}")
-        if found["skip_bad_images"]:
-            raise UsageError("LoadGen decides which images it asks for: leave --skip_bad_images out")
         test = LoadGenSettings.of(found.values)
         values["batch_size"] = values["batch_size"] or test.batch_size(MeshShape.parse(values["mesh"]))
     elif others := [name for name in LOADGEN_FLAGS if name in found.given]:

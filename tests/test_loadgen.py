@@ -221,7 +221,7 @@ def test_samples_wait_for_a_full_batch_no_longer_than_the_delay():
         ("--min_query_count 0", "min_query_count must be from 1 to 1000000000, got 0"),
         ("--max_latency_ms 1", "--max_latency_ms bounds scenario Server or ranks a sweep, got Offline"),
         ("--mlperf_rules --min_duration_s 1", "MLPerf's rules decide min_duration_s: leave --min_duration_s out, got "),
-        ("--skip_bad_images", "LoadGen decides which images it asks for: leave --skip_bad_images out"),
+        ("--skip_bad_images", "--skip_bad_images belongs to other modes, got mode loadgen"),
         ("--mode run --scenario Server", "--scenario belongs to mode loadgen, got mode run"),
     ],
 )

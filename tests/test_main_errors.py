@@ -67,6 +67,10 @@ CASES = {
     "--mode batch": "mode batch runs an artefact: expected --artifact DIRECTORY, which --mode compile makes",
     "--mode batch --artifact empty --workers 0": "workers must be from 1 to 65536, got 0",
     "--mode batch --artifact empty --num_images 3": "--num_images belongs to other modes, got mode batch",
+    "--mode plan --num_images 3": "--num_images belongs to other modes, got mode plan",
+    "--mode plan --skip_bad_images": "--skip_bad_images belongs to other modes, got mode plan",
+    "--mode compile --skip_bad_images": "--skip_bad_images belongs to other modes, got mode compile",
+    "--mode train --skip_bad_images": "--skip_bad_images belongs to other modes, got mode train",
     "--mode batch --artifact empty --output_dir s3://out": "output_dir must be a folder of this machine, got s3://out",
     "--workers 2": "--workers belongs to mode batch, got mode run",
     "--artifact_dir file/cache": "the artefact directory must be writable and have space, got file/cache: "

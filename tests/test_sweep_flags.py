@@ -150,7 +150,7 @@ def test_the_commands_of_a_sweep(tmp_path):
     ]
     assert sweep.build_command is not None
     assert sweep.build_command(cell) == [
-        *("python3", "main.py", "--mode", "compile", *given[2:], "--skip_bad_images", "--seed", "5")
+        *("python3", "main.py", "--mode", "compile", *given[2:], "--noskip_bad_images", "--seed", "5")
     ]
     assert sweep.answer(cell) == f"python main.py {' '.join(given[2:])} --skip_bad_images --seed 5"
     # Each command makes one configuration, not a sweep.

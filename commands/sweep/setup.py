@@ -91,7 +91,8 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
     def build_command(cell: Cell) -> list[str]:
         # LoadGen's scenario has a say in the batch size.
         chosen = dict.fromkeys(LOADGEN_FLAGS) | {"batch_size": configurations[cell].batch_size}
-        return [*program, *arguments(cell, mode="compile", output_dir=None, max_latency_ms=None, **chosen)]
+        chosen |= {"output_dir": None, "max_latency_ms": None, "skip_bad_images": False}
+        return [*program, *arguments(cell, mode="compile", **chosen)]
 
     typed = _as_typed(Path(program[-1]))
     command = shlex.join([*typed, *command_line(flags, dict.fromkeys(_NOT_OF_THE_COMMAND))])
