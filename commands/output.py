@@ -1,6 +1,7 @@
 """The output folder of a command: its files appear whole, and never mix two runs."""
 
 import contextlib
+import csv
 import fcntl
 import io
 import json
@@ -9,8 +10,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import jax
@@ -203,6 +205,14 @@ def deferred_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
     if received:
         raise KeyboardInterrupt
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """The rows as CSV, each ended by a line feed."""
+    lines: list[str] = []
+    # The writer calls `write` once a row. It quotes line feeds and carriage returns since its rows end with both.
+    csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n").writerows(rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def write_figure(figure: Any, path: Path, **options: Any) -> None:

@@ -9,6 +9,8 @@ from PIL import Image
 
 from cambrian.commands.accuracy.accuracy import Accuracy, wilson_interval
 from cambrian.commands.accuracy.confusion import draw_confusion, with_images
+from cambrian.commands.run.classify import Prediction
+from cambrian.commands.run.predictions import PredictionFile
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,17 @@ def test_accuracy_of_a_confusion_matrix():
     assert (elk.num_images, elk.recall, elk.recall_interval_95, elk.precision) == (0, None, None, None)
     rows = list(csv.DictReader(io.StringIO(accuracy.classes_csv().decode())))
     assert [row["recall"] for row in rows] == ["0.750000", "0.000000", ""]
+
+
+def test_tables_hold_any_name(tmp_path):
+    names = ["carriage\rreturn", "line\nfeed", "both\r\n", 'comma, "quotes"', ""]
+    table = Accuracy.of(np.eye(5, dtype=int), top5_hits=5, names=names).classes_csv().decode()
+    assert [row["label"] for row in csv.DictReader(io.StringIO(table, newline=""))] == names
+    with PredictionFile(tmp_path / "predictions.csv") as file:
+        file.add([Prediction(name, None, name, 0.5, 0, (0,), (0.5,)) for name in names])
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        assert file.readline() == "image,label,predicted,probability\n"
+        assert [row[0] for row in csv.reader(file)] == names
 
 
 @pytest.mark.parametrize(

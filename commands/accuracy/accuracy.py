@@ -1,13 +1,13 @@
 """How right predictions are: top-1 and top-5 with confidence intervals, and the same for each class."""
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from cambrian.commands.output import csv_text
 
 _Z_95 = 1.959963984540054  # of the normal distribution, two-sided
 
@@ -77,15 +77,13 @@ class Accuracy:
 
     def classes_csv(self) -> bytes:
         """The table of the classes, a line each."""
-        text = io.StringIO(newline="")
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["label", "num_images", "recall", "recall_low_95", "recall_high_95", "precision"])
+        rows: list[list[Any]] = [["label", "num_images", "recall", "recall_low_95", "recall_high_95", "precision"]]
         for entry in self.classes:
             low, high = entry.recall_interval_95 or (None, None)
             values = (entry.recall, low, high, entry.precision)
             shown = ["" if value is None else f"{value:.6f}" for value in values]
-            rows.writerow([entry.label, entry.num_images, *shown])
-        return text.getvalue().encode()
+            rows.append([entry.label, entry.num_images, *shown])
+        return csv_text(rows).encode()
 
 
 def wilson_interval(hits: int, num_trials: int) -> tuple[float, float]:

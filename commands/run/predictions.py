@@ -1,12 +1,11 @@
 """predictions.csv: what each image was classified as, in input order."""
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from cambrian.commands.output import csv_text
 from cambrian.commands.run.classify import Prediction
 
 _HEADER = ("image", "label", "predicted", "probability")
@@ -37,9 +36,7 @@ class PredictionFile:
         self._append([(p.image, p.label or "", p.predicted, f"{p.probability:.6f}") for p in predictions])
 
     def _append(self, rows: Sequence[Sequence[str]]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        left = memoryview(text.getvalue().encode(errors="backslashreplace"))
+        left = memoryview(csv_text(rows).encode(errors="backslashreplace"))
         num_bytes = len(left)
         try:
             while left:  # a nearly full disk takes a part first

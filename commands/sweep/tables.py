@@ -1,13 +1,12 @@
 """The ranking as a table on the terminal and in Markdown, and all measurements as CSV."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
 from cambrian.commands.console import show_table
+from cambrian.commands.output import csv_text
 from cambrian.commands.sweep.grid import Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import Standing
@@ -58,10 +57,9 @@ def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective) -> str:
     """Returns a CSV row per configuration, best first: flags, status, medians and the range of the objective."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table: list[list[Any]] = []
     flags = [flag for flag, _ in grid.axes]
-    table.writerow(
+    table.append(
         [
             "rank",
             *flags,
@@ -74,7 +72,7 @@ def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective)
     )
     for place, standing in enumerate(standings, start=1):
         values = standing.values(objective.key)
-        table.writerow(
+        table.append(
             [
                 place if standing.eligible else "",
                 *(_value(standing, flag) for flag in flags),
@@ -86,7 +84,7 @@ def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective)
                 max(standing.values("peak_host_memory_bytes"), default=""),
             ]
         )
-    return text.getvalue()
+    return csv_text(table)
 
 
 def _value(standing: Standing, flag: str) -> Any:
