@@ -71,6 +71,13 @@ def test_the_schedule_rises_then_falls_to_zero():
     assert float(learning_rate_schedule(Recipe(warmup_epochs=0), 5)(0)) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 3])
+def test_a_warm_up_of_nearly_all_epochs_leaves_a_step_to_decay(steps_per_epoch):
+    schedule = learning_rate_schedule(Recipe(epochs=1, warmup_epochs=0.9, learning_rate=0.4), steps_per_epoch)
+    assert float(schedule(steps_per_epoch - 1)) == pytest.approx(0.4)
+    assert float(schedule(steps_per_epoch)) == pytest.approx(0, abs=1e-7)
+
+
 def updates_of(recipe: Recipe, params: dict, gradients: dict, steps: int) -> dict[str, np.ndarray]:
     optimizer = make_optimizer(recipe, steps_per_epoch=1000)
     state = optimizer.init(params)
