@@ -296,6 +296,14 @@ def test_exif_that_can_not_be_written_again_turns_the_picture_all_the_same(tmp_p
     assert turned[:, 4:].min() > 250 and turned[:, :4].max() < 5
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("exif", [b"", b"nonsense", b"MM"])
+def test_a_picture_with_malformed_exif_data_is_upright(tmp_path, suffix, exif):
+    PillowImage.new("RGB", (8, 8), (200, 100, 50)).save(tmp_path / f"a.{suffix}", exif=b"Exif\0\0" + exif)
+    pixels = open_images(tmp_path)[0][0].pixels
+    assert np.abs(pixels - np.array([200.0, 100.0, 50.0])).max() < 5
+
+
 # Unreadable images
 
 

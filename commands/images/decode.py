@@ -46,7 +46,13 @@ def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) 
 
 def _upright(image: PillowImage.Image) -> PillowImage.Image:
     """Turns a picture as EXIF says; `ImageOps.exif_transpose` would write its EXIF anew, and fails if that is odd."""
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    image.load()  # else reading the EXIF data of a PNG would, and its errors are of the pixels
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except MemoryError:
+        raise
+    except Exception:  # malformed, which says nothing of the pixels
+        return image
     return image if turn is None else image.transpose(turn)
 
 
