@@ -77,7 +77,7 @@ def check_path(name: str, path: str) -> None:
       UsageError: if `path` is something else than a file or a folder, or its name can't be used.
     """
     try:
-        mode = os.stat(os.path.expanduser(path)).st_mode
+        mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Parsers of flags: of one value or a comma-separated list, with errors that name the flag and the requirement."""
 
+import os
 import reprlib
 from typing import Any
 
@@ -37,6 +38,14 @@ class OneOrMore(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return f"list of {self._parser.flag_type()}"
+
+
+class PathParser(flags.ArgumentParser):
+    """Parses a path, whose leading `~` stands for the user's home folder also where no shell has seen it."""
+
+    def parse(self, argument: Any) -> str:
+        """Returns the expanded path; words such as `auto` stay as they are."""
+        return os.path.expanduser(super().parse(argument))
 
 
 class Named(flags.ArgumentParser):

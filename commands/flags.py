@@ -11,7 +11,7 @@ from absl import flags
 
 from cambrian.commands.config_file import DEFAULT_CONFIG, ConfigFile, read_config_file, read_reported_flags
 from cambrian.commands.configuration import CALIBRATE_S, EXECUTIONS, PRECISIONS, RANGES, Configuration, check_range
-from cambrian.commands.flag_parsers import Named, OneOrMore
+from cambrian.commands.flag_parsers import Named, OneOrMore, PathParser
 from cambrian.commands.loadgen.settings import (
     DECIDED_BY_RULES,
     LOADGEN_FLAGS,
@@ -94,15 +94,16 @@ def define_flags(values: flags.FlagValues) -> None:
             flags.DEFINE_enum,
         )
     )
+    path = functools.partial(define, PathParser())
     strings, integers = OneOrMore(flags.ArgumentParser()), OneOrMore(flags.IntegerParser())
     string("mode", "run", _MODE_HELP)
-    string(
+    path(
         "model",
         "",
         "MODULE:FUNCTION, such as nets.py:mobilenet: a Python file or module, and its function that returns a "
         "cambrian.Classifier. Default: the ResNet of --config.",
     )
-    string("config", "", "A Python file like those in configs/, the name of one of them, or a report.json to repeat.")
+    path("config", "", "A Python file like those in configs/, the name of one of them, or a report.json to repeat.")
     define(strings, "mesh", "4x8", "MODELxDATA: devices that split each layer × devices that split the batch.")
     define(integers, "threads", 2, f"Host threads that decode, transfer and launch, {_range('threads')}.")
     define(integers, "cards", 1, f"Processes that each run the whole mesh on devices of their own, {_range('cards')}.")
@@ -117,17 +118,17 @@ def define_flags(values: flags.FlagValues) -> None:
     define(strings, "platform", "auto", f"One of {', '.join(PLATFORMS)}.")
     define(integers, "image_size", 0, f"Height and width in pixels, {_range('image_size')}. 0: the configuration's.")
     integer("resize", 0, "Shorter side in pixels before the crop, for weights that don't state it. 0: chosen.")
-    string("data", "auto", "auto (CIFAR-10 where it fits), cifar10, cifar10_sample, synthetic, or a folder of images.")
+    path("data", "auto", "auto (CIFAR-10 where it fits), cifar10, cifar10_sample, synthetic, or a folder of images.")
     string("split", "test", "Split of the data.")
     define(integers, "num_images", 0, "Images to classify. 0: all, or 512 synthetic ones.")
-    string("weights", "auto", "auto, random, or the path of a checkpoint; with --model, the path for its function.")
-    string("artifact", "", "Run this received artefact directory, with neither model code nor weights.")
-    string("artifact_dir", "", "Cache of artefacts; default: in the user's cache folder.")
-    string("signing_key", "", "File of the user's key; default: in the user's configuration folder.")
-    string("output_dir", "", "Folder of report and predictions; default: a new folder under runs/.")
+    path("weights", "auto", "auto, random, or the path of a checkpoint; with --model, the path for its function.")
+    path("artifact", "", "Run this received artefact directory, with neither model code nor weights.")
+    path("artifact_dir", "", "Cache of artefacts; default: in the user's cache folder.")
+    path("signing_key", "", "File of the user's key; default: in the user's configuration folder.")
+    path("output_dir", "", "Folder of report and predictions; default: a new folder under runs/.")
     string("device_memory_limit", "", "Limit on each device's memory, such as 512MiB or 2GB; default: all of it.")
     string("freeze", "", "Mode train: none, or backbone to train only the last layer. Default: the recipe's.")
-    string(
+    path(
         "calibration_data",
         "auto",
         "int8: images to calibrate on, a folder or cifar10. auto: the data's training split, or packaged ones.",

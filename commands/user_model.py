@@ -94,7 +94,7 @@ def read_user_model(model: str, weights: str, device: jax.Device, batch_size: in
 def _find(module_name: str) -> Path:
     """Returns the file of a module, and puts the folder that it is imported from first in `sys.path`."""
     if module_name.endswith(".py"):
-        path = Path(module_name).expanduser()
+        path = Path(module_name)
         check_path("model", str(path))
         if not path.is_file():
             raise UsageError(f"model must name an existing Python file, got {path}")

@@ -33,6 +33,16 @@ def write_report(folder, **reported):
     return str(path)
 
 
+def test_every_path_may_begin_with_the_home_folder(tmp_path, monkeypatch, preset):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("data", "weights", "artifact", "artifact_dir", "signing_key", "output_dir", "calibration_data")
+    found = parse("--config=~/preset.py", "--model=~/nets.py:net", *(f"--{name}=~/{name}" for name in names))
+    assert {name: found[name] for name in names} == {name: str(tmp_path / name) for name in names}
+    assert (found["config"], found["model"]) == (preset, str(tmp_path / "nets.py:net"))
+    assert parse("--config", write_report(tmp_path, weights="~/given"))["weights"] == str(tmp_path / "given")
+    assert parse("--weights", "auto")["weights"] == "auto"
+
+
 def test_defaults():
     configuration = read_configuration(parse())
     model = read_config_file("resnet101_cifar10").preset.model

@@ -104,7 +104,7 @@ def open_images(data: str, split: str) -> tuple[FolderSource | ParquetRows, list
             arrow_files, path = ArrowFileSystem.from_uri(data)
             files: FileSystem = RemoteFiles(arrow_files)
         else:
-            arrow_files, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(data))
+            arrow_files, path = LocalFileSystem(), os.path.abspath(data)
             files = LocalFiles()
         kind = arrow_files.get_file_info(path).type
         if kind == FileType.File:
