@@ -13,12 +13,11 @@ from cambrian.models.training.recipe import Recipe
 def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[Any], jax.Array]:
     """Returns step → learning rate: linear warm-up, then cosine decay to 0 (Loshchilov, Hutter, arXiv:1608.03983)."""
     num_steps = recipe.epochs * steps_per_epoch
+    warmup_steps = min(round(recipe.warmup_epochs * steps_per_epoch), num_steps - 1)  # optax decays for at least a step
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if recipe.warmup_epochs else recipe.learning_rate,
         peak_value=recipe.learning_rate,
-        warmup_steps=min(
-            round(recipe.warmup_epochs * steps_per_epoch), num_steps - 1
-        ),  # optax decays for a step at least
+        warmup_steps=warmup_steps,
         decay_steps=num_steps,
     )
     return lambda step: jnp.asarray(schedule(jnp.asarray(step, jnp.float32)))  # avoids int-float promotion in optax
