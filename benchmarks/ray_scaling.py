@@ -19,7 +19,7 @@ from absl import app, flags
 
 from benchmarks.output import make_table, print_table
 from benchmarks.sleeping import SIZE, BlankImages, SleepingArtifact
-from cambrian.commands.batch.cluster import Share, require_ray
+from cambrian.commands.batch.cluster import WorkerShare, require_ray
 from cambrian.commands.images import ModelImages
 from cambrian.commands.images.encoded import EncodedImages
 from cambrian.sharding import Preprocessing
@@ -76,7 +76,7 @@ def _run(workers: int) -> tuple[int, int, float]:
             images,
             workers=workers,
             threads=_THREADS.value,
-            share=Share(1, 0, 0),
+            share=WorkerShare(1, 0, 0),
         ):
             began_s = min(began_s, finished.started_s)
             replace_file(Path(folder) / finished.name, finished.content)

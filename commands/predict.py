@@ -13,7 +13,7 @@ from cambrian.sharding import Layout, MeshShape, OutOfMemory, layouts, local_sam
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Prediction:
+class PredictedCosts:
     """The predicted time and memory of a configuration.
 
     Attributes:
@@ -33,7 +33,7 @@ class Prediction:
         return self.launch_ms / (self.batch_size * self.launches_at_once)
 
 
-def predict(configuration: Configuration) -> Prediction | None:
+def predict(configuration: Configuration) -> PredictedCosts | None:
     """Predicts a run on CPU by the current cost table; None if that takes a running backend, or the model isn't known.
 
     Raises:
@@ -56,7 +56,7 @@ def predict(configuration: Configuration) -> Prediction | None:
         at_once,
         configuration.device_memory_limit_bytes,
     )
-    return Prediction(launch_ms, batch_size, weight_bytes + at_once * working_bytes, configuration.cards * at_once)
+    return PredictedCosts(launch_ms, batch_size, weight_bytes + at_once * working_bytes, configuration.cards * at_once)
 
 
 @functools.cache

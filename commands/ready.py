@@ -22,7 +22,7 @@ from cambrian.sharding.host import Share, divide_host, return_freed_memory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Costs:
+class StartCosts:
     """What an executable took to make ready, and what it will take to run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Costs:
 
 
 @contextlib.contextmanager
-def ready(configuration: Configuration) -> Iterator[tuple[Executable | Cards, Costs]]:
+def ready(configuration: Configuration) -> Iterator[tuple[Executable | Cards, StartCosts]]:
     """Makes the configuration's executable, and checks that its launches fit the memory; ends its cards on exit.
 
     Where several processes share the mesh, joins them first, and tells them on exit how this one ends.
@@ -64,14 +64,14 @@ def ready(configuration: Configuration) -> Iterator[tuple[Executable | Cards, Co
 
 def _make(
     configuration: Configuration, defer_probe: bool = False, may_build: bool = True, cards: int = 1
-) -> tuple[Executable, Costs]:
+) -> tuple[Executable, StartCosts]:
     return_freed_memory(_mesh_of(configuration)[0])
     return _with_costs(make_executable(configuration, defer_probe, may_build), configuration, cards)
 
 
-def _with_costs(made: Made, configuration: Configuration, cards: int = 1) -> tuple[Executable, Costs]:
+def _with_costs(made: Made, configuration: Configuration, cards: int = 1) -> tuple[Executable, StartCosts]:
     threads = configuration.threads
-    return made.executable, Costs(
+    return made.executable, StartCosts(
         made.build_ms,
         made.load_ms,
         check_device_memory(made.executable, threads, configuration.device_memory_limit_bytes, cards),
@@ -79,14 +79,14 @@ def _with_costs(made: Made, configuration: Configuration, cards: int = 1) -> tup
     )
 
 
-def _start_cards(configuration: Configuration) -> tuple[Cards, Costs]:
+def _start_cards(configuration: Configuration) -> tuple[Cards, StartCosts]:
     start = time.perf_counter()
     card, shares, notes = divided(configuration)
     make = functools.partial(_make, card, cards=configuration.cards)
     load, build = (functools.partial(make, may_build=may_build) for may_build in (False, True))
     cards, costs = Cards.start(shares, load, None if configuration.artifact else build, notes)
     build_ms = max((cost.build_ms for cost in costs if cost.build_ms is not None), default=None)
-    return cards, Costs(
+    return cards, StartCosts(
         build_ms,
         1e3 * (time.perf_counter() - start) - (build_ms or 0.0),
         max(cost.device_memory_bytes for cost in costs),

@@ -11,7 +11,7 @@ import pytest
 
 import cambrian
 from cambrian.commands.batch import command as batch, pool
-from cambrian.commands.batch.cluster import Share, check_reachable, share_cluster
+from cambrian.commands.batch.cluster import WorkerShare, check_reachable, share_cluster
 from cambrian.commands.batch.worker import Worker
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.run.run import run_command
@@ -66,7 +66,7 @@ def ray(monkeypatch, home):
     monkeypatch.setattr(pool, "classify_parts", classify_parts)
     monkeypatch.setattr(host, "_permitted", set(host.permitted))
     monkeypatch.setattr(batch, "cluster", lambda address: contextlib.nullcontext())
-    monkeypatch.setattr(batch, "share_cluster", lambda workers, manifest: Share(1, 0, 0))
+    monkeypatch.setattr(batch, "share_cluster", lambda workers, manifest: WorkerShare(1, 0, 0))
     return jobs
 
 
@@ -216,12 +216,12 @@ def node(alive: bool = True, **resources: float) -> dict:
 @pytest.mark.parametrize(
     ("workers", "nodes", "platform", "devices", "share"),
     [
-        (1, [node(CPU=8)], "cpu", 1, Share(8, 0, 8)),
-        (3, [node(CPU=8)], "cpu", 1, Share(2, 0, 2)),
-        (3, [node(CPU=8), node(CPU=5), node(False, CPU=64)], "cpu", 1, Share(4, 0, 4)),
-        (9, [node(CPU=8), node(CPU=2)], "cpu", 1, Share(1, 0, 0)),  # compiled for 2 cores
-        (2, [node(CPU=8, GPU=4)], "gpu", 2, Share(4, 2, 0)),
-        (6, [node(CPU=8, GPU=2)], "gpu", 1, Share(1, 1 / 3, 0)),
+        (1, [node(CPU=8)], "cpu", 1, WorkerShare(8, 0, 8)),
+        (3, [node(CPU=8)], "cpu", 1, WorkerShare(2, 0, 2)),
+        (3, [node(CPU=8), node(CPU=5), node(False, CPU=64)], "cpu", 1, WorkerShare(4, 0, 4)),
+        (9, [node(CPU=8), node(CPU=2)], "cpu", 1, WorkerShare(1, 0, 0)),  # compiled for 2 cores
+        (2, [node(CPU=8, GPU=4)], "gpu", 2, WorkerShare(4, 2, 0)),
+        (6, [node(CPU=8, GPU=2)], "gpu", 1, WorkerShare(1, 1 / 3, 0)),
     ],
 )
 def test_a_cluster_is_divided_among_workers(home, monkeypatch, workers, nodes, platform, devices, share):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cambrian.commands.predict import Prediction
+from cambrian.commands.predict import PredictedCosts
 from cambrian.commands.sweep.display import Display
 from cambrian.commands.sweep.figures.mesh_threads import time_against_threads
 from cambrian.commands.sweep.figures.pareto import pareto_front
@@ -124,7 +124,7 @@ def test_the_front_is_what_nothing_beats_in_both(tmp_path):
 @pytest.mark.slow
 def test_the_cheaper_search_names_what_it_left_out_and_draws_no_time_of_fewer_images(tmp_path, capsys):
     grid = make_grid(threads=tuple(range(1, 41)))
-    predictions = {cell: Prediction(10.0 if cell["threads"] <= 20 else 30.0, 64, 0) for cell in grid.cells}
+    predictions = {cell: PredictedCosts(10.0 if cell["threads"] <= 20 else 30.0, 64, 0) for cell in grid.cells}
     sweep = make_sweep(tmp_path / "sweep", grid, search="auto", repeats=2, predictions=predictions)
     outcome = run(sweep)
     assert write_results(sweep, outcome)

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from cambrian.commands.predict import Prediction
+from cambrian.commands.predict import PredictedCosts
 from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.halving import HalvingSearch
 from cambrian.commands.sweep.objective import Objective
@@ -107,7 +107,7 @@ def test_auto_comes_near_the_best_at_a_quarter_of_the_cost(grid):
     assert statistics.median(gaps) <= 0.02
 
 
-def predicted_roughly(grid: Grid, machine: Machine) -> dict[Cell, Prediction]:
+def predicted_roughly(grid: Grid, machine: Machine) -> dict[Cell, PredictedCosts]:
     """Predictions within a quarter of the truth, that know nothing of threads."""
     error = random.Random(machine.seed)
     known: dict[Cell, float] = {}
@@ -116,7 +116,7 @@ def predicted_roughly(grid: Grid, machine: Machine) -> dict[Cell, Prediction]:
         like = Cell(tuple(pair for pair in cell.values if pair[0] != "threads"))
         ms = 1e3 / machine.speed(cell) * machine.factors.get(("threads", cell["threads"]), 1.0) ** -1
         known.setdefault(like, ms * error.uniform(0.8, 1.2))
-        predictions[cell] = Prediction(known[like] * 64, 64, 2**20)
+        predictions[cell] = PredictedCosts(known[like] * 64, 64, 2**20)
     return predictions
 
 
@@ -129,7 +129,7 @@ def test_auto_is_the_same_when_resumed_at_any_point():
 def test_auto_prunes_what_is_predicted_to_be_too_slow():
     grid = make_grid(batch_size=(1, 2, 4))
     launch_ms = dict(zip(grid.cells, (10.0, 16.0, 80.0), strict=True))
-    predictions = {cell: Prediction(launch_ms[cell], cell["batch_size"], 0) for cell in grid.cells}
+    predictions = {cell: PredictedCosts(launch_ms[cell], cell["batch_size"], 0) for cell in grid.cells}
     search = auto(grid, 0, predictions)
     slow = grid.cells[2]
     assert search.pruned() == {slow: "predicted to take 2.50 times as long as the fastest"}

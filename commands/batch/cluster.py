@@ -28,7 +28,7 @@ _ENVIRONMENT = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Share:
+class WorkerShare:
     """What each worker has of its machine.
 
     Attributes:
@@ -128,7 +128,7 @@ def check_reachable(address: str) -> None:
     raise UsageError(f"ray_address must be that of a running Ray cluster, got {address}: {reason}")
 
 
-def share_cluster(workers: int, manifest: Manifest) -> Share:
+def share_cluster(workers: int, manifest: Manifest) -> WorkerShare:
     """Divides the cluster's cores, or the accelerators that the artefact needs, among workers.
 
     Raises:
@@ -144,13 +144,13 @@ def share_cluster(workers: int, manifest: Manifest) -> Share:
     stated = manifest.fingerprint.get("CPU threads")
     is_restricted = manifest.platform == "cpu" and isinstance(stated, int) and stated <= num_cpus
     if manifest.platform != "gpu":
-        return Share(num_cpus, 0, num_cpus if is_restricted else 0)
+        return WorkerShare(num_cpus, 0, num_cpus if is_restricted else 0)
     per_worker, gpus = manifest.mesh.num_devices, [int(node.get("GPU", 0)) for node in nodes]
     if sum(count // per_worker for count in gpus) >= workers:
-        return Share(num_cpus, per_worker, 0)
+        return WorkerShare(num_cpus, per_worker, 0)
     if per_worker > 1 or not sum(gpus):
         raise UsageError(
             f"workers must have {per_worker} of the cluster's {sum(gpus)} GPUs each, got {workers} workers"
         )
     on_each = next(count for count in range(1, workers + 1) if sum(gpus) * count >= workers)
-    return Share(num_cpus, 1 / on_each, 0)
+    return WorkerShare(num_cpus, 1 / on_each, 0)

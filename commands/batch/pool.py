@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Iterator, Sequence
 
-from cambrian.commands.batch.cluster import Share
+from cambrian.commands.batch.cluster import WorkerShare
 from cambrian.commands.batch.parts import Part
 from cambrian.commands.batch.shipped import ShippedArtifact
 from cambrian.commands.batch.worker import Finished, Worker
@@ -17,7 +17,7 @@ def classify_parts(
     *,
     workers: int,
     threads: int,
-    share: Share,
+    share: WorkerShare,
     signing_key: str = "",
 ) -> Iterator[Finished]:
     """Yields each part once, as soon as a worker has finished it, in any order.

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from cambrian.commands.configuration import default_batch_size
-from cambrian.commands.predict import Prediction
+from cambrian.commands.predict import PredictedCosts
 from cambrian.commands.sweep.grid import Cell
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.result import MEASURE, OK, Result, Trial
@@ -43,7 +43,7 @@ class HalvingSearch:
     seed: int
     objective: Objective
     num_images: Mapping[Cell, int]
-    predictions: Mapping[Cell, Prediction | None]
+    predictions: Mapping[Cell, PredictedCosts | None]
 
     def stage(self, results: Sequence[Result]) -> Stage:
         failed = failures(results)

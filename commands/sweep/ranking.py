@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cambrian.commands.predict import Prediction
+from cambrian.commands.predict import PredictedCosts
 from cambrian.commands.sweep.grid import Cell
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.result import MEASURE, OK, Result
@@ -36,7 +36,7 @@ class Standing:
     overflow: str | None = None
     reason: str | None = None
     eligible: bool = False
-    prediction: Prediction | None = None
+    prediction: PredictedCosts | None = None
     failed: Result | None = None
 
     def values(self, key: str) -> list[float]:
@@ -73,7 +73,7 @@ def rank(
     names: Mapping[Cell, str],
     results: Sequence[Result],
     objective: Objective,
-    predictions: Mapping[Cell, Prediction | None],
+    predictions: Mapping[Cell, PredictedCosts | None],
     pruned: Mapping[Cell, str],
 ) -> list[Standing]:
     """Ranks the configurations: eligible ones by the objective, then the others.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cambrian.commands.predict import Prediction
+from cambrian.commands.predict import PredictedCosts
 from cambrian.commands.sweep.directory import TRIALS, sweep_directory
 from cambrian.commands.sweep.display import Display, State
 from cambrian.commands.sweep.grid import Cell, Grid
@@ -50,7 +50,7 @@ class Sweep:
     build_command: Callable[[Cell], list[str]] | None
     answer: Callable[[Cell], str]
     refused: Mapping[Cell, str]
-    predictions: Mapping[Cell, Prediction | None]
+    predictions: Mapping[Cell, PredictedCosts | None]
     num_images: Mapping[Cell, int]
     objective: Objective
     search: str = "grid"

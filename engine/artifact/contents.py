@@ -102,7 +102,7 @@ def compile_portable(path: Path, manifest: Manifest, exported: Exported, mesh: M
         )
 
 
-def make_executable(
+def rebuilt_executable(
     manifest: Manifest, mesh: Mesh, kind: str, compiled: jax.stages.Compiled, params: list[jax.Array]
 ) -> Executable:
     """Puts together the executable, whose `kind` is native or portable."""

@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec as P
 from cambrian.engine.artifact.contents import (
     check_probe,
     compile_portable,
-    make_executable,
     read_params,
     read_portable,
     read_probe,
+    rebuilt_executable,
 )
 from cambrian.engine.artifact.fingerprint import Fingerprint, difference, fingerprint
 from cambrian.engine.artifact.layout import find_native, native_name, read_artifact, read_verified, rebuild_mesh
@@ -98,7 +98,7 @@ def load(
             if not expected and not any(note.startswith(obstacle) for note in manifest.notes):
                 notes.append(f"portable program compiled: {obstacle}")
         params = reading.result()
-    executable = make_executable(manifest, mesh, kind, compiled, params)
+    executable = rebuilt_executable(manifest, mesh, kind, compiled, params)
     own_key = key if is_signed else None
     facts = facts_of(manifest, here, kind, compiled) if defer_probe else {}
     if defer_probe and own_key is not None and (parity := read_note(path, facts, own_key)) is not None:

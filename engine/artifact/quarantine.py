@@ -23,9 +23,9 @@ import psutil
 from cambrian.engine.artifact.contents import (
     check_probe,
     compile_portable,
-    make_executable,
     read_params,
     read_portable,
+    rebuilt_executable,
 )
 from cambrian.engine.artifact.layout import PORTABLE, rebuild_mesh
 from cambrian.engine.artifact.manifest import Manifest
@@ -107,7 +107,7 @@ def _load(path: Path, manifest: Manifest) -> None:
     mesh, _ = rebuild_mesh(manifest, None)
     params = read_params(path, manifest, mesh)
     compiled = compile_portable(path, manifest, exported, mesh)
-    check_probe(path, manifest, make_executable(manifest, mesh, "portable", compiled, params))
+    check_probe(path, manifest, rebuilt_executable(manifest, mesh, "portable", compiled, params))
 
 
 def _limit(kind: int, value: int) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cambrian.engine.cards.worker import NEW_LANE, Description, LaneMemory, Make, copy_batch
+from cambrian.engine.cards.worker import NEW_LANE, ExecutableFacts, LaneMemory, Make, copy_batch
 from cambrian.engine.runtime.batch import num_samples, samples
 from cambrian.engine.runtime.executable import Computed
 from cambrian.sharding.host import Share, host, oom_kills
@@ -57,7 +57,7 @@ class Card:
 
     def __init__(self, index: int, share: Share):
         self.index, self.ended, self.out_of_memory, self.peak_memory_bytes = index, "", False, 0
-        self._description: Description | None = None
+        self._description: ExecutableFacts | None = None
         self._lock = threading.Lock()  # of its end, and of sending on the control connection
         self._free_lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         self._num_answers, self._slowest_s = 0, 0.0
@@ -102,7 +102,7 @@ class Card:
         return self._description is not None
 
     @property
-    def description(self) -> Description:
+    def description(self) -> ExecutableFacts:
         assert self._description is not None
         return self._description
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from cambrian.engine.cards.card import FIRST_PATIENCE_S, Card, CardEnded
-from cambrian.engine.cards.worker import Description, Make
+from cambrian.engine.cards.worker import ExecutableFacts, Make
 from cambrian.engine.runtime.batch import check_inputs, empty_batch, num_samples, samples
 from cambrian.engine.runtime.executable import Computed
 from cambrian.engine.runtime.stream import Turn, stream
@@ -27,7 +27,7 @@ class CardsEnded(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Cards(Description):
+class Cards(ExecutableFacts):
     """Several processes with the same executable, each on devices of its own; used as an `Executable` is.
 
     A batch goes to the card of its host thread: thread i feeds card i mod N. When a card ends, its batches go to the
@@ -86,7 +86,7 @@ class Cards(Description):
         described = [card.description for card in outcomes]
         notes = [*notes, *(note for description in described for note in description.notes)]
         notes += [f"card {card.index} {card.ended} before it was ready" for card in cards if card.ended]
-        fields: dict[str, Any] = {f.name: getattr(described[0], f.name) for f in dataclasses.fields(Description)}
+        fields: dict[str, Any] = {f.name: getattr(described[0], f.name) for f in dataclasses.fields(ExecutableFacts)}
         fields |= {"notes": tuple(dict.fromkeys(notes)), "cards": tuple(cards)}
         return cls(**fields), list(outcomes.values())
 

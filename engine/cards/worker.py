@@ -38,7 +38,7 @@ Make = Callable[[], tuple[Executable, Any]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True, weakref_slot=True)
-class Description:
+class ExecutableFacts:
     """What an executable is, for the processes that don't hold it; attributes as those of `Executable`."""
 
     name: str
@@ -54,7 +54,7 @@ class Description:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, executable: Executable) -> "Description":
+    def of(cls, executable: Executable) -> "ExecutableFacts":
         return cls(**{field.name: getattr(executable, field.name) for field in dataclasses.fields(cls)})
 
 
@@ -106,7 +106,7 @@ def serve(descriptor: int) -> NoReturn:
             control.send(_picklable(error))
             continue
         made.put(executable)
-        control.send((Description.of(executable), facts))
+        control.send((ExecutableFacts.of(executable), facts))
 
 
 def _read(control: Connection, asked: "queue.SimpleQueue[bytes]", made: "queue.SimpleQueue[Executable]") -> None:

@@ -22,7 +22,7 @@ _LOOP_VALUES = (2**15, 2**24)  # up to beyond the caches: the layers around a lo
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Group:
+class CaseGroup:
     """The cases of one layer under one partition: lowerings × numbers of samples."""
 
     samples: tuple[int, ...]
@@ -58,7 +58,7 @@ def tune(
     """
     platform = mesh.devices.flat[0].platform
     shape, batch_size = planned_as(mesh_shape(mesh), batch_size, launches_at_once)
-    parts: list[Group | Transition] = [
+    parts: list[CaseGroup | Transition] = [
         *_groups(network, shape, batch_size, precision, platform),
         *_transitions(shape, "float32" if precision == "int8" else precision),
     ]
@@ -71,7 +71,7 @@ def tune(
                 keep(case, milliseconds)
 
         for part in progress(parts):
-            if isinstance(part, Group):
+            if isinstance(part, CaseGroup):
                 _measure_group(part, table, measure)
             elif part not in table.transitions:
                 keep(part, measure_transition(part, mesh, launches_at_once))
@@ -79,7 +79,7 @@ def tune(
         mark_as_tuned(table, path, precision)
 
 
-def _measure_group(group: Group, table: CostTable, measure: Callable[[Sequence[LayerCase]], None]) -> None:
+def _measure_group(group: CaseGroup, table: CostTable, measure: Callable[[Sequence[LayerCase]], None]) -> None:
     smallest, middle = group.samples[0], group.samples[len(group.samples) // 2]
     promising = set()
     for samples in (smallest, middle):
@@ -91,8 +91,8 @@ def _measure_group(group: Group, table: CostTable, measure: Callable[[Sequence[L
         measure([group.case(lowering, samples) for lowering in sorted(promising)])
 
 
-def _groups(network: Network, mesh: MeshShape, batch_size: int, precision: str, platform: str) -> list[Group]:
-    groups: dict[LayerCase, Group] = {}
+def _groups(network: Network, mesh: MeshShape, batch_size: int, precision: str, platform: str) -> list[CaseGroup]:
+    groups: dict[LayerCase, CaseGroup] = {}
     partitions = Partition if mesh.model > 1 else (Partition.WHOLE,)
     for layer in network:
         for partition in partitions:
@@ -108,7 +108,7 @@ def _groups(network: Network, mesh: MeshShape, batch_size: int, precision: str, 
             geometry = dataclasses.replace(case(lowerings[0], samples), samples=0)
             if geometry in groups:
                 counts |= set(groups[geometry].samples)
-            groups[geometry] = Group(tuple(sorted(counts)), lowerings, case)
+            groups[geometry] = CaseGroup(tuple(sorted(counts)), lowerings, case)
     return list(groups.values())
 
 
