@@ -10,6 +10,8 @@ layout, prepared outside the timing; ours gets uint8 images and normalises them 
 sleeping during launches, where permitted, so the script does so for all sides. For int8 each side quantises the network
 by its own defaults, calibrated on the images that it computes: OpenVINO by NNCF, ONNX Runtime by `quantize_static`.
 
+Ours measures what decides its plan, as each build does (docs/plan.md), and keeps that for later runs.
+
 Each combination of side, mode and precision is a process, which is idle except during its own measurements. It compiles
 for each batch size, and its logits are compared with a float64 reference; a side that fails is reported and left out.
 The sides are measured in interleaved rounds: in each, every side is warmed up and measured at every batch size. A ratio

@@ -9,8 +9,9 @@ import numpy as np
 
 from benchmarks.sides.problem import Problem, Runner
 from cambrian import engine, models
+from cambrian.commands.configuration import CALIBRATE_S
 from cambrian.sharding import MeshShape, make_mesh
-from cambrian.sharding.host import acquire_devices, launches_at_once, planned_as
+from cambrian.sharding.host import acquire_devices, launches_at_once
 
 _THREADS = {"call": 1, "stream": 2}
 
@@ -23,14 +24,16 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
     way = mode.split()[1]
     shape, threads, at_once = _settings(mode, precision)
     devices = acquire(mode, precision)
-    planned_mesh, planned_batch = planned_as(shape, batch, at_once)
+    mesh = make_mesh(shape, devices)
     quantized = _quantized(problem) if precision == "int8" else None
     network = problem.network if quantized is None else quantized.layers()
+    plans = models.Plans(network, shape, models.current_cost_table("cpu"), launches_at_once=at_once)
+    chosen = models.calibrated(plans, [precision], [batch], mesh, CALIBRATE_S)
     program = models.build_program(
         problem.architecture,
         problem.variables,
-        models.make_plan(network, planned_mesh, planned_batch, "cpu", precision),
-        make_mesh(shape, devices),
+        chosen.plans.plan(chosen.setting),
+        mesh,
         image_size=problem.images.shape[1],
         batch_size=batch,
         precision=precision,
