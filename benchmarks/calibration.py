@@ -41,7 +41,7 @@ from cambrian.models.costs.machine import SHIPPED, Machine, this_machine
 from cambrian.models.execution.calibrate import Calibrated
 from cambrian.models.resnet.architecture import IMAGE_CHANNELS
 from cambrian.sharding import MeshShape, UsageError, make_mesh, mesh_shape
-from cambrian.sharding.host import acquire_devices, launches_at_once, low_cpu_latency, return_freed_memory
+from cambrian.sharding.host import acquire_devices, host, launches_at_once, low_cpu_latency, return_freed_memory
 
 _STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
 _MESH = flags.DEFINE_string("mesh", "1x1", "MODELxDATA.")
@@ -85,6 +85,7 @@ class Side:
 def measure(_: list[str]) -> None:
     shape = MeshShape.parse(_MESH.value)
     at_once = launches_at_once(shape.num_devices, _THREADS, _PRECISION.value)
+    host.permit("cpu_latency", "malloc")
     return_freed_memory(shape.num_devices)
     devices, _notes = acquire_devices(shape.num_devices, "cpu", at_once)
     mesh = make_mesh(shape, devices)

@@ -42,7 +42,7 @@ from benchmarks.sides.result import Row, summarise
 from benchmarks.sides.result_table import result_table
 from cambrian.commands.model import default_model
 from cambrian.models.resnet.architecture import IMAGE_CHANNELS
-from cambrian.sharding.host import low_cpu_latency
+from cambrian.sharding.host import host, low_cpu_latency
 
 _STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
 _SIZE = flags.DEFINE_integer("size", 0, "Height and width of the images in pixels; 0: that of the stem's preset.")
@@ -59,6 +59,7 @@ for _name, _known in (("precision", PRECISIONS), ("sides", SIDES)):
 
 
 def measure(_: list[str]) -> None:
+    host.permit("cpu_latency")
     batches = sorted({int(batch) for batch in _BATCHES.value})
     size = _SIZE.value or default_model(_STEM.value).preprocessing.size[0]
     output = Path(_OUTPUT.value or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-peers.json")

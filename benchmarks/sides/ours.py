@@ -11,7 +11,7 @@ from benchmarks.sides.problem import Problem, Runner
 from cambrian import engine, models
 from cambrian.commands.configuration import CALIBRATE_S
 from cambrian.sharding import MeshShape, make_mesh
-from cambrian.sharding.host import acquire_devices, launches_at_once
+from cambrian.sharding.host import acquire_devices, host, launches_at_once, return_freed_memory
 
 _THREADS = {"call": 1, "stream": 2}
 
@@ -58,8 +58,13 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
 
 
 def acquire(mode: str, precision: str) -> list[jax.Device]:
-    """Returns the devices of a mode; first called before JAX starts, which then keeps its number of devices."""
+    """Returns the devices of a mode; first called before JAX starts, which then keeps its number of devices.
+
+    Sets the process up as the command does.
+    """
     shape, _, at_once = _settings(mode, precision)
+    host.permit("cpu_latency", "malloc")
+    return_freed_memory(shape.num_devices)
     return acquire_devices(shape.num_devices, "cpu", at_once)[0]
 
 
