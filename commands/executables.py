@@ -23,6 +23,7 @@ from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.parity import probe_inputs, reference_outputs, run_probe
 from cambrian.sharding import Program, UsageError, make_mesh
 from cambrian.sharding.host import acquire_devices, computes_bfloat16, default_threads, host_cores
+from cambrian.sharding.host.control_groups import control_group_bytes
 
 if TYPE_CHECKING:
     from cambrian.commands.user_model import UserModel
@@ -180,7 +181,7 @@ def _facts(
         "launches_at_once": configuration.launches_at_once,
         "processes": configuration.num_processes,
         "cores": [host_cores(), default_threads()] if configuration.platform == "cpu" else None,
-        "device_memory_limit": configuration.device_memory_limit_bytes,
+        "device_memory_limit": configuration.device_memory_limit_bytes or control_group_bytes(),
         "source": source,
         "calibrate_s": calibrate_s,
     }

@@ -318,7 +318,7 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
     if found["freeze"] and mode != "train":
         raise UsageError(f"--freeze belongs to mode train, got mode {mode}")
     for name in (*_NOT_OF_MODE.get(mode, ()), *(_OF_BATCH if mode != "batch" else ())):
-        if found[name] != found.defaults[name]:
+        if name in found.given and found[name] != found.defaults[name]:
             raise UsageError(
                 f"--{name} belongs to {'mode batch' if name in _OF_BATCH else 'other modes'}, got mode {mode}"
             )

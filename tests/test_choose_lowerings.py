@@ -9,6 +9,7 @@ import pytest
 
 import cambrian
 import cambrian.sharding
+from cambrian.models.graph import fastest_program
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings, fastest, with_lowering
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import rewritten
@@ -90,3 +91,10 @@ def test_in_a_loop_xla_computes_no_convolution_that_another_can(tmp_path):
     if LOWERINGS["onednn"].obstacle("cpu") is not None:
         pytest.skip("oneDNN can't be called")
     assert [fastest(operation, "cpu", costs, in_loop).lowering for in_loop in (False, True)] == ["native", "onednn"]
+
+
+def test_a_function_that_is_kept_as_it_is_has_a_gain_of_one(monkeypatch):
+    monkeypatch.setattr(fastest_program, "median_seconds", lambda launches: dict.fromkeys(launches, 1.0))
+    executable = cambrian.compile(lambda k, x: jax.nn.relu(x @ k), draw(4, 8), jax.ShapeDtypeStruct((4,), "float32"))
+    assert executable.metadata["gain"] == 1.0
+    assert "computed as JAX compiles it: the optimised function was measured 1.00 times as fast" in executable.notes

@@ -295,3 +295,8 @@ def test_launches_in_a_narrow_precision_compute_at_once_on_one_cpu_device(monkey
     assert at_once(precision="auto") == (1 if user_model else 3)  # a user's model has a precision of its own
     assert at_once(precision="bfloat16", mesh=MeshShape(1, 2)) == 1
     assert at_once(precision="bfloat16", platform="gpu") == 1
+
+
+def test_a_report_may_hold_flags_that_another_mode_would_ignore(tmp_path):
+    report = write_report(tmp_path, num_images=32, skip_bad_images=True)
+    assert read_configuration(parse("--config", report, "--mode", "plan")).mesh == MeshShape(4, 8)

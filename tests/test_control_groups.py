@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cambrian.sharding.host import control_groups, host_cores
+from cambrian.sharding.host import control_groups, default_threads, host_cores
 
 Lay = Callable[[str | None, dict[str, str]], None]
 
@@ -65,5 +65,7 @@ def test_the_smallest_limit_of_memory_counts(lay, groups, files, expected):
 )
 def test_the_smallest_quota_bounds_the_cores(lay, monkeypatch, groups, files, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    monkeypatch.delenv("NPROC", raising=False)
     lay(groups, files)
-    assert host_cores() == expected
+    assert (host_cores(), default_threads()) == (expected, 8)  # XLA doesn't know quotas

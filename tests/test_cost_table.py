@@ -169,7 +169,7 @@ def test_a_table_belongs_to_a_number_of_threads_and_a_version_of_jaxlib(monkeypa
 
     whole = path("4")
     assert path("3") != whole == path("5")  # of four cores
-    monkeypatch.setattr(jaxlib, "__version__", "0.10.0")
+    monkeypatch.setattr(jaxlib, "__version__", "0")
     assert path("4") != whole
 
 

@@ -394,6 +394,12 @@ def test_an_error_of_a_remote_file_system_without_a_number_says_nothing_of_the_i
         FolderSource("bucket", (("a.png", None),), None, files).read(0, SIZE)
 
 
+def test_an_image_that_a_remote_file_system_refuses_is_unreadable():
+    files = RemoteFiles(Failing(OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body.")))
+    with pytest.raises(UnreadableImage, match="ACCESS_DENIED"):
+        FolderSource("bucket", (("a.png", None),), None, files).read(0, SIZE)
+
+
 # Threads
 
 

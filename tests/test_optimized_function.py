@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 import cambrian
 from cambrian.models.graph import optimized_function
@@ -108,10 +108,22 @@ def test_side_effects_happen_once_and_random_keys_are_taken():
     np.testing.assert_allclose(noisy(x, key), x @ kernel + jax.random.normal(key, (8,)), rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_infinite_for_random_inputs_is_computed_as_it_is():
-    fast = cambrian.optimize(lambda p, x: jnp.log(x @ p), draw(4, 8))
+@pytest.mark.parametrize("function", [lambda p, x: jnp.log(x @ p), lambda p, x: jnp.where(x @ p > 0, x @ p, -jnp.inf)])
+def test_what_is_infinite_for_random_inputs_is_computed_as_it_is(function):
+    kernel, x = draw(4, 8), draw(2, 4)
+    fast = cambrian.optimize(function, kernel)
     with pytest.warns(UserWarning, match="some outputs for random inputs aren't finite"):
-        fast(draw(2, 4))
+        got = fast(x)
+    np.testing.assert_allclose(got, function(kernel, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("place", [lambda mesh: jax.devices()[1], lambda mesh: NamedSharding(mesh, P())])
+def test_parameters_may_lie_on_any_devices(monkeypatch, place):
+    set_gain(monkeypatch, 2.0)
+    mesh = cambrian.sharding.make_mesh(cambrian.MeshShape(2, 2), jax.devices()[:4])
+    kernel, x = draw(4, 8), draw(2, 4)
+    fast = cambrian.optimize(lambda k, x: x @ k, jax.device_put(kernel, place(mesh)))
+    np.testing.assert_allclose(fast(x), x @ kernel, rtol=1e-5, atol=1e-5)
 
 
 def test_complex_results_are_compared_as_such():

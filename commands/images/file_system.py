@@ -66,7 +66,8 @@ class RemoteFiles:
             with self.file_system.open_input_file(path) as file:
                 return io.BytesIO(file.read())
         except OSError as error:
-            if error.errno not in ERRORS_OF_A_FILE:
+            is_forbidden = "ACCESS_DENIED" in str(error)  # by S3, whose errors have no number
+            if error.errno not in ERRORS_OF_A_FILE and not is_forbidden:
                 raise
             raise UnreadableImage(path, error.strerror or str(error)) from error
 

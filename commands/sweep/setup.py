@@ -30,7 +30,8 @@ from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.versions import versions
 from cambrian.engine.hosts.share_artifact import content_digest
 from cambrian.sharding import UsageError
-from cambrian.sharding.host import acquire_devices, cpu_model
+from cambrian.sharding.host import acquire_devices, cpu_model, host_cores
+from cambrian.sharding.host.control_groups import control_group_bytes
 
 _MODES = ("run", "compile", "loadgen")
 _MAX_CONFIGURATIONS = 10_000
@@ -124,8 +125,8 @@ def _environment(source: str) -> dict[str, str]:
     """Describes what results depend on besides the command; `source` is a digest of the code that builds programs."""
     return {
         "processor": cpu_model(),
-        "cores": str(os.cpu_count()),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "cores": str(host_cores()),
+        "memory": f"{min(psutil.virtual_memory().total, control_group_bytes() or math.inf) / 2**30:.1f} GiB",
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **versions(),
         "source": source[:16],

@@ -20,7 +20,7 @@ from cambrian.models.graph.comparison import default_tolerance
 from cambrian.models.graph.fastest_program import fastest_program
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.micro_batch import micro_batch
-from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation
+from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation, resized
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.program_of_graph import BY_SAMPLES, program_of_graph
@@ -99,7 +99,7 @@ def build_program(
         output_partition_spec=cut,
         metadata={"precision": precision},
     )
-    local = _resized(inputs, samples // (mesh.size if by_samples else shape.data))
+    local = resized(inputs, samples // (mesh.size if by_samples else shape.data))
     mixing = mixing_operation(function, params, inputs)
     if mixing is not None:
         stock = marked_as_mixing(stock, mixing)
@@ -140,11 +140,6 @@ def build_program(
 
 def _num_samples(inputs: Any) -> int:
     return jax.tree.leaves(inputs)[0].shape[0]
-
-
-def _resized(inputs: Any, samples: int) -> Any:
-    """Shapes and dtypes of inputs for another number of samples."""
-    return jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
 
 
 def _left_to_jax(stock: Program, mixing: str) -> Program:
@@ -193,7 +188,7 @@ def _in_micro_batches(
     if samples == _num_samples(inputs):
         return []
     try:
-        smaller, _ = trace(function, params, _resized(inputs, samples))
+        smaller, _ = trace(function, params, resized(inputs, samples))
     except Exception:  # whatever the function raises that is bound to its number of samples
         return []
     if any(value.shape[:1] != (samples,) for value in smaller.outputs):

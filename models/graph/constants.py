@@ -52,7 +52,7 @@ def evaluated(node: Node) -> list[Constant] | None:
     is_cast = node.name == "convert_element_type" and (
         jnp.issubdtype(node.output.dtype, jnp.floating) or not jnp.issubdtype(arrays[0].dtype, jnp.floating)
     )
-    # So does its division of integers, which rounds down and warns of zeros.
+    # Its division of integers rounds down, and warns of zeros.
     in_numpy = node.name in _NUMPY and (node.name != "div" or jnp.issubdtype(node.output.dtype, jnp.inexact))
     if in_numpy or is_cast:
         return [_elementwise(node, arrays)]

@@ -31,9 +31,9 @@ class OptimizedFunction:
 
     At the first call with inputs of new shapes and dtypes the function is traced and rewritten, its lowerings are
     measured, and it is compared with the function as it is, on random inputs; so call it once before anything is timed.
-    If the results differ or it isn't faster, the function is computed as it is, and `notes` say so. It may be called
-    under `jax.jit`, `jax.shard_map` (with `check_vma=False`), `jax.lax.scan` and `jax.lax.map`; there the parameters
-    are constants. What is rewritten can't be differentiated or mapped by `jax.vmap`.
+    If in float32 the results differ or it isn't faster, the function is computed as it is, and `notes` say so. It may
+    be called under `jax.jit`, `jax.shard_map` (with `check_vma=False`), `jax.lax.scan` and `jax.lax.map`; there the
+    parameters are constants. What is rewritten can't be differentiated, or mapped by `jax.vmap` where it calls oneDNN.
 
     Attributes:
       notes: why the function is computed as it is, for shapes of inputs where it is.
@@ -76,7 +76,7 @@ class OptimizedFunction:
             values = dict(zip(constants, arrays, strict=True))
             return jax.tree.unflatten(results, graph.evaluate(values, jax.tree.leaves(inputs)))
 
-        drawn = jax.tree.map(_as_typed, jax.device_put(random_inputs(inputs), self._device), inputs)
+        drawn = jax.tree.map(_as_typed, random_inputs(inputs), inputs)
         launches = {
             "stock": functools.partial(jax.jit(call), known, *drawn),
             "rewritten": functools.partial(jax.jit(compute), list(constants.values()), *drawn),
@@ -114,9 +114,9 @@ class OptimizedFunction:
         return stock
 
 
-def _as_typed(array: jax.Array, spec: jax.ShapeDtypeStruct) -> Any:
-    """The array, weakly typed where `spec` is: then all its values are the same."""
-    return jnp.full(spec.shape, array.ravel()[0].item()) if spec.weak_type and array.size else array
+def _as_typed(array: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
+    """The array on no device in particular, weakly typed where `spec` is: then all its values are the same."""
+    return jnp.full(spec.shape, array.flat[0].item()) if spec.weak_type and array.size else jnp.asarray(array)
 
 
 def _refuse_derivative(primals: Any, tangents: Any) -> Any:

@@ -30,8 +30,7 @@ def mixing_operation(function: Callable[[Any, Any], Any], params: Any, inputs: A
     abstract = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
 
     def graph(samples: int) -> Graph:
-        resized = jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
-        return trace(lambda _, *arguments: function(*arguments), {}, abstract, resized)[0]
+        return trace(lambda _, *arguments: function(*arguments), {}, abstract, resized(inputs, samples))[0]
 
     one = graph(samples)
     try:
@@ -39,6 +38,11 @@ def mixing_operation(function: Callable[[Any, Any], Any], params: Any, inputs: A
     except Exception:  # whatever the function raises that is bound to its number of samples
         return None
     return operation_over_samples(one, other)
+
+
+def resized(inputs: Any, samples: int) -> Any:
+    """Shapes and dtypes of inputs (N, …) for another number of samples."""
+    return jax.tree.map(lambda each: jax.ShapeDtypeStruct((samples, *each.shape[1:]), each.dtype), inputs)
 
 
 def operation_over_samples(one: Graph, other: Graph) -> str | None:

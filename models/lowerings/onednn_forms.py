@@ -79,6 +79,7 @@ def _tried(names: list[str]) -> tuple[frozenset[str], bool]:
       for want of memory, tells nothing about the names that are left.
     """
     found: set[str] = set()
+    answered = False  # otherwise all may have aborted for want of memory, as XLA does
     while names:
         try:
             child = subprocess.run(
@@ -92,12 +93,13 @@ def _tried(names: list[str]) -> tuple[frozenset[str], bool]:
         except (OSError, subprocess.TimeoutExpired):
             break
         answers = dict(re.findall(r"^(\w+) (right|wrong)$", child.stdout, re.MULTILINE))
+        answered |= bool(answers)
         found.update(name for name in names if answers.get(name) == "right")
         names = [name for name in names if name not in answers]
         if names and -child.returncode not in _CRASHES:
             break
         names = names[1:]
-    return frozenset(found), not names
+    return frozenset(found), answered and not names
 
 
 def try_here() -> None:

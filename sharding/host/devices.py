@@ -10,7 +10,7 @@ import jax.extend.backend
 
 from cambrian.sharding.errors import UsageError
 from cambrian.sharding.host.core_sharing import cores_per_device
-from cambrian.sharding.host.cpu import host_cores
+from cambrian.sharding.host.cpu import permitted_cores
 from cambrian.sharding.host.process_limits import check_address_space
 from cambrian.sharding.host.settings import host
 from cambrian.sharding.host.time_slices import long_time_slices
@@ -239,4 +239,4 @@ def _starting_environment() -> Iterator[None]:
 
 def default_threads() -> int:
     """Returns the size of XLA:CPU's thread pool by XLA's own rule (`DefaultThreadPoolSize`)."""
-    return next((int(os.environ[name]) for name in _THREADS if os.environ.get(name, "").isdigit()), host_cores())
+    return next((int(os.environ[name]) for name in _THREADS if os.environ.get(name, "").isdigit()), permitted_cores())

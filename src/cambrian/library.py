@@ -269,10 +269,12 @@ def optimize(model: Any, params: Any = None, *, precision: str = "auto") -> "Opt
 
     Returns:
       The function of inputs. At its first call with inputs of new shapes it is rewritten, measured, and compared with
-      `model` on random inputs; where it isn't right and faster, `model` is computed as it is, and `notes` say so.
+      `model` on random inputs; in float32, where it isn't right and faster, `model` is computed as it is, and `notes`
+      say so.
 
     Raises:
-      UsageError: if `model` is no such model, or the precision is unknown.
+      UsageError: if `model` is no such model, or the precision is unknown; at a call, if the results in bfloat16 differ
+        by more than 2e-2.
     """
     if precision == "int8":
         raise UsageError("int8 is calibrated: cambrian.compile takes the calibration, cambrian.optimize none")
