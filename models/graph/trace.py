@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Literal, Var
 from jax.tree_util import GetAttrKey, KeyPath, keystr
 
 from cambrian.models.graph.constants import evaluated
@@ -104,7 +104,8 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
             inputs[:1] = add(transposed, inputs[:1], [jax.ShapeDtypeStruct(shape, inputs[0].dtype)])
             params = {**params, "dimensions": None}
         if (called := equation.params.get(_CALLS.get(name, ""))) is not None:
-            inner = ClosedJaxpr(called, ()) if isinstance(called, Jaxpr) else called
+            # Since jax 0.12 a Jaxpr holds its constants itself.
+            inner = called if hasattr(called, "consts") else ClosedJaxpr(called, ())
             outputs = _inline(inner, inputs, nodes)
         elif name == "scan" and all(isinstance(value, Constant) for value in inputs[: _counts(equation)[0]]):
             node = _scan(equation, inputs)
