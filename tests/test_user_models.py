@@ -51,6 +51,13 @@ def test_the_documented_scripts_print_what_the_document_says(name, run_script):
             assert list(printed) == [expected for _, expected in some]
 
 
+@pytest.mark.slow
+def test_the_first_script_of_the_readme_runs(run_script):
+    script = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert script is not None
+    assert re.fullmatch(r"\(10, 10\) [\d.]+\n", run_script(script[1]))
+
+
 @pytest.fixture(scope="module")
 def mesh():
     return make_mesh(MeshShape(2, 4), acquire_devices(8, "cpu")[0])
