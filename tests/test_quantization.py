@@ -1,8 +1,7 @@
-"""int8: integers as a float64 simulation computes them on every mesh, calibration, and the budget of accuracy."""
+"""int8: which layers are on integers, and integers as a float64 simulation computes them on every mesh."""
 
 import functools
 import math
-import re
 from pathlib import Path
 
 import jax
@@ -15,13 +14,12 @@ from cambrian.models.costs.table import CostTable
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.execution.make_plan import make_plan
 from cambrian.models.graph.build_program import build_program as build_function
-from cambrian.models.graph.calibrate import METHODS, Observed, evaluator, largest_of_channels, observe
+from cambrian.models.graph.calibrate import evaluator
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
-from cambrian.models.graph.equalize import equalize
 from cambrian.models.graph.fused_convolution import layer_name
 from cambrian.models.graph.passes import optimized
-from cambrian.models.graph.quantization import Calibration, Quantized, _Judge, quantized
-from cambrian.models.graph.quantize import quantizable, quantize as quantize_pass
+from cambrian.models.graph.quantization import Calibration, Quantized, quantized
+from cambrian.models.graph.quantize import quantizable
 from cambrian.models.graph.read_layers import read_layers
 from cambrian.models.graph.trace import trace
 from cambrian.models.lowerings.onednn_forms import int8_obstacle
@@ -29,6 +27,7 @@ from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.build_program import build_program, quantize
 from cambrian.models.resnet.variables import random_variables
 from cambrian.sharding import Kind, MeshShape, Partition, UsageError, make_mesh
+from int8_cases import convolution, outputs_of, relative_error
 
 pytestmark = pytest.mark.skipif(int8_obstacle("cpu") is not None, reason=str(int8_obstacle("cpu")))
 
@@ -97,16 +96,6 @@ def rounded(y: np.ndarray, dtype: str) -> np.ndarray:
     return np.clip(np.rint(y), limits.min, limits.max).astype(dtype)
 
 
-def outputs_of(program, images: np.ndarray) -> np.ndarray:
-    shardings = [spec.sharding(program.mesh) for spec in program.param_specs]
-    params = jax.device_put(list(program.params), shardings)
-    return np.asarray(jax.jit(program.apply)(params, jax.device_put(images, program.input_spec.sharding(program.mesh))))
-
-
-def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
 @pytest.mark.parametrize("stem", ARCHITECTURES)
 @pytest.mark.parametrize(
     "mesh, partition",
@@ -135,12 +124,6 @@ def test_integers_are_those_of_a_float64_simulation(stem, mesh, partition):
     dtypes = {spec.name: spec.dtype for spec in program.param_specs}
     assert dtypes["conv1.kernel"] == dtypes["layer1.0.conv2.kernel"] == "int8" and dtypes["fc.kernel"] == "float32"
     assert program.metadata["quantization"]["num_images"] == 24
-
-
-def convolution(x, kernel, groups: int = 1):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
-    )
 
 
 def test_all_layers_but_the_last_and_channel_groups_are_on_integers():
@@ -209,95 +192,6 @@ def test_inverted_residuals_are_on_integers():
     cpu = jax.devices("cpu")[0]
     by_calls = choose_lowerings(found.graph, cpu, MeasuredCosts(Path("unused")), seconds=0.0)
     assert relative_error(evaluator(by_calls)(inputs)[0], found.reference(inputs)) < 1e-3
-
-
-def test_scales_by_each_rule():
-    sample = np.concatenate([np.linspace(0, 1, 100_000, dtype=np.float32), np.array([100.0], np.float32)])
-    scales = {method: Observed(0.0, 100.0, sample).scale(method).scale for method in METHODS}
-    assert scales["minmax"] == pytest.approx(100 / 255)
-    assert scales["percentile"] == pytest.approx(1 / 255, rel=1e-3)
-
-    def error(scale: float) -> float:
-        return float(np.square(np.clip(np.rint(sample / scale), 0, 255) * scale - sample).mean())
-
-    assert error(scales["mse"]) <= min(error(scales["minmax"]), error(scales["percentile"]))
-    signed = Observed(-3.0, 2.0, np.linspace(-3, 2, 1000, dtype=np.float32)).scale("minmax")
-    assert signed == (pytest.approx(3 / 127), "int8", 0)
-    assert Observed(0.0, 0.0, np.zeros(3, np.float32)).scale("mse").scale > 0  # an activation that is always off
-
-
-def test_every_channel_is_observed():
-    params = [np.zeros((8, 96), np.float32), np.arange(96, dtype=np.float32)]
-    shape = jax.ShapeDtypeStruct((128, 8), "float32")
-    graph = optimized(trace(lambda p, x: jax.nn.relu(x @ p[0] + p[1]) @ p[0].T, params, shape)[0])
-    (node,) = quantizable(graph)
-    _, observed = observe(graph, [node], [np.zeros(shape.shape, np.float32)])
-    assert {*observed[node.output].sample.tolist()} == {*range(96)}
-
-
-def test_rescaled_channels_give_the_same_and_lose_less():
-    params = {name: RANDOM.standard_normal((64, 64), np.float32) / 8 for name in "abc"}
-    uneven = np.logspace(-2, 2, 64, dtype=np.float32)
-    params["a"], params["b"] = params["a"] * uneven, params["b"] / uneven[:, None]
-
-    def function(params, x):
-        return jax.nn.relu(jax.nn.relu(x @ params["a"]) @ params["b"]) @ params["c"]
-
-    inputs = RANDOM.standard_normal((32, 64), np.float32)
-    graph = optimized(trace(function, params, jax.ShapeDtypeStruct((32, 64), "float32"))[0])
-    exact = np.asarray(function(params, inputs))
-
-    def error(graph) -> float:
-        nodes = quantizable(graph)
-        _, observed = observe(graph, nodes, [inputs])
-        made = quantize_pass(graph, {value: found.scale("minmax") for value, found in observed.items()}, {*nodes})
-        return relative_error(evaluator(made)(inputs)[0], exact)
-
-    equalized = equalize(graph, largest_of_channels(graph, [inputs]))
-    assert relative_error(evaluator(equalized)(inputs)[0], exact) <= 1e-5
-    assert error(equalized) < 0.02 < 0.2 < error(graph)
-
-
-def function_with_a_layer_that_loses() -> tuple:
-    """A classifier one of whose layers has an outlier in its kernel, so that 8 bits leave nothing of the rest.
-
-    Another layer gives zeros alone.
-    """
-    params = {name: RANDOM.standard_normal((64, 64), np.float32) / 8 for name in "abcdef"}
-    params["a"][:, 0], params["b"][0, 0] = 0.0, 2000.0  # which multiplies zeros alone
-    params["f"][:] = 0.0
-
-    def function(params, x):
-        a = jax.nn.relu(x @ params["a"])
-        f = jax.nn.relu(a @ params["f"])
-        b = jax.nn.relu(a @ params["b"])
-        c = jax.nn.relu(b @ params["c"]) + f
-        return c @ params["d"] + (jnp.tanh(a) + jnp.tanh(b)) @ params["e"]  # tanh fixes the scales of a and b
-
-    return function, params
-
-
-def test_layers_stay_in_float32_until_the_budget_holds():
-    function, params = function_with_a_layer_that_loses()
-    inputs = RANDOM.standard_normal((64, 64), np.float32)
-    graph = optimized(trace(function, params, jax.ShapeDtypeStruct((16, 64), "float32"))[0])
-    loose = quantized(graph, Calibration(inputs, "noise", max_top1_drop=100.0))
-    assert loose.facts["float32_layers"] == [] and loose.facts["top1_drop"] > 10
-    found = quantized(graph, Calibration(inputs, "noise", max_top1_drop=5.0))
-    assert found.facts["float32_layers"] == ["b"] and found.facts["top1_drop"] <= 5
-    assert found.notes == ("1 of 5 layers stay in float32, to lose at most 5 points of top-1: b",)
-    with pytest.raises(UsageError, match="int8 loses more top-1 than max_top1_drop allows"):
-        quantized(graph, Calibration(inputs, "noise", max_top1_drop=-1.0))
-
-
-@pytest.mark.parametrize(("count", "lost", "budget"), [(200, 1, 0.5), (1000, 3, 0.3), (600, 3, 0.5)])
-def test_a_loss_of_the_whole_budget_is_within_it(count, lost, budget):
-    def outputs(num_right: int) -> np.ndarray:
-        return np.eye(2)[(np.arange(count) < num_right).astype(int)]
-
-    labels = np.ones(count, int)
-    drops = {_Judge(outputs(right), labels).top1_drop(outputs(right - lost)) for right in range(lost, count + 1)}
-    assert drops == {budget}
 
 
 def test_any_function_of_layers_and_more_has_int8():
@@ -381,44 +275,6 @@ def test_padding_pooling_and_flattening_stay_on_integers_when_rows_are_cut():
     partitions = {name: plan.partition for name, plan in program.plan.layers if plan.precision == "int8"}
     assert [*partitions] == ["first", "inner", "dense"] and partitions["inner"] == Partition.ROWS
     assert relative_error(outputs_of(program, samples[:8]), program.reference(samples[:8])) <= 1e-3
-
-
-@pytest.mark.parametrize(
-    "inputs, message",
-    [
-        (IMAGES[:15], "int8 needs at least 16 calibration inputs, got 15: noise"),
-        (np.repeat(IMAGES[:1], 20, axis=0), "int8 needs calibration inputs that differ, got equal ones: noise"),
-        (np.full((16, 4), np.nan), "int8 needs calibration inputs of finite numbers, got NaN or infinity: noise"),
-    ],
-)
-def test_bad_calibration_is_refused(inputs, message):
-    with pytest.raises(UsageError, match=message):
-        Calibration(inputs, "noise")
-
-
-@pytest.mark.parametrize(
-    "shape, given, dtype",
-    [((16, 8, 8), "float32", "float32"), ((16, 8, 8, 1), "float32", "uint8"), ((16, 8, 8, 1), "uint8", "float32")],
-)
-def test_inputs_that_are_not_the_networks_are_refused(shape, given, dtype):
-    def function(params, x):
-        return convolution(convolution(x.astype(np.float32), params[0]), params[1])
-
-    params = [np.ones((1, 1, 1, 4), np.float32), np.ones((1, 1, 4, 4), np.float32)]
-    graph = optimized(trace(function, params, jax.ShapeDtypeStruct((4, 8, 8, 1), dtype))[0])
-    got = re.escape(f"{shape} {given}: noise")
-    with pytest.raises(UsageError, match=rf"int8 needs calibration inputs \(M, 8, 8, 1\) {dtype}, got {got}"):
-        quantized(graph, Calibration(RANDOM.uniform(0, 9, shape).astype(given), "noise"))
-
-
-def test_inputs_of_another_width_are_cast():
-    params = [np.ones((64, 64), np.float32), np.ones((64, 64), np.float32)]
-    graph = optimized(
-        trace(lambda p, x: jax.nn.relu(x @ p[0]) @ p[1], params, jax.ShapeDtypeStruct((4, 64), "float32"))[0]
-    )
-    inputs = RANDOM.standard_normal((16, 64))
-    facts = [quantized(graph, Calibration(inputs.astype(dtype), "noise")).facts for dtype in ("float32", "float64")]
-    assert facts[0]["scales"] == facts[1]["scales"]
 
 
 def test_a_network_without_inner_layers_is_refused():
