@@ -9,6 +9,7 @@ from cambrian.commands.calibration import read_calibration
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.model import read_model
 from cambrian.commands.program.function import classifier_program
+from cambrian.commands.program.options import BuildOptions
 from cambrian.commands.program.resnet import model_program, precisions_of
 from cambrian.commands.user_model import UserModel
 from cambrian.models.costs.machine import tuned_precisions
@@ -28,50 +29,28 @@ def build_program(configuration: Configuration, mesh: Mesh, user_model: UserMode
       UsageError: as `read_model` and `model_program`, or `classifier_program`.
       OutOfMemory: if no plan fits the devices.
     """
-    if user_model is not None:
-        classifier = user_model.classifier
-        calibration, notes = _calibration(
-            configuration,
-            classifier.preprocessing,
-            classifier.labels,
-            user_model.stock.output_spec.shape[1],
-            classifier.trained,
-        )
-        program = classifier_program(
-            classifier,
-            mesh,
-            batch_size=configuration.batch_size,
-            precision=configuration.precision,
-            partition=configuration.partition,
-            name=user_model.stock.name,
-            launches_at_once=configuration.launches_at_once,
-            memory_limit_bytes=configuration.device_memory_limit_bytes,
-            calibrate_s=configuration.calibrate_s,
-            calibration=calibration,
-        )
-        weights = configuration.weights if configuration.weights not in ("auto", "random") else configuration.user_model
-        metadata = {**program.metadata, "weights": weights}
-        return dataclasses.replace(program, metadata=metadata, notes=(*notes, *program.notes))
-    model = read_model(configuration)
-    calibration, notes = _calibration(
-        configuration,
-        model.config.preprocessing,
-        model.config.labels,
-        model.architecture.num_classes,
-        model.trained,
-    )
-    program = model_program(
-        model,
-        mesh,
+    options = BuildOptions(
         batch_size=configuration.batch_size,
         precision=configuration.precision,
         partition=configuration.partition,
         launches_at_once=configuration.launches_at_once,
         memory_limit_bytes=configuration.device_memory_limit_bytes,
         calibrate_s=configuration.calibrate_s,
-        compile_reference=configuration.execution == "offline",
-        calibration=calibration,
     )
+    if user_model is None:
+        model = read_model(configuration)
+        facts = model.config.preprocessing, model.config.labels, model.architecture.num_classes, model.trained
+        calibration, notes = _calibration(configuration, *facts)
+        options = dataclasses.replace(options, calibration=calibration)
+        program = model_program(model, mesh, options, compile_reference=configuration.execution == "offline")
+    else:
+        classifier, stock = user_model.classifier, user_model.stock
+        facts = classifier.preprocessing, classifier.labels, stock.output_spec.shape[1], classifier.trained
+        calibration, notes = _calibration(configuration, *facts)
+        options = dataclasses.replace(options, calibration=calibration)
+        program = classifier_program(classifier, mesh, options, name=stock.name)
+        weights = configuration.weights if configuration.weights not in ("auto", "random") else configuration.user_model
+        program = dataclasses.replace(program, metadata={**program.metadata, "weights": weights})
     return dataclasses.replace(program, notes=(*notes, *program.notes))
 
 

@@ -1,19 +1,16 @@
 """The program of a user's function, model of a JAX library, or classifier."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from cambrian.commands.classifier import Classifier
-from cambrian.commands.configuration import CALIBRATE_S
+from cambrian.commands.configuration import default_batch_size
 from cambrian.commands.program.facts import plan_facts, probe_pictures
-from cambrian.engine.runtime.memory import device_memory_bytes
-from cambrian.sharding import Program, Rules, UsageError, named_arrays, program_from_function
-
-if TYPE_CHECKING:
-    from cambrian.models import Calibration
+from cambrian.commands.program.options import BuildOptions
+from cambrian.sharding import Program, Rules, UsageError, mesh_shape, named_arrays, program_from_function
 
 
 def function_program(
@@ -21,17 +18,11 @@ def function_program(
     params: Any,
     spec: Any,
     mesh: Mesh,
+    options: BuildOptions,
     *,
-    batch_size: int,
-    precision: str = "auto",
-    partition: str = "auto",
     rules: Rules | None = None,
     name: str = "",
     tolerance: float | None = None,
-    launches_at_once: int = 1,
-    memory_limit_bytes: int | None = None,
-    calibrate_s: float = CALIBRATE_S,
-    calibration: "Calibration | None" = None,
 ) -> Program:
     """The program of a user's function, or of a model of a JAX library.
 
@@ -42,16 +33,9 @@ def function_program(
       model, params: as `cambrian.models.frameworks.as_function` takes them.
       spec: shape and dtype of one sample: a `jax.ShapeDtypeStruct`, or one for each array in a pytree of dicts, lists
         and tuples.
-      batch_size: global number of samples of a launch.
-      precision: float32, bfloat16, int8, or auto, which is the function's own.
-      partition: as `cambrian.models.graph.build_program` takes it.
       rules: sharding rules of the parameters; None for none.
       name: empty for the model's own.
       tolerance: largest relative error of the outputs; None for 1e-4, or 2e-2 in bfloat16, or as docs/int8.md says.
-      launches_at_once: number of launches that compute side by side on a single device.
-      memory_limit_bytes: of a device; None for its memory.
-      calibrate_s: seconds in which to measure lowerings.
-      calibration: for int8.
 
     Raises:
       UsageError: if the model isn't one, an argument is missing, or the mesh can't cut it.
@@ -66,10 +50,10 @@ def function_program(
     function, values = as_function(model, params)
     name = name or _name_of(model)
     named_arrays("spec", spec)
+    batch_size = options.batch_size or default_batch_size(mesh_shape(mesh), mesh.local_devices[0].platform)
     inputs = jax.tree.map(lambda each: jax.ShapeDtypeStruct((batch_size, *each.shape), each.dtype), spec)
-    precision = "float32" if precision == "auto" else precision
+    precision = "float32" if options.precision == "auto" else options.precision
     if rules is None:
-        devices = mesh.local_devices
         program = build_program(
             function,
             values,
@@ -77,16 +61,16 @@ def function_program(
             mesh,
             name=name,
             precision=precision,
-            partition=partition,
+            partition=options.partition,
             tolerance=tolerance,
-            launches_at_once=launches_at_once,
-            memory_limit_bytes=device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes,
-            calibrate_s=calibrate_s,
-            calibration=calibration,
+            launches_at_once=options.launches_at_once,
+            memory_limit_bytes=options.limit_bytes(mesh),
+            calibrate_s=options.calibrate_s,
+            calibration=options.calibration,
         )
-        return dataclasses.replace(program, metadata={**program.metadata, **plan_facts(program, partition)})
-    if partition != "auto":
-        raise UsageError(f"sharding rules decide the partition: expected auto, got {partition!r}")
+        return dataclasses.replace(program, metadata={**program.metadata, **plan_facts(program, options.partition)})
+    if options.partition != "auto":
+        raise UsageError(f"sharding rules decide the partition: expected auto, got {options.partition!r}")
     if precision != "float32":
         raise UsageError(f"with sharding rules a function computes in its own precision, got {precision!r}")
     tolerance = TOLERANCE[precision] if tolerance is None else tolerance
@@ -98,16 +82,10 @@ def function_program(
 def classifier_program(
     classifier: Classifier,
     mesh: Mesh,
+    options: BuildOptions,
     *,
-    batch_size: int,
-    precision: str = "auto",
-    partition: str = "auto",
     name: str = "",
     tolerance: float | None = None,
-    launches_at_once: int = 1,
-    memory_limit_bytes: int | None = None,
-    calibrate_s: float = CALIBRATE_S,
-    calibration: "Calibration | None" = None,
 ) -> Program:
     """The program of a user's classifier, from pixels (N, H, W, 3) uint8 to logits; arguments as `function_program`.
 
@@ -115,22 +93,10 @@ def classifier_program(
       UsageError: as `Classifier.as_function` and `function_program`.
     """
     function, params = classifier.as_function()
-    pixels = classifier.pixels(batch_size)
-    program = function_program(
-        function,
-        params,
-        jax.ShapeDtypeStruct(pixels.shape[1:], pixels.dtype),
-        mesh,
-        batch_size=batch_size,
-        precision=precision,
-        partition=partition,
-        name=name or _name_of(classifier.model),
-        tolerance=tolerance,
-        launches_at_once=launches_at_once,
-        memory_limit_bytes=memory_limit_bytes,
-        calibrate_s=calibrate_s,
-        calibration=calibration,
-    )
+    pixels = classifier.pixels(1)
+    spec = jax.ShapeDtypeStruct(pixels.shape[1:], pixels.dtype)
+    name = name or _name_of(classifier.model)
+    program = function_program(function, params, spec, mesh, options, name=name, tolerance=tolerance)
     facts = {
         "labels": list(classifier.labels),
         "preprocessing": classifier.preprocessing.to_json(),

@@ -1,7 +1,7 @@
 """The program of a ResNet: planned by this machine's costs."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -9,39 +9,17 @@ from cambrian.commands.configuration import batch_sizes
 from cambrian.commands.console import progress_bar
 from cambrian.commands.model import Model
 from cambrian.commands.program.facts import plan_facts, probe_pictures
-from cambrian.engine.runtime.memory import device_memory_bytes
+from cambrian.commands.program.options import BuildOptions
 from cambrian.sharding import Network, Plan, Program, mesh_shape
 from cambrian.sharding.host import computes_bfloat16
 
-if TYPE_CHECKING:
-    from cambrian.models import Calibration
 
-
-def model_program(
-    model: Model,
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    precision: str,
-    partition: str = "auto",
-    launches_at_once: int = 1,
-    memory_limit_bytes: int | None = None,
-    calibrate_s: float = 0.0,
-    compile_reference: bool = False,
-    calibration: "Calibration | None" = None,
-) -> Program:
+def model_program(model: Model, mesh: Mesh, options: BuildOptions, *, compile_reference: bool = False) -> Program:
     """Plans a model on a mesh by this machine's costs, and specialises it to the plan.
 
     Args:
-      batch_size: global number of images of a launch, a multiple of the data axis; 0 for the one predicted to be best.
-      precision: float32, bfloat16, int8, or auto for the one predicted to be faster.
-      partition: as `cambrian.sharding.choose_plan` takes it.
-      launches_at_once: number of launches that compute side by side on a single device.
-      memory_limit_bytes: of a device; None for its memory.
-      calibrate_s: seconds in which to measure what decides the plan, where no cost table of this machine is there.
       compile_reference: whether to compile the program's reference meanwhile, because it will be called; not while
         costs are measured.
-      calibration: for int8.
 
     Raises:
       UsageError: if the mesh can't cut the model as asked.
@@ -49,32 +27,28 @@ def model_program(
     """
     from cambrian import models
 
-    devices, shape = mesh.local_devices, mesh_shape(mesh)
-    platform, notes = devices[0].platform, []
+    shape, platform, notes = mesh_shape(mesh), mesh.local_devices[0].platform, []
     table = models.current_cost_table(platform)
-    precisions = precisions_of(precision, platform)
-    calibrates = calibrate_s > 0 and platform == "cpu" and not table.is_complete(precisions)
+    precisions = precisions_of(options.precision, platform)
+    calibrates = options.calibrate_s > 0 and platform == "cpu" and not table.is_complete(precisions)
     pixels: Any = {
         "image_size": model.image_size,
         "mean": model.config.preprocessing.mean,
         "std": model.config.preprocessing.std,
     }
     quantized = None
-    if calibration is not None:
-        quantized = models.quantize(model.architecture, model.variables, calibration, **pixels)
+    if options.calibration is not None:
+        quantized = models.quantize(model.architecture, model.variables, options.calibration, **pixels)
 
     def plan(network: Network) -> tuple[Plan, models.Setting]:
-        limit_bytes = device_memory_bytes(devices) if memory_limit_bytes is None else memory_limit_bytes
-        plans = models.Plans(network, shape, table, partition, launches_at_once, limit_bytes)
-        sizes = [batch_size] if batch_size else batch_sizes(shape, platform)
-        with progress_bar(round(calibrate_s) if calibrates else 0, "measuring this machine", unit="s") as show_progress:
+        plans = models.Plans(
+            network, shape, table, options.partition, options.launches_at_once, options.limit_bytes(mesh)
+        )
+        sizes = [options.batch_size] if options.batch_size else batch_sizes(shape, platform)
+        seconds = round(options.calibrate_s) if calibrates else 0
+        with progress_bar(seconds, "measuring this machine", unit="s") as show_progress:
             chosen = models.calibrated(
-                plans,
-                precisions,
-                sizes,
-                mesh,
-                calibrate_s,
-                lambda done: show_progress(round(done)),
+                plans, precisions, sizes, mesh, options.calibrate_s, lambda done: show_progress(round(done))
             )
         notes.extend(chosen.notes)
         return chosen.plans.plan(chosen.setting), chosen.setting
@@ -96,7 +70,7 @@ def model_program(
     )
     return dataclasses.replace(
         program,
-        metadata={**program.metadata, **plan_facts(program, partition)},
+        metadata={**program.metadata, **plan_facts(program, options.partition)},
         probe_samples=probe_pictures(model.config.preprocessing),
         notes=(*model.notes, *program.notes, *notes),
     )

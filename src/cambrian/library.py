@@ -22,11 +22,11 @@ from cambrian.commands.configuration import (
     RANGES,
     Configuration,
     check_range,
-    default_batch_size,
 )
 from cambrian.commands.model import Model, default_model, read_model
 from cambrian.commands.program.build import check_int8
 from cambrian.commands.program.function import classifier_program, function_program
+from cambrian.commands.program.options import BuildOptions
 from cambrian.commands.program.resnet import model_program
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.executable import Cards, Executable
@@ -192,45 +192,21 @@ def compile(
     quantization, told = None, ()
     if precision == "int8":
         quantization, told = _calibration(model, calibration, max_top1_drop, devices[0].platform)
+    options = BuildOptions(
+        batch_size=batch_size,
+        precision=precision,
+        partition=partition,
+        launches_at_once=at_once,
+        calibrate_s=calibrate_s,
+        calibration=quantization,
+    )
     if is_planned:
-        program = model_program(
-            model,
-            device_mesh,
-            batch_size=batch_size,
-            precision=precision,
-            partition=partition,
-            launches_at_once=at_once,
-            calibrate_s=calibrate_s,
-            calibration=quantization,
-        )
+        program = model_program(model, device_mesh, options)
     elif isinstance(model, Classifier):
-        program = classifier_program(
-            model,
-            device_mesh,
-            batch_size=batch_size or default_batch_size(shape, devices[0].platform),
-            precision=precision,
-            partition=partition,
-            name=name,
-            tolerance=tolerance,
-            launches_at_once=at_once,
-            calibrate_s=calibrate_s,
-            calibration=quantization,
-        )
+        program = classifier_program(model, device_mesh, options, name=name, tolerance=tolerance)
     else:
         program = function_program(
-            model,
-            params,
-            spec,
-            device_mesh,
-            batch_size=batch_size or default_batch_size(shape, devices[0].platform),
-            precision=precision,
-            partition=partition,
-            rules=rules,
-            name=name,
-            tolerance=tolerance,
-            launches_at_once=at_once,
-            calibrate_s=calibrate_s,
-            calibration=quantization,
+            model, params, spec, device_mesh, options, rules=rules, name=name, tolerance=tolerance
         )
     executable = engine.compile_program(program)
     return Executable.of(dataclasses.replace(executable, notes=(*notes, *told, *executable.notes)))
