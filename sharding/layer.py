@@ -25,9 +25,10 @@ class LayerSpec:
       out_shape: (H, W, C) of one output sample.
       kernel: height and width of the window; of a dense layer H = W, so that it reads all pixels.
       stride: stride of the window along both axes.
-      padding: padding on every side.
-      residual: name of the layer whose output is added before the ReLU; None if there is none.
-      relu: whether the layer ends in a ReLU.
+      padding: padding before and after the images along both axes.
+      groups: number of channel groups, each convolved by itself.
+      residual: name of the layer whose output is added before the activation; None if there is none.
+      activation: name of the activation that ends the layer; None if there is none.
       quantized: dtype of the integers that the layer reads, uint8 or int8; empty for a layer on floats.
     """
 
@@ -38,9 +39,10 @@ class LayerSpec:
     out_shape: tuple[int, int, int]
     kernel: int = 1
     stride: int = 1
-    padding: int = 0
+    padding: tuple[int, int] = (0, 0)
+    groups: int = 1
     residual: str | None = None
-    relu: bool = False
+    activation: str | None = None
     quantized: str = ""
 
     @property
@@ -53,7 +55,7 @@ class LayerSpec:
         if not self.has_weights:
             return 0
         rows, columns, channels = self.out_shape
-        return 2 * rows * columns * channels * self.kernel**2 * self.in_shape[2]
+        return 2 * rows * columns * channels * self.kernel**2 * self.in_shape[2] // self.groups
 
 
 Network = tuple[LayerSpec, ...]

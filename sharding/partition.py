@@ -21,7 +21,7 @@ class Partition(enum.StrEnum):
     WHOLE = "whole"  # not cut: every device of a group computes the same
     SAMPLES = "samples"  # by samples, as the data axis does
     ROWS = "rows"  # by rows of the image, with a halo exchange before each window
-    CHANNELS = "channels"  # by output channels (column-parallel)
+    CHANNELS = "channels"  # by output channels (column-parallel), or by channel groups
     INPUT_CHANNELS = "input_channels"  # by input channels, with a sum at the end (row-parallel)
 
     @property
@@ -33,7 +33,7 @@ class Partition(enum.StrEnum):
 def layouts(layer: LayerSpec, partition: Partition) -> tuple[Layout, Layout]:
     """Returns the layouts of the input and of the output of `layer` under `partition`."""
     match partition:
-        case Partition.CHANNELS if layer.has_weights:
+        case Partition.CHANNELS if layer.has_weights and layer.groups == 1:
             return Layout.WHOLE, Layout.CHANNELS
         case Partition.INPUT_CHANNELS:
             return Layout.CHANNELS, Layout.WHOLE
@@ -71,10 +71,14 @@ def refusal(layer: LayerSpec, partition: Partition, mesh: MeshShape, batch_size:
         case Partition.SAMPLES:
             return indivisible(f"{batch_size} samples over a data axis of {mesh.data}", batch_size // mesh.data)
         case Partition.CHANNELS:
+            if layer.groups > 1:
+                return indivisible("channel groups", layer.groups)
             return indivisible("output channels", layer.out_shape[2])
         case Partition.INPUT_CHANNELS:
             if not layer.has_weights:
                 return f"{layer.name}: {partition} must be of a layer with weights, got {layer.kind}"
+            if layer.groups > 1:
+                return f"{layer.name}: {partition} must be of a layer without channel groups, got {layer.groups}"
             return indivisible("input channels", layer.in_shape[2])
         case Partition.ROWS:
             in_rows, out_rows = layer.in_shape[0], layer.out_shape[0]

@@ -48,7 +48,8 @@ def halo_rows(layer: LayerSpec) -> tuple[int, int]:
     """Returns the number of rows above and below its shard that a device reads to compute its rows of `layer`."""
     if layer.kind == Kind.MEAN_POOL:
         return 0, 0
-    return layer.padding, max(0, layer.kernel - layer.padding - layer.stride)
+    above = layer.padding[0]
+    return above, max(0, layer.kernel - above - layer.stride)
 
 
 def last_readers(network: Network) -> dict[str | None, int]:

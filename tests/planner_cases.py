@@ -11,7 +11,9 @@ BATCH_SIZE = 8
 
 def conv(name, source, in_channels, channels, rows=8, kernel=3, stride=1, residual=None):
     in_shape, out_shape = (rows, rows, in_channels), (rows // stride, rows // stride, channels)
-    return LayerSpec(name, Kind.CONV, source, in_shape, out_shape, kernel, stride, kernel // 2, residual, True)
+    return LayerSpec(
+        name, Kind.CONV, source, in_shape, out_shape, kernel, stride, (kernel // 2, kernel // 2), 1, residual, "RELU"
+    )
 
 
 RESIDUAL = (conv("a", None, 3, 8), conv("b", "a", 8, 8), conv("c", "b", 8, 8, residual="a"))
@@ -23,7 +25,7 @@ DOWNSAMPLE = (
 )
 HEAD = (
     conv("a", None, 4, 8),
-    LayerSpec("m", Kind.MAX_POOL, "a", (8, 8, 8), (4, 4, 8), 3, 2, 1),
+    LayerSpec("m", Kind.MAX_POOL, "a", (8, 8, 8), (4, 4, 8), 3, 2, (1, 1)),
     LayerSpec("p", Kind.MEAN_POOL, "m", (4, 4, 8), (1, 1, 8)),
     LayerSpec("f", Kind.DENSE, "p", (1, 1, 8), (1, 1, 10)),
 )

@@ -28,19 +28,19 @@ from planner_cases import conv
 
 EPYC = read_table(SHIPPED / "amd_epyc.jsonl", "cpu")
 MACHINE = EPYC.machine or this_machine("cpu")
-CASE = LayerCase("conv", "im2col", 3, 1, 8, 8, (1, 1), 16, 32, False, 4, "float32", 1)
+CASE = LayerCase("conv", "im2col", 3, 1, 8, 8, ((1, 1), (1, 1)), 16, 32, False, 4, "float32", 1)
 NETWORK = network(Architecture("cifar", (1, 1), True, 10, width=64), 32)
 TINY = network(Architecture("cifar", blocks=(1,), bottleneck=False, num_classes=4, width=4), 8)
 
 
 def test_a_case_is_the_layer_as_a_device_computes_it():
     layer = network(Architecture("imagenet", (1,), False, 10, width=8), 32)[0]
-    mesh = MeshShape(4, 2)
+    mesh, same = MeshShape(4, 2), ((3, 3), (3, 3))
     shapes = {
-        Partition.WHOLE: ((5, 32, 32, 3), (5, 16, 16, 8), (3, 3)),
-        Partition.SAMPLES: ((5, 32, 32, 3), (5, 16, 16, 8), (3, 3)),
-        Partition.ROWS: ((5, 13, 32, 3), (5, 4, 16, 8), (0, 3)),  # 8 rows, 3 from above and 2 from below
-        Partition.CHANNELS: ((5, 32, 32, 3), (5, 16, 16, 2), (3, 3)),
+        Partition.WHOLE: ((5, 32, 32, 3), (5, 16, 16, 8), same),
+        Partition.SAMPLES: ((5, 32, 32, 3), (5, 16, 16, 8), same),
+        Partition.ROWS: ((5, 13, 32, 3), (5, 4, 16, 8), ((0, 0), (3, 3))),  # 8 rows, 3 from above and 2 from below
+        Partition.CHANNELS: ((5, 32, 32, 3), (5, 16, 16, 2), same),
     }
     for partition, (in_shape, out_shape, padding) in shapes.items():
         case = case_of(layer, partition, "native", 5, "float32", mesh)

@@ -1,14 +1,12 @@
 """Every legal mix of partitions gives the logits of the unsharded network."""
 
 import functools
-import random
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cambrian.models.costs.layer_case import lowerings_of
 from cambrian.models.costs.table import CostTable
 from cambrian.models.execution.make_plan import make_plan
 from cambrian.models.lowerings import LOWERINGS
@@ -24,10 +22,9 @@ from cambrian.sharding import (
     Plan,
     Program,
     UsageError,
-    local_samples,
     make_mesh,
-    refusal,
 )
+from plan_cases import random_plan
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
@@ -80,23 +77,6 @@ def assert_unsharded_logits(program: Program, architecture: Architecture, tolera
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
-def random_plan(net, mesh: MeshShape, batch_size: int, seed: int) -> Plan:
-    rng = random.Random(seed)
-    layers = []
-    for layer in net:
-        partitions = [p for p in Partition if refusal(layer, p, mesh, batch_size) is None]
-        partition, lowering = rng.choice(partitions), "matmul"
-        if layer.kind == Kind.CONV:
-            lowering = rng.choice(lowerings_of(layer, "cpu", "float32"))
-        samples = local_samples(partition, mesh, batch_size)
-        # Mostly as the layer before, so that loops hold several layers.
-        micro_batch = layers[-1][1].micro_batch if layers and rng.random() < 0.7 else rng.choice((0, 1, 2))
-        layers.append(
-            (layer.name, LayerPlan(partition, lowering, micro_batch if samples % (micro_batch or 1) == 0 else 0))
-        )
-    return Plan(tuple(layers))
 
 
 # Width and image size are such that each mesh finds rows and channels to cut; 10 classes and the deep layers don't

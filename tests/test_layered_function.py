@@ -9,8 +9,21 @@ import pytest
 from flax import nnx
 
 import cambrian
+from cambrian.engine import compile_program
+from cambrian.models.execution.build_program import build_program
 from cambrian.models.graph.read_layers import NotLayered, layered_network
-from cambrian.sharding import Kind, UsageError
+from cambrian.sharding import (
+    Kind,
+    LayerSpec,
+    Layout,
+    MeshShape,
+    Partition,
+    UsageError,
+    layouts,
+    make_mesh,
+    refusal,
+)
+from plan_cases import random_plan
 
 SPEC = jax.ShapeDtypeStruct((16, 16, 3), "float32")
 IMAGES = np.random.default_rng(0).standard_normal((8, 16, 16, 3), np.float32)
@@ -35,6 +48,26 @@ class Network(nnx.Module):
         return self.head(self.activation(self.down(x) + self.skip(x)).mean((1, 2)))
 
 
+class Mobile(nnx.Module):
+    """Depthwise layers, activations other than ReLU, and the padding that Flax and Keras have by default."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.stem = nnx.Conv(3, 16, (3, 3), strides=2, rngs=rngs)
+        self.depthwise = nnx.Conv(16, 16, (3, 3), feature_group_count=16, rngs=rngs)
+        self.expand = nnx.Conv(16, 32, (1, 1), rngs=rngs)
+        self.down = nnx.Conv(32, 32, (5, 5), strides=2, feature_group_count=32, rngs=rngs)
+        self.grouped = nnx.Conv(32, 32, (3, 3), feature_group_count=8, rngs=rngs)
+        self.head = nnx.Linear(32, 8, rngs=rngs)
+
+    def __call__(self, images):
+        x = nnx.relu6(self.stem(images))
+        x = nnx.silu(self.expand(nnx.relu6(self.depthwise(x) + x)))
+        x = nnx.gelu(self.down(x))
+        x = nnx.max_pool(nnx.relu(self.grouped(x)), (3, 3), strides=(2, 2), padding="SAME")
+        return self.head(x.mean((1, 2)))
+
+
 class Flattening(nnx.Module):
     """Convolution, pooling, and dense layers on all pixels, as VGG and LeNet have them."""
 
@@ -47,13 +80,6 @@ class Flattening(nnx.Module):
     def __call__(self, images):
         x = nnx.max_pool(nnx.relu(self.conv(images)), (4, 4), strides=(4, 4))
         return self.head(nnx.relu(self.hidden(x.reshape(len(x), -1))))
-
-
-@pytest.fixture(scope="module")
-def expected():
-    model = Network()
-    model.eval()
-    return np.asarray(model(IMAGES))
 
 
 def test_its_layers_are_named_by_their_parameters():
@@ -73,11 +99,84 @@ def test_its_layers_are_named_by_their_parameters():
         ("mean_pool", Kind.MEAN_POOL, "down", None),
         ("head", Kind.DENSE, "mean_pool", None),
     ]
-    assert [layer.relu for layer in network.layers] == [True, False, False, True, False, False]
+    assert [layer.activation for layer in network.layers] == ["RELU", None, None, "RELU", None, None]
     np.testing.assert_allclose(network.prepare(jax.numpy.asarray(IMAGES)), IMAGES / 255 - 0.5, rtol=1e-6)
 
 
+def test_channel_groups_activations_and_padding_of_one_side_are_parts_of_layers():
+    graphdef, params = nnx.split(Mobile())
+    network = layered_network(
+        lambda params, images: nnx.merge(graphdef, params)(images),
+        params,
+        jax.ShapeDtypeStruct((1, 16, 16, 3), "float32"),
+    )
+    assert [(layer.name, layer.padding, layer.groups, layer.activation) for layer in network.layers] == [
+        ("stem", (0, 1), 1, "RELU6"),
+        ("depthwise", (1, 1), 16, "RELU6"),
+        ("expand", (0, 0), 1, "SWISH"),
+        ("down", (1, 2), 32, "GELU_TANH"),
+        ("grouped", (1, 1), 8, "RELU"),
+        ("max_pool", (0, 1), 1, None),
+        ("mean_pool", (0, 0), 1, None),
+        ("head", (0, 0), 1, None),
+    ]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "batch_size"), [("4x2", 8), ("2x4", 8), ("8x1", 1), ("3x1", 3), ("1x2", 4)])
+def test_any_legal_mix_of_partitions_computes_the_function(mesh, batch_size):
+    shape = MeshShape.parse(mesh)
+    graphdef, params = nnx.split(Mobile())
+    inputs = jax.ShapeDtypeStruct((batch_size, 16, 16, 3), "float32")
+    network = layered_network(lambda params, images: nnx.merge(graphdef, params)(images), params, inputs)
+    for seed in range(3):
+        plan = random_plan(network.layers, shape, batch_size, seed)
+        device_mesh = make_mesh(shape, jax.devices())
+        program = build_program(
+            network,
+            plan,
+            device_mesh,
+            name="mobile",
+            inputs=inputs,
+            reference=lambda images: np.asarray(Mobile()(images)),
+        )
+        executable = compile_program(program)
+        images = IMAGES[:batch_size]
+        expected = np.asarray(Mobile()(images))
+        assert np.linalg.norm(executable(images) - expected) / np.linalg.norm(expected) <= 1e-5
+
+
+def test_channel_groups_are_cut_by_channels_without_a_transition():
+    layer = LayerSpec("depthwise", Kind.CONV, None, (8, 8, 12), (8, 8, 12), 3, 1, (1, 1), groups=12)
+    assert layouts(layer, Partition.CHANNELS) == (Layout.CHANNELS, Layout.CHANNELS)
+    assert refusal(layer, Partition.CHANNELS, MeshShape(4, 1), 1) is None
+    assert refusal(layer, Partition.CHANNELS, MeshShape(8, 1), 1) == (
+        "depthwise: channel groups must be divisible by the model axis of 8 for channels, got 12"
+    )
+    assert "without channel groups" in (refusal(layer, Partition.INPUT_CHANNELS, MeshShape(4, 1), 1) or "")
+
+
+@pytest.mark.slow
+def test_integers_of_channel_groups_and_activations_are_cut_within_samples():
+    calibration = np.random.default_rng(1).standard_normal((16, 16, 16, 3), np.float32)
+    executable = cambrian.compile(
+        Mobile(),
+        spec=SPEC,
+        mesh="2x2",
+        batch_size=4,
+        partition="intra_sample",
+        precision="int8",
+        calibration=calibration,
+        max_top1_drop=100,
+    )
+    assert {"rows", "channels"} & {layer["partition"] for layer in executable.plan.values()}
+    assert executable.program is not None
+    expected = executable.program.reference(IMAGES[:4])
+    assert np.linalg.norm(executable(IMAGES[:4]) - expected) / np.linalg.norm(expected) <= 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [Network, Mobile])
 @pytest.mark.parametrize(
     ("mesh", "partition", "batch_size", "precision", "tolerance"),
     [
@@ -87,13 +186,16 @@ def test_its_layers_are_named_by_their_parameters():
         ("2x1", "auto", 1, "float32", 1e-5),
     ],
 )
-def test_the_model_axis_cuts_within_samples(mesh, partition, batch_size, precision, tolerance, expected):
+def test_the_model_axis_cuts_within_samples(mesh, partition, batch_size, precision, tolerance, network):
+    model = network()
     executable = cambrian.compile(
-        Network(), spec=SPEC, mesh=mesh, batch_size=batch_size, partition=partition, precision=precision
+        model, spec=SPEC, mesh=mesh, batch_size=batch_size, partition=partition, precision=precision
     )
     cuts = {layer["partition"] for layer in executable.plan.values()}
     assert partition == "auto" or cuts & {"rows", "channels"}
     assert partition != "rows" or executable.plan["stem"]["partition"] == "rows"
+    model.eval()
+    expected = np.asarray(model(IMAGES))
     error = np.linalg.norm(executable(IMAGES) - expected) / np.linalg.norm(expected)
     assert error <= tolerance
 
@@ -120,7 +222,7 @@ def test_zeros_around_the_output_of_a_relu_are_padding_of_the_pooling():
 
     network = layered_network(function, params, jax.ShapeDtypeStruct((1, 9, 9, 3), "float32"))
     pool = network.layers[1]
-    assert (pool.kind, pool.padding, pool.in_shape, pool.out_shape) == (Kind.MAX_POOL, 1, (9, 9, 4), (5, 5, 4))
+    assert (pool.kind, pool.padding, pool.in_shape, pool.out_shape) == (Kind.MAX_POOL, (1, 1), (9, 9, 4), (5, 5, 4))
 
 
 def test_padding_by_integers_of_numpy_can_be_written_to_a_cost_table():
@@ -135,12 +237,12 @@ def test_padding_by_integers_of_numpy_can_be_written_to_a_cost_table():
 
     params = {"kernel": np.ones((3, 3, 3, 4), np.float32)}
     network = layered_network(function, params, jax.ShapeDtypeStruct((1, 9, 9, 3), "float32"))
-    assert json.loads(json.dumps([layer.padding for layer in network.layers])) == [1, 1, 0]
+    assert json.loads(json.dumps([layer.padding for layer in network.layers])) == [[1, 1], [1, 1], [0, 0]]
 
 
 def test_other_functions_are_cut_by_samples_alone():
-    model = Network(nnx.silu)
-    with pytest.raises(UsageError, match=r"partition must be auto or samples for Network, which contains .*ReLU"):
+    model = Network(nnx.softplus)
+    with pytest.raises(UsageError, match=r"partition must be auto or samples for Network, which contains .*operation"):
         cambrian.compile(model, spec=SPEC, mesh="2x1", batch_size=2, partition="rows")
     with pytest.raises(UsageError, match=r"multiple of the mesh's 2 devices for Network, which .*, got 1"):
         cambrian.compile(model, spec=SPEC, mesh="2x1", batch_size=1)

@@ -18,7 +18,7 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
 CASES = [
     (name, size, stride)
     for name, size, stride in itertools.product(LOWERINGS, (1, 3, 7), (1, 2))
-    if LOWERINGS[name].supports(size, stride)
+    if LOWERINGS[name].supports(Call((1, 8, 8, 5), 6, Window.square(size, stride, NO_PADDING), "float32", "float32"))
 ]
 
 
@@ -38,8 +38,10 @@ def relative_error(got, expected: np.ndarray) -> float:
     return float(np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected))
 
 
-def plain(channels: int, dtype: str) -> Finish:
-    return Finish(jnp.zeros(channels), None, relu=False, dtype=dtype)
+def plain(images: np.ndarray | jax.Array, channels: int, window: Window, out_dtype: str | None = None) -> Finish:
+    """Nothing follows, but for a cast."""
+    dtype = str(images.dtype)
+    return Finish(Call(images.shape, channels, window, dtype, out_dtype or dtype), jnp.zeros(channels))
 
 
 def test_every_window_has_a_lowering_that_needs_no_library_and_every_lowering_a_window():
@@ -54,7 +56,7 @@ def test_lowering_is_the_convolution_at_every_image_size_and_padding(name, size,
     lowering = usable(name)
     random = np.random.default_rng(0)
     kernel = random.standard_normal((size, size, 5, 6), np.float32)
-    weights, finish = [jnp.asarray(array) for array in lowering.transform(kernel)], plain(6, "float32")
+    weights = [jnp.asarray(array) for array in lowering.transform(kernel)]
     same = (size // 2, size // 2)
     paddings = [(same, same), ((0, 0), (1, 1)), NO_PADDING] if size > 1 else [NO_PADDING]
     cases = [
@@ -64,7 +66,9 @@ def test_lowering_is_the_convolution_at_every_image_size_and_padding(name, size,
     ]
     batches = [images for images, _ in cases]
     every = jax.jit(
-        lambda batches, w: [lowering.apply(x, w, case[1], finish) for x, case in zip(batches, cases, strict=True)]
+        lambda batches, w: [
+            lowering.apply(x, w, plain(x, 6, window)) for x, (_, window) in zip(batches, cases, strict=True)
+        ]
     )(batches, weights)
     for (images, window), got in zip(cases, every, strict=True):
         expected = convolve(images, kernel, stride, window.padding)
@@ -92,11 +96,9 @@ def test_the_finish_adds_bias_and_residual_before_the_relu(name, dtype):
     kernel = random.standard_normal((size, size, 16, 16), np.float32) / size / 4
     bias = random.standard_normal(16, np.float32)
     weights = [jnp.asarray(array, dtype) for array in lowering.transform(kernel)]
-    finish, window = (
-        Finish(jnp.asarray(bias), jnp.asarray(residual), relu=True, dtype=dtype),
-        Window.square(size, 1, pads),
-    )
-    got = jax.jit(lambda x, w: lowering.apply(x, w, window, finish))(images, weights)
+    call = Call(images.shape, 16, Window.square(size, 1, pads), dtype, dtype, residual=True, activation="RELU")
+    finish = Finish(call, jnp.asarray(bias), jnp.asarray(residual))
+    got = jax.jit(lambda x, w: lowering.apply(x, w, finish))(images, weights)
     expected = convolve(images, kernel, 1, pads) + bias + residual.astype(np.float64)
     assert got.dtype == dtype
     assert relative_error(got, np.maximum(expected, 0)) <= TOLERANCE[dtype]
@@ -128,13 +130,12 @@ def test_onednn_computes_the_same_of_a_packed_kernel(name, in_channels, out_chan
     # where the channels of many groups don't fill blocks.
     misfit = 32 if dtype == "bfloat16" else 1 if name == "onednn" else 16
     stays = in_channels % misfit or (name != "onednn" and out_channels % 16)
-    finish = plain(out_channels, dtype)
-    compute = jax.jit(lambda x, w: lowering.apply(x, [w], window, finish))
+    compute = jax.jit(lambda x, w: lowering.apply(x, [w], plain(x, out_channels, window)))
     expected = convolve(images, kernel, 1, window.padding)
     # F(4 × 4) loses half a digit over so many channels.
     tolerance = TOLERANCE[dtype] * (3 if "4x4" in name else 1)
     for summed in (False, True):
-        call = Call(images.shape, out_channels, window, dtype, dtype, residual=False, relu=False, summed=summed)
+        call = Call(images.shape, out_channels, window, dtype, dtype, summed=summed)
         packed = lowering.pack(transformed.astype(dtype), call)
         assert packed.ndim == (4 if stays else 1)
         assert lowering.packed_bytes is not None and lowering.packed_bytes(call) == packed.nbytes
@@ -209,7 +210,8 @@ def test_onednn_keeps_a_float32_result_of_bfloat16_operands():
     lowering, random = usable("onednn"), np.random.default_rng(5)
     x = random.standard_normal((2, 1, 1, 64), np.float32).astype("bfloat16")
     kernel = random.standard_normal((1, 1, 64, 10), np.float32).astype("bfloat16")
-    got = lowering.apply(jnp.asarray(x), [jnp.asarray(kernel)], Window.square(1, 1, NO_PADDING), plain(10, "float32"))
+    finish = plain(x, 10, Window.square(1, 1, NO_PADDING), "float32")
+    got = lowering.apply(jnp.asarray(x), [jnp.asarray(kernel)], finish)
     expected = convolve(x, kernel, 1, NO_PADDING)
     assert got.dtype == jnp.float32
     assert relative_error(got, expected) <= TOLERANCE["float32"]

@@ -15,9 +15,9 @@ from cambrian.sharding import (
 )
 from cambrian.sharding.planner.allowed_partitions import allowed_partitions
 
-CONV = LayerSpec("conv", Kind.CONV, None, (8, 8, 12), (8, 8, 24), kernel=3, padding=1)
-STRIDED = LayerSpec("strided", Kind.CONV, None, (8, 8, 12), (4, 4, 24), kernel=3, stride=2, padding=1)
-ODD = LayerSpec("odd", Kind.CONV, None, (7, 7, 12), (4, 4, 24), kernel=3, stride=2, padding=1)
+CONV = LayerSpec("conv", Kind.CONV, None, (8, 8, 12), (8, 8, 24), kernel=3, padding=(1, 1))
+STRIDED = LayerSpec("strided", Kind.CONV, None, (8, 8, 12), (4, 4, 24), kernel=3, stride=2, padding=(1, 1))
+ODD = LayerSpec("odd", Kind.CONV, None, (7, 7, 12), (4, 4, 24), kernel=3, stride=2, padding=(1, 1))
 POOL = LayerSpec("pool", Kind.MEAN_POOL, "conv", (8, 8, 24), (1, 1, 24))
 HEAD = LayerSpec("head", Kind.DENSE, "pool", (1, 1, 24), (1, 1, 10))
 

@@ -68,7 +68,7 @@ def simulated(network: LayeredNetwork, images: np.ndarray) -> np.ndarray:
             y = np.tensordot(windows(layer, x.astype(np.float64)), kernel, ((4, 5, 3), (0, 1, 2))) + bias
             scale, out_scale = (1.0, 1.0) if integers is None else integers.scales
             y = y * scale if residual is None else (y * scale + residual) * out_scale
-            y = np.maximum(y, 0) if layer.relu else y
+            y = np.maximum(y, 0) if layer.activation else y
             y = rounded(y, integers.out_dtype) if integers is not None and integers.out_dtype != "float32" else y
         tensors[layer.name] = y
     return tensors[network.layers[-1].name].reshape(len(images), -1)
@@ -85,8 +85,7 @@ def reference_logits(stem: str) -> np.ndarray:
 
 
 def windows(layer, x: np.ndarray) -> np.ndarray:
-    sides = (layer.padding, layer.padding)
-    padded = np.pad(x, ((0, 0), sides, sides, (0, 0)))  # with zeros: what is pooled is never negative
+    padded = np.pad(x, ((0, 0), layer.padding, layer.padding, (0, 0)))  # with zeros: what is pooled is never negative
     found = sliding_window_view(padded, (layer.kernel, layer.kernel), axis=(1, 2))
     return found[:, :: layer.stride, :: layer.stride]
 

@@ -100,7 +100,7 @@ def test_the_reference_is_the_same_in_every_naming(reference, naming, tmp_path):
 def apply_folded(layers: Network, params: Mapping[str, np.ndarray], images: jax.Array) -> jax.Array:
     outputs: dict[str | None, jax.Array] = {None: images}
     for layer in layers:
-        x, padding = outputs[layer.input], [(layer.padding, layer.padding)] * 2
+        x, padding = outputs[layer.input], [layer.padding] * 2
         window = (layer.kernel, layer.kernel), (layer.stride, layer.stride)
         match layer.kind:
             case Kind.CONV:
@@ -116,7 +116,7 @@ def apply_folded(layers: Network, params: Mapping[str, np.ndarray], images: jax.
             case Kind.DENSE:
                 x = x @ params[f"{layer.name}.kernel"][0, 0] + params[f"{layer.name}.bias"]
         x = x if layer.residual is None else x + outputs[layer.residual]
-        outputs[layer.name] = nnx.relu(x) if layer.relu else x
+        outputs[layer.name] = nnx.relu(x) if layer.activation else x
     assert all(outputs[layer.name].shape[1:] == layer.out_shape for layer in layers if layer.kind == Kind.CONV)
     return outputs[layers[-1].name]
 

@@ -36,7 +36,7 @@ def _nodes(layer: LayerSpec) -> list[NodeProto]:
     window: dict[str, Any] = {
         "kernel_shape": [layer.kernel] * 2,
         "strides": [layer.stride] * 2,
-        "pads": [layer.padding] * 4,
+        "pads": [layer.padding[0]] * 2 + [layer.padding[1]] * 2,
     }
     steps: list[tuple[str, list[str], dict[str, Any]]]
     match layer.kind:
@@ -50,7 +50,7 @@ def _nodes(layer: LayerSpec) -> list[NodeProto]:
             steps = [("Gemm", [source, *weights], {})]
     if layer.residual is not None:
         steps.append(("Add", [layer.residual], {}))
-    if layer.relu:
+    if layer.activation:
         steps.append(("Relu", [], {}))
     nodes, made = [], []
     for number, (operation, inputs, attributes) in enumerate(steps, start=1):

@@ -29,18 +29,18 @@ class FoldedNetwork(torch.nn.Module):
             y = self._compute(layer, values[layer.input])
             if layer.residual is not None:
                 y = y + values[layer.residual]
-            values[layer.name] = F.relu(y) if layer.relu else y
+            values[layer.name] = F.relu(y) if layer.activation else y
         return values[self.network[-1].name]
 
     def _compute(self, layer: LayerSpec, x: torch.Tensor) -> torch.Tensor:
         if layer.kind == Kind.MEAN_POOL:
             return x.mean((2, 3))
         if layer.kind == Kind.MAX_POOL:
-            return F.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+            return F.max_pool2d(x, layer.kernel, layer.stride, layer.padding[0])
         kernel, bias = (getattr(self, _attribute(f"{layer.name}.{part}")) for part in ("kernel", "bias"))
         if layer.kind == Kind.DENSE:
             return F.linear(x, kernel, bias)
-        return F.conv2d(x, kernel, bias, layer.stride, layer.padding)
+        return F.conv2d(x, kernel, bias, layer.stride, layer.padding[0])
 
 
 def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runner:

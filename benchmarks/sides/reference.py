@@ -32,13 +32,12 @@ def _logits(problem: Problem, images: np.ndarray) -> np.ndarray:
                 y = x @ problem.params[f"{layer.name}.kernel"] + problem.params[f"{layer.name}.bias"]
         if layer.residual is not None:
             y += values[layer.residual]
-        values[layer.name] = np.maximum(y, 0) if layer.relu else y
+        values[layer.name] = np.maximum(y, 0) if layer.activation else y
     return values[problem.network[-1].name]
 
 
 def _windows(layer: LayerSpec, x: np.ndarray, fill: float) -> np.ndarray:
     """(N, H', W', C, kernel, kernel)."""
-    sides = (layer.padding, layer.padding)
-    padded = np.pad(x, ((0, 0), sides, sides, (0, 0)), constant_values=fill)
+    padded = np.pad(x, ((0, 0), layer.padding, layer.padding, (0, 0)), constant_values=fill)
     windows = sliding_window_view(padded, (layer.kernel, layer.kernel), axis=(1, 2))
     return windows[:, :: layer.stride, :: layer.stride]

@@ -68,7 +68,7 @@ def _take(table: CostTable, entry: dict[str, Any]) -> None:
         case {"case": [*fields], "ms": milliseconds}:
             names = [field.name for field in dataclasses.fields(LayerCase)]
             case: dict[str, Any] = dict(zip(names, fields, strict=True))
-            case["padding"] = tuple(case["padding"])
+            case["padding"] = tuple(map(tuple, case["padding"]))
             table.add(LayerCase(**case), float(milliseconds))
         case {"transition": [*fields], "ms": milliseconds}:
             table.add(Transition(*fields), float(milliseconds))

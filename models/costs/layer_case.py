@@ -2,10 +2,12 @@
 
 import dataclasses
 
-from cambrian.models.lowerings import LOWERINGS, Call, Window
-from cambrian.models.lowerings.lowering import kernel_dtype
-from cambrian.sharding import Kind, LayerSpec, MeshShape, Partition
+from cambrian.models.lowerings import Call, Window, lowerings_for
+from cambrian.models.lowerings.lowering import Padding, kernel_dtype
+from cambrian.sharding import Kind, LayerSpec, Layout, MeshShape, Partition, layouts
 from cambrian.sharding.plan_semantics import halo_rows
+
+_FREE_ACTIVATIONS = (None, "RELU", "RELU6")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,13 +21,15 @@ class LayerCase:
       stride: stride of the window along both axes.
       rows: number of input rows, including the halo if rows are cut.
       columns: number of input columns.
-      padding: (rows, columns) of padding on each side.
+      padding: rows (above, below) and columns (left, right) of padding.
       in_channels: number of channels that the device reads.
       out_channels: number of channels that the device computes.
       residual: whether the layer adds a residual.
       samples: number of samples computed at a time.
       dtype: dtype of activations and kernels, which are int8 with activations of uint8 or int8.
       devices: number of devices of the mesh, or of concurrent launches on a single device; they share the host's cores.
+      groups: number of channel groups that the device computes.
+      activation: name of the activation, unless it takes no time, as a ReLU.
     """
 
     kind: str
@@ -34,18 +38,19 @@ class LayerCase:
     stride: int
     rows: int
     columns: int
-    padding: tuple[int, int]
+    padding: Padding
     in_channels: int
     out_channels: int
     residual: bool
     samples: int
     dtype: str
     devices: int
+    groups: int = 1
+    activation: str | None = None
 
     @property
     def window(self) -> Window:
-        rows, columns = self.padding
-        return Window.square(self.kernel, self.stride, ((rows, rows), (columns, columns)))
+        return Window.square(self.kernel, self.stride, self.padding)
 
     @property
     def in_shape(self) -> tuple[int, int, int, int]:
@@ -56,10 +61,18 @@ class LayerCase:
         rows, columns = (1, 1) if self.kind == Kind.MEAN_POOL else self.window.out_size(self.in_shape)
         return self.samples, rows, columns, self.out_channels
 
-    def call(self, *, relu: bool = True, summed: bool = False) -> Call:
-        """Returns the call of the lowering; `relu` and `summed` as in `Finish`."""
+    def call(self, activation: str | None, summed: bool = False) -> Call:
+        """Returns the call of the lowering; `activation` and `summed` as in `Call`."""
         return Call(
-            self.in_shape, self.out_channels, self.window, self.dtype, self.out_dtype, self.residual, relu, summed
+            self.in_shape,
+            self.out_channels,
+            self.window,
+            self.dtype,
+            self.out_dtype,
+            self.residual,
+            activation,
+            summed,
+            self.groups,
         )
 
     @property
@@ -77,7 +90,7 @@ class LayerCase:
         if not self.has_weights:
             return 0
         samples, rows, columns, channels = self.out_shape
-        return 2 * samples * rows * columns * channels * self.kernel**2 * self.in_channels
+        return 2 * samples * rows * columns * channels * self.kernel**2 * self.in_channels // self.groups
 
 
 def out_dtype(kind: str, dtype: str) -> str:
@@ -95,16 +108,14 @@ def case_of(
 ) -> LayerCase:
     """Returns the case of a layer under a partition and lowering, with `samples` at a time."""
     rows, columns, in_channels = layer.in_shape
-    out_channels, pad_rows = layer.out_shape[2], layer.padding
-    match partition:
-        case Partition.ROWS:
-            rows, pad_rows = rows // mesh.model + sum(halo_rows(layer)), 0
-        case Partition.CHANNELS:
-            out_channels //= mesh.model
-            if not layer.has_weights:
-                in_channels = out_channels
-        case Partition.INPUT_CHANNELS:
-            in_channels //= mesh.model
+    out_channels, pad_rows, groups = layer.out_shape[2], layer.padding, layer.groups
+    if partition == Partition.ROWS:
+        rows, pad_rows = rows // mesh.model + sum(halo_rows(layer)), (0, 0)
+    reads, makes = layouts(layer, partition)
+    if reads == Layout.CHANNELS:
+        in_channels, groups = in_channels // mesh.model, max(groups // mesh.model, 1)
+    if makes == Layout.CHANNELS:
+        out_channels //= mesh.model
     return LayerCase(
         kind=str(layer.kind),
         lowering=lowering,
@@ -119,18 +130,19 @@ def case_of(
         samples=samples,
         dtype=dtype,
         devices=mesh.num_devices,
+        groups=groups,
+        activation=None if layer.activation in _FREE_ACTIVATIONS else layer.activation,
     )
+
+
+def call_of(layer: LayerSpec, dtype: str = "float32") -> Call:
+    """Returns the call that computes a layer, whole, for one sample."""
+    return case_of(layer, Partition.WHOLE, "", 1, dtype, MeshShape(1, 1)).call(layer.activation)
 
 
 def lowerings_of(layer: LayerSpec, platform: str, dtype: str) -> list[str]:
     """Returns the names of the lowerings that compute `layer` on this platform accurately enough for `dtype`."""
     if not layer.has_weights:
         return ["native"]
-    return [
-        name
-        for name, lowering in LOWERINGS.items()
-        if lowering.supports(layer.kernel, layer.stride)
-        and lowering.obstacle(platform) is None
-        and dtype in lowering.dtypes
-        and not (layer.kind == Kind.DENSE and name == "native")  # a convolution on a single pixel
-    ]
+    names = lowerings_for(call_of(layer, dtype), platform)
+    return [name for name in names if not (layer.kind == Kind.DENSE and name == "native")]  # of a single pixel

@@ -141,8 +141,8 @@ class TableCosts:
             return 0
         bias = 4 * case.out_channels
         if (packed_bytes := LOWERINGS[case.lowering].packed_bytes) is not None:
-            return packed_bytes(case.call()) + bias
-        kernel = case.kernel**2 * case.in_channels * case.out_channels
+            return packed_bytes(case.call(case.activation)) + bias
+        kernel = case.kernel**2 * case.in_channels * case.out_channels // case.groups
         return round(kernel * _growth(case.lowering, case.kernel)) * jnp.dtype(case.dtype).itemsize + bias
 
     def _working_bytes(self, case: LayerCase, samples: int) -> int:

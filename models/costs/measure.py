@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from cambrian.models.costs.layer_case import LayerCase
 from cambrian.models.costs.table import Transition
-from cambrian.models.lowerings import LOWERINGS, Finish
+from cambrian.models.lowerings import LOWERINGS, Call, Finish
 from cambrian.models.lowerings.lowering import isolated
 from cambrian.models.lowerings.pooling import max_pool, mean_pool
 from cambrian.sharding import (
@@ -159,18 +159,21 @@ def _layer(case: LayerCase) -> Callable[..., jax.Array]:
             return max_pool(x, case.window)
         if case.kind == Kind.MEAN_POOL:
             return mean_pool(x, (case.rows, case.columns), summed=False)
-        finish = Finish(bias, residual, True, case.out_dtype)
-        return LOWERINGS[case.lowering].apply(x, kernel, case.window, finish)
+        return LOWERINGS[case.lowering].apply(x, kernel, Finish(_call(case), bias, residual))
 
     return compute
+
+
+def _call(case: LayerCase) -> Call:
+    return case.call(case.activation or "RELU")
 
 
 def _kernel(case: LayerCase, values: Callable[..., np.ndarray]) -> list[np.ndarray]:
     if not case.has_weights:
         return []
-    shape = (case.kernel, case.kernel, case.in_channels, case.out_channels)
-    kernel = values(shape, "float32", (case.kernel**2 * case.in_channels) ** -0.5)
-    return LOWERINGS[case.lowering].prepare(kernel, case.dtype, case.call())
+    shape = (case.kernel, case.kernel, case.in_channels // case.groups, case.out_channels)
+    kernel = values(shape, "float32", math.prod(shape[:3]) ** -0.5)
+    return LOWERINGS[case.lowering].prepare(kernel, case.dtype, _call(case))
 
 
 def _on_each_device(array: np.ndarray | None, mesh: Mesh) -> jax.Array | None:

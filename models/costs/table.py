@@ -112,8 +112,8 @@ class CostTable:
     def is_alike_measured(self, timed: Measurable) -> bool:
         """Whether anything alike was measured on this table's machine.
 
-        That is a case of the same kind, lowering, kernel, stride and dtype, or a transition of the same operation, mesh
-        and dtype.
+        That is a case of the same kind, lowering, kernel, stride and dtype, with channel groups or without, or a
+        transition of the same operation, mesh and dtype.
         """
         return _family(timed) in self._measured_families
 
@@ -209,7 +209,7 @@ class CostTable:
 def _family(measured: Measurable) -> tuple:
     if isinstance(measured, Transition):
         return measured.operation, measured.mesh, measured.dtype
-    return measured.kind, measured.lowering, measured.kernel, measured.stride, measured.dtype
+    return measured.kind, measured.lowering, measured.kernel, measured.stride, measured.dtype, measured.groups > 1
 
 
 def _groups(measured: Measurable) -> list[tuple]:
@@ -241,4 +241,5 @@ def _distance(case: LayerCase, other: LayerCase) -> float:
         + apart(case.columns, other.columns)
         + 0.5 * apart(case.devices, other.devices)
         + (case.residual != other.residual)
+        + (case.activation != other.activation)
     )

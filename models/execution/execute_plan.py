@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from cambrian.models.costs.layer_case import out_dtype
 from cambrian.models.execution.in_chunks import in_chunks
 from cambrian.models.execution.layered_network import LayeredNetwork
-from cambrian.models.lowerings import LOWERINGS, Finish, Window
+from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.lowering import Padding, isolated
 from cambrian.models.lowerings.pooling import lowest, max_pool, mean_pool
 from cambrian.sharding import (
@@ -122,23 +122,31 @@ def layer_function(
             x, padding = _pad_window(layer, plan.partition, x, fill=lowest(x.dtype))
             return max_pool(x, Window.square(layer.kernel, layer.stride, padding))
         *kernel, bias = params
-        summed = plan.partition == Partition.INPUT_CHANNELS
         if integers is None:
             x, residual = restored(x, layer.input), None if residual is None else restored(residual, layer.residual)
-            finish = Finish(bias, residual, layer.relu, out_dtype(layer.kind, str(dtype)), summed)
+            made, scales = out_dtype(layer.kind, str(dtype)), (1.0, 1.0)
         else:
             x = integers.images.quantize(x) if integers.images is not None else x
-            finish = Finish(bias, residual, layer.relu, integers.out_dtype, summed, integers.scales)
+            made, scales = integers.out_dtype, integers.scales
         x, padding = _pad_window(layer, plan.partition, x, fill=0)
-        window = Window.square(layer.kernel, layer.stride, padding)
-        return LOWERINGS[plan.lowering].apply(x, kernel, window, finish)
+        call = Call(
+            x.shape,
+            len(bias),
+            Window.square(layer.kernel, layer.stride, padding),
+            str(x.dtype),
+            made,
+            residual is not None,
+            layer.activation,
+            summed=plan.partition == Partition.INPUT_CHANNELS,
+            groups=layer.groups * x.shape[3] // layer.in_shape[2] if layer.groups > 1 else 1,
+        )
+        return LOWERINGS[plan.lowering].apply(x, kernel, Finish(call, bias, residual, scales))
 
     return compute
 
 
 def _pad_window(layer: LayerSpec, partition: Partition, x: jax.Array, fill: float) -> tuple[jax.Array, Padding]:
-    sides = (layer.padding, layer.padding)
     if partition != Partition.ROWS:
-        return x, (sides, sides)
+        return x, (layer.padding, layer.padding)
     above, below = halo_rows(layer)
-    return halo_exchange(x, above, below, fill), ((0, 0), sides)
+    return halo_exchange(x, above, below, fill), ((0, 0), layer.padding)

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from cambrian.models.costs.files import current_cost_table
+from cambrian.models.costs.layer_case import call_of
 from cambrian.models.costs.layer_options import Outlook, TableCosts
 from cambrian.models.costs.table import CostTable
 from cambrian.models.lowerings import LOWERINGS
@@ -88,8 +89,9 @@ def check_lowerings(network: Network, plan: Plan) -> None:
         lowering = plan[layer.name].lowering
         if lowering not in LOWERINGS:
             raise UsageError(f"lowering of {layer.name} must be one of {', '.join(LOWERINGS)}, got {lowering!r}")
-        if layer.has_weights and not LOWERINGS[lowering].supports(layer.kernel, layer.stride):
+        if layer.has_weights and not LOWERINGS[lowering].supports(call_of(layer)):
+            groups = f", {layer.groups} channel groups" if layer.groups > 1 else ""
             raise UsageError(
                 f"lowering of {layer.name} must compute a {layer.kernel}×{layer.kernel} convolution with stride "
-                f"{layer.stride}, got {lowering}"
+                f"{layer.stride}{groups}, got {lowering}"
             )

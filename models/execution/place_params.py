@@ -54,7 +54,7 @@ def place_params(
         partition = layer_plan.partition
         samples = layer_plan.micro_batch or local_samples(partition, mesh, batch_size)
         case = case_of(layer, partition, layer_plan.lowering, samples, dtype_of(layer, dtype), mesh)
-        call = case.call(relu=layer.relu, summed=partition == Partition.INPUT_CHANNELS)
+        call = case.call(layer.activation, summed=partition == Partition.INPUT_CHANNELS)
         kernel_shards = _cut(folded[f"{layer.name}.kernel"], _KERNEL_CUT.get(partition), mesh.model)
         of_shards = [LOWERINGS[layer_plan.lowering].prepare(shard, case.dtype, call) for shard in kernel_shards]
         kernels = list(zip(*of_shards, strict=True))

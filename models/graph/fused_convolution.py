@@ -9,11 +9,9 @@ import numpy as np
 from jax import lax
 
 from cambrian.models.graph.graph import Constant, Node
-from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
-from cambrian.models.lowerings.activations import ACTIVATIONS
-from cambrian.models.lowerings.lowering import kernel_dtype, to_dtype
+from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window, lowerings_for
+from cambrian.models.lowerings.lowering import kernel_dtype
 from cambrian.models.lowerings.onednn import Convolution, fused_after
-from cambrian.models.lowerings.onednn_forms import fused_activations
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,20 +99,7 @@ class FusedConvolution:
         """The lowerings that can compute it on a platform."""
         if self.is_integer:
             return ["onednn"]
-        names = ["native"]
-        if LOWERINGS["onednn"].obstacle(platform) is None and self.dtype in ("float32", "bfloat16"):
-            names += ["onednn"] * (self.activation in (None, "RELU") or self.activation in fused_activations())
-        size, stride = self.window.size, self.window.stride
-        if self.groups == 1 and self.window.dilation == (1, 1) and len({*size}) == len({*stride}) == 1:
-            names += [
-                name
-                for name, lowering in LOWERINGS.items()
-                if name not in ("native", "onednn")
-                and lowering.supports(size[0], stride[0])
-                and lowering.obstacle(platform) is None
-                and self.dtype in lowering.dtypes
-            ]
-        return names
+        return ["native", *(name for name in lowerings_for(self._call, platform) if name != "native")]
 
     def prepare(self, kernel: np.ndarray, bias: np.ndarray) -> list[np.ndarray]:
         """Transforms and packs a kernel of `kernel_shape` and a bias (C_out,), both float32, for the lowering."""
@@ -134,6 +119,7 @@ class FusedConvolution:
         if self.lowering == "onednn":
             bias = bias if self.is_integer else bias.astype(self.out_dtype)
             return [self.onednn(images, kernel[0], [bias, *([] if residual is None else [residual])])]
+        finish = Finish(self._call, bias, residual, self.scales)
         if self.lowering == "native":
             dtype = "float32" if self.is_integer else self.dtype
             products = lax.conv_general_dilated(
@@ -147,9 +133,8 @@ class FusedConvolution:
                 precision=lax.Precision.HIGHEST if self.is_integer else self.precision,
                 preferred_element_type=jnp.float32,
             )
-            return [self._finish(products, bias, residual)]
-        finish = Finish(bias, residual, relu=False, dtype="float32")
-        return [self._activated(LOWERINGS[self.lowering].apply(images, kernel, self.window, finish))]
+            return [finish(products)]
+        return [LOWERINGS[self.lowering].apply(images, kernel, finish)]
 
     @property
     def _call(self) -> Call:
@@ -159,20 +144,10 @@ class FusedConvolution:
             self.window,
             self.dtype,
             self.out_dtype,
-            residual=self.residual,
-            relu=False,
-            summed=False,
+            self.residual,
+            self.activation,
+            groups=self.groups,
         )
-
-    def _finish(self, products: jax.Array, bias: jax.Array, residual: jax.Array | None) -> jax.Array:
-        scale, out_scale = self.scales
-        scales = (scale, 1.0) if residual is None else self.scales
-        finish = Finish(bias, residual, relu=False, dtype="float32", scales=scales)
-        return self._activated(finish(products), out_scale if residual is None else 1.0)
-
-    def _activated(self, products: jax.Array, scale: float = 1.0) -> jax.Array:
-        activated = products if self.activation is None else ACTIVATIONS[self.activation](products)
-        return to_dtype(activated if scale == 1 else activated * np.float32(scale), self.out_dtype)
 
 
 def layer_name(node: Node) -> str:

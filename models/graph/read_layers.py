@@ -162,15 +162,12 @@ class _Reader:
             images = self.flattened[images]
             weights = weights.reshape(*images.shape[1:], -1)
             window = Window.square(images.shape[1], 1, ((0, 0), (0, 0)))
-        if operation.groups > 1 or window.dilation != (1, 1) or operation.activation not in (None, "RELU"):
-            raise NotLayered("convolutions with groups, dilation or an activation other than ReLU")
+        if window.dilation != (1, 1):
+            raise NotLayered("convolutions with dilation")
         if operation.dtype != "float32" and not operation.is_integer:
             raise NotLayered(f"convolutions in {operation.dtype}")
-        padding = {length for sides in window.padding for length in sides}
-        if len({*window.size}) > 1 or len({*window.stride}) > 1 or len(padding) > 1:
-            raise NotLayered(
-                "convolutions whose window isn't a square with the same padding on every side (SAME at stride 2)"
-            )
+        if not len({*window.size}) == len({*window.stride}) == len({*window.padding}) == 1:
+            raise NotLayered("convolutions whose window isn't a square with the same padding along both axes")
         if residuals and self.tensor(residuals[0]) is None:
             raise NotLayered("residuals that are the inputs")
         name = self.add(
@@ -180,9 +177,10 @@ class _Reader:
             node.output,
             kernel=window.size[0],
             stride=window.stride[0],
-            padding=padding.pop(),
+            padding=window.padding[0],
+            groups=operation.groups,
             residual=self.tensor(residuals[0]) if residuals else None,
-            relu=operation.activation == "RELU",
+            activation=operation.activation,
             quantized=operation.dtype if operation.is_integer else "",
         )
         self.params |= {f"{name}.kernel": weights, f"{name}.bias": bias.array}
@@ -196,17 +194,18 @@ class _Reader:
         images, zero = node.inputs
         samples, rows, columns, channels = node.params["padding_config"]
         reader = self.uses.only_reader(node.output)
-        made_by_relu = any(layer.relu for layer in self.layers if layer.name == self.tensors.get(images))
+        maker = next((layer for layer in self.layers if layer.name == self.tensors.get(images)), None)
         return (
             isinstance(zero, Constant)
             and uniform_value(zero.array) == 0
-            and made_by_relu
+            and maker is not None
+            and maker.activation in ("RELU", "RELU6", "SIGMOID")
             and samples == channels == (0, 0, 0)
-            and rows == columns == (rows[0], rows[0], 0)
+            and rows == columns == (*rows[:2], 0)
             and reader is not None
             and isinstance(reader.operation, Pool)
             and reader.operation.kind == "max"
-            and rows[0] < min(reader.operation.sizes[1:3])  # no window has zeros alone
+            and max(rows) < min(reader.operation.sizes[1:3])  # no window has zeros alone
         )
 
     def read_max_pool(self, node: Node, pool: Pool) -> None:
@@ -215,12 +214,15 @@ class _Reader:
         images, padding = node.inputs[0], pool.padding[1:3]
         if (padded := self.padded.get(images)) is not None:
             images = padded.inputs[0]
-            before = [int(low) for low, _, _ in padded.params["padding_config"][1:3]]
-            padding = [(low + more, high + more) for (low, high), more in zip(padding, before, strict=True)]
-        around, size, stride = {*padding[0], *padding[1]}, pool.sizes[1], pool.strides[1]
+            before = padded.params["padding_config"][1:3]
+            padding = [
+                (low + int(more), high + int(most))
+                for (low, high), (more, most, _) in zip(padding, before, strict=True)
+            ]
+        around, size, stride = {*padding}, pool.sizes[1], pool.strides[1]
         of_pixels = (pool.sizes, pool.strides) == ((1, size, size, 1), (1, stride, stride, 1))
         if not of_pixels or {*pool.padding[0], *pool.padding[-1]} != {0} or len(around) != 1:
-            raise NotLayered("max pooling whose window isn't a square with the same padding on every side")
+            raise NotLayered("max pooling whose window isn't a square with the same padding along both axes")
         self.add(
             Kind.MAX_POOL,
             "max_pool",

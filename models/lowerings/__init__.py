@@ -26,3 +26,12 @@ LOWERINGS: dict[str, Lowering] = {
     "onednn_winograd_2x2": onednn_winograd(2),
     "onednn_winograd_4x4": onednn_winograd(4),
 }
+
+
+def lowerings_for(call: Call, platform: str) -> list[str]:
+    """Returns the names of the lowerings that compute a call on a platform, accurately enough for its dtype."""
+    return [
+        name
+        for name, lowering in LOWERINGS.items()
+        if call.dtype in lowering.dtypes and lowering.obstacle(platform) is None and lowering.supports(call)
+    ]

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cambrian.models.lowerings.lowering import Finish, Lowering, Window, pad
+from cambrian.models.lowerings.lowering import Call, Finish, Lowering, pad
 
 
-def _native(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+def _native(x: jax.Array, kernel: Sequence[jax.Array], finish: Finish) -> jax.Array:
+    window = finish.call.window
     return finish(
         lax.conv_general_dilated(
             x,
@@ -18,18 +19,21 @@ def _native(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: F
             window_strides=window.stride,
             padding=window.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=finish.call.groups,
             precision=lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
     )
 
 
-def _matmul(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+def _matmul(x: jax.Array, kernel: Sequence[jax.Array], finish: Finish) -> jax.Array:
+    window = finish.call.window
     rows, columns = window.stride
     return finish(_contract_channels(pad(x, window.padding)[:, ::rows, ::columns], kernel[0]))
 
 
-def _im2col(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+def _im2col(x: jax.Array, kernel: Sequence[jax.Array], finish: Finish) -> jax.Array:
+    window = finish.call.window
     size, stride = window.size[0], window.stride[0]
     (above, _), (left, _) = window.padding
     out_rows, out_columns = window.out_size(x.shape)
@@ -75,6 +79,14 @@ def _taps(kernel: np.ndarray) -> list[np.ndarray]:
     return [kernel.reshape(-1, *kernel.shape[2:])]
 
 
-NATIVE = Lowering(transform=lambda kernel: [kernel], apply=_native, supports=lambda size, stride: True)
-MATMUL = Lowering(transform=lambda kernel: [kernel[0, 0]], apply=_matmul, supports=lambda size, stride: size == 1)
-IM2COL = Lowering(transform=_taps, apply=_im2col, supports=lambda size, stride: size > 1)
+def _multiplies_pixels(call: Call) -> bool:
+    return call.is_ungrouped_square and call.window.size == (1, 1)
+
+
+def _multiplies_patches(call: Call) -> bool:
+    return call.is_ungrouped_square and call.window.size != (1, 1)
+
+
+NATIVE = Lowering(transform=lambda kernel: [kernel], apply=_native, supports=lambda call: True)
+MATMUL = Lowering(transform=lambda kernel: [kernel[0, 0]], apply=_matmul, supports=_multiplies_pixels)
+IM2COL = Lowering(transform=_taps, apply=_im2col, supports=_multiplies_patches)

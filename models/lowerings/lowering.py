@@ -15,6 +15,7 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
 
+from cambrian.models.lowerings.activations import ACTIVATIONS
 from cambrian.sharding import sum_over_model_axis
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, right)
@@ -57,8 +58,9 @@ class Call:
       dtype: dtype of the images, and of the kernel unless they are integers, see `kernel_dtype`.
       out_dtype: dtype of the result.
       residual: whether a residual is added.
-      relu: whether a ReLU follows.
+      activation: name in ACTIVATIONS of what follows; None for nothing.
       summed: whether the products are summed over the model axis.
+      groups: number of channel groups.
     """
 
     in_shape: tuple[int, ...]
@@ -66,38 +68,41 @@ class Call:
     window: Window
     dtype: str
     out_dtype: str
-    residual: bool
-    relu: bool
-    summed: bool
+    residual: bool = False
+    activation: str | None = None
+    summed: bool = False
+    groups: int = 1
+
+    @property
+    def is_ungrouped_square(self) -> bool:
+        """Whether a square window without dilation, which moves alike along both axes, reads all channels."""
+        window = self.window
+        is_square = window.dilation == (1, 1) and len({*window.size}) == len({*window.stride}) == 1
+        return is_square and self.groups == 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finish:
-    """What follows the products of a convolution, in one pass: sum over the model axis, bias, residual, ReLU, cast.
+    """What follows the products of a convolution, in one pass: sum over devices, bias, residual, activation, cast.
 
-    Of integers: `((products + bias) * scales[0] + residual) * scales[1]`, ReLU, then the cast, which for uint8 rounds
-    half to even and saturates.
+    Of integers: `activation(((products + bias) * scales[0] + residual) * scales[1])`, or without a residual
+    `activation((products + bias) * scales[0]) * scales[1]`; then the cast, which rounds half to even and saturates.
 
     Attributes:
+      call: whose products these are.
       bias: (C_out,) float32.
       residual: (N, H', W', C_out), or None.
-      relu: whether a ReLU is applied.
-      dtype: dtype of the result.
-      summed: whether the products are partial and summed over the model axis.
-      scales: factors of products with bias, and of their sum with the residual, of integers; the second is 1 without a
-        residual.
+      scales: two factors, of integers.
     """
 
+    call: Call
     bias: jax.Array
-    residual: jax.Array | None
-    relu: bool
-    dtype: DTypeLike
-    summed: bool = False
+    residual: jax.Array | None = None
     scales: tuple[float, float] = (1.0, 1.0)
 
     def __call__(self, products: jax.Array) -> jax.Array:
         """Turns products (N, H', W', C_out), float32 or int32, into the layer's output of the same shape."""
-        if self.summed:
+        if self.call.summed:
             products = sum_over_model_axis(products)
         scale, out_scale = self.scales
         y = products.astype(jnp.float32) + self.bias
@@ -106,8 +111,9 @@ class Finish:
             y = lax.optimization_barrier(y * np.float32(scale))
         if self.residual is not None:
             y = y + self.residual.astype(y.dtype)
-        y = y if out_scale == 1 else y * np.float32(out_scale)
-        return to_dtype(jax.nn.relu(y) if self.relu else y, self.dtype)
+            y, out_scale = y if out_scale == 1 else y * np.float32(out_scale), 1.0
+        y = y if self.call.activation is None else ACTIVATIONS[self.call.activation](y)
+        return to_dtype(y if out_scale == 1 else y * np.float32(out_scale), self.call.out_dtype)
 
 
 def to_dtype(y: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -149,9 +155,9 @@ class Lowering:
 
     Attributes:
       transform: function from a kernel (kh, kw, C_in, C_out) float32 to the arrays that `apply` takes.
-      apply: function (images (N, H, W, C_in), transformed kernel, window, finish) → (N, H', W', C_out) of
-        `finish.dtype`.
-      supports: function (kernel size, stride) → whether the lowering computes such convolutions.
+      apply: function (images (N, H, W, C_in), transformed kernel, finish) → (N, H', W', C_out) of the call's
+        `out_dtype`.
+      supports: function from a call to whether the lowering computes such convolutions.
       pack: function that reorders a transformed array, cast to the operands' dtype, for the library of this machine;
         None if the order doesn't matter.
       packed_bytes: function from a call to the bytes of its packed kernel, which may be padded; None without `pack`.
@@ -162,13 +168,13 @@ class Lowering:
       slow_to_compile: whether XLA takes several times as long to compile it as the other lowerings.
       custom_call: target of the custom call that `apply` makes, which is internal to one version of jaxlib and can't be
         serialized; None if `apply` consists of StableHLO operations.
-      opaque: whether `apply` is just the custom call, which XLA never fuses and which adds a bias of `finish.dtype`
+      opaque: whether `apply` is just the custom call, which XLA never fuses and which adds a bias of `out_dtype`
         itself unless the products are summed.
     """
 
     transform: Callable[[np.ndarray], Sequence[np.ndarray]]
-    apply: Callable[[jax.Array, Sequence[jax.Array], Window, Finish], jax.Array]
-    supports: Callable[[int, int], bool]
+    apply: Callable[[jax.Array, Sequence[jax.Array], Finish], jax.Array]
+    supports: Callable[[Call], bool]
     pack: Callable[[np.ndarray, Call], np.ndarray] | None = None
     obstacle: Callable[[str], str | None] = lambda platform: None
     dtypes: tuple[str, ...] = ("float32", "bfloat16")

@@ -1,4 +1,4 @@
-"""The lowering of a layer to one oneDNN call: convolution, bias, residual, ReLU and, of integers, scaling."""
+"""The lowering of a layer to one oneDNN call: convolution, bias, residual, activation and, of integers, scaling."""
 
 from collections.abc import Sequence
 
@@ -6,26 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window, kernel_dtype
+from cambrian.models.lowerings.lowering import Call, Finish, Lowering, kernel_dtype
 from cambrian.models.lowerings.onednn import TARGET, Convolution, fused_after, obstacle
+from cambrian.models.lowerings.onednn_forms import fused_activations
 
 
-def _apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
-    has_residual, out_dtype = finish.residual is not None, str(np.dtype(finish.dtype))
-    call = Call(
-        x.shape, finish.bias.shape[0], window, str(x.dtype), out_dtype, has_residual, finish.relu, finish.summed
-    )
+def _apply(x: jax.Array, kernel: Sequence[jax.Array], finish: Finish) -> jax.Array:
+    call = finish.call
     # The sum over devices comes between products and bias.
-    if finish.summed:
+    if call.summed:
         products = _convolution(call)(x, kernel[0])
         return finish(products if _is_integer(call) else products.astype(jnp.float32))
-    bias = finish.bias if _is_integer(call) else finish.bias.astype(finish.dtype)
+    bias = finish.bias if _is_integer(call) else finish.bias.astype(call.out_dtype)
     operands = [bias] + ([] if finish.residual is None else [finish.residual])
     return _convolution(call, finish.scales)(x, kernel[0], operands)
 
 
 def _convolution(call: Call, scales: Sequence[float] = (1.0, 1.0)) -> Convolution:
-    following = fused_after(call.dtype, call.out_dtype, call.residual, "RELU" if call.relu else None)
+    following = fused_after(call.dtype, call.out_dtype, call.residual, call.activation)
     out_dtype = "int32" if call.summed and _is_integer(call) else call.out_dtype
     return Convolution(
         call.in_shape,
@@ -33,6 +31,7 @@ def _convolution(call: Call, scales: Sequence[float] = (1.0, 1.0)) -> Convolutio
         call.window,
         call.dtype,
         out_dtype=out_dtype,
+        groups=call.groups,
         following=() if call.summed else following,
         factors=() if call.summed else tuple(scales[: following.count("LINEAR")]),
     )
@@ -42,6 +41,10 @@ def _is_integer(call: Call) -> bool:
     return kernel_dtype(call.dtype) == "int8"
 
 
+def _supports(call: Call) -> bool:
+    return call.activation in (None, "RELU") or call.activation in fused_activations()
+
+
 def _pack(kernel: np.ndarray, call: Call) -> np.ndarray:
     return _convolution(call).pack(kernel)
 
@@ -49,7 +52,7 @@ def _pack(kernel: np.ndarray, call: Call) -> np.ndarray:
 ONEDNN = Lowering(
     transform=lambda kernel: [kernel],
     apply=_apply,
-    supports=lambda size, stride: True,
+    supports=_supports,
     pack=_pack,
     obstacle=obstacle,
     dtypes=("float32", "bfloat16", "uint8", "int8"),

@@ -22,7 +22,7 @@ import jaxlib
 import numpy as np
 
 from cambrian.models.lowerings.activations import ACTIVATIONS
-from cambrian.models.lowerings.lowering import Finish, Window
+from cambrian.models.lowerings.lowering import Call, Finish, Window
 from cambrian.models.lowerings.onednn import Convolution
 from cambrian.sharding.host import cache_dir, cpu_features, cpu_model
 from cambrian.sharding.host.files import replace_file
@@ -150,7 +150,8 @@ def _multiplies_int8() -> bool:
         residual = residual if residual.dtype == np.uint8 else residual.astype(np.float32)
         following = ("BIAS", "LINEAR", "BINARY_ADD", "LINEAR", "RELU")
         call = Convolution(plain.in_shape, 64, _WINDOW, "uint8", "uint8", following=following, factors=scales)
+        described = Call(plain.in_shape, 64, _WINDOW, "uint8", "uint8", residual=True, activation="RELU")
         got = np.asarray(jax.jit(call.__call__)(images, kernel, [bias, residual]), np.int32)
-        finish = Finish(bias, jax.numpy.asarray(residual), relu=True, dtype="uint8", scales=scales)
+        finish = Finish(described, bias, jax.numpy.asarray(residual), scales)
         is_right &= bool((abs(got - np.asarray(finish(exact), np.int32)) <= 1).all())
     return is_right

@@ -23,16 +23,14 @@ def onednn_winograd(outputs: int) -> Lowering:
     positions = outputs + TAPS - 1
 
     def product_of(call: Call) -> Convolution:
-        return product(call.in_shape, call.out_channels, call.window, call.dtype)
-
-    def product(in_shape: tuple[int, ...], out_channels: int, window: Window, dtype: str) -> Convolution:
-        tile_rows, tile_columns = (-(-size // outputs) for size in window.out_size(in_shape))
+        samples, *_, in_channels = call.in_shape
+        tile_rows, tile_columns = (-(-size // outputs) for size in call.window.out_size(call.in_shape))
         groups = positions**2
         return Convolution(
-            (in_shape[0], tile_rows, tile_columns, groups * in_shape[3]),
-            groups * out_channels,
+            (samples, tile_rows, tile_columns, groups * in_channels),
+            groups * call.out_channels,
             Window.square(1, 1, ((0, 0), (0, 0))),
-            dtype,
+            call.dtype,
             out_dtype="float32",
             groups=groups,
         )
@@ -47,9 +45,10 @@ def onednn_winograd(outputs: int) -> Lowering:
     def packed_bytes(call: Call) -> int:
         return product_of(call).packed_bytes
 
-    def apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+    def apply(x: jax.Array, kernel: Sequence[jax.Array], finish: Finish) -> jax.Array:
+        window = finish.call.window
         rows, columns = window.out_size(x.shape)
-        convolution = product(x.shape, finish.bias.shape[0], window, str(x.dtype))
+        convolution = product_of(finish.call)
         samples, tile_rows, tile_columns, _ = convolution.in_shape
         tiled = pad(x, tiled_padding(x, window, tile_rows * outputs, tile_columns * outputs)).astype(jnp.float32)
         by_row = every(tiled, 1, positions, tile_rows, outputs)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cambrian.models.lowerings.lowering import Finish, Lowering, Window, pad
+from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window, pad
 
 TAPS = 3
 # Interpolation points besides infinity; small points of both signs keep the rounding error low.
@@ -61,7 +61,8 @@ def winograd_2d(outputs: int, split: bool = False) -> Lowering:
         rows = np.einsum("ai,ijco,bj->abco", g, kernel.astype(np.float64), g).astype(np.float32)
         return [position for row in rows for position in row] if split else list(rows)
 
-    def apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+    def apply(x: jax.Array, kernel: Sequence[jax.Array], finish: Finish) -> jax.Array:
+        window = finish.call.window
         rows, columns = window.out_size(x.shape)
         tile_rows, tile_columns = -(-rows // outputs), -(-columns // outputs)
         tiled = pad(x, tiled_padding(x, window, tile_rows * outputs, tile_columns * outputs)).astype(jnp.float32)
@@ -94,7 +95,8 @@ def winograd_1d(outputs: int) -> Lowering:
     def transform(kernel: np.ndarray) -> list[np.ndarray]:
         return [np.einsum("bj,ijco->bico", g, kernel.astype(np.float64)).astype(np.float32)]
 
-    def apply(x: jax.Array, kernel: Sequence[jax.Array], window: Window, finish: Finish) -> jax.Array:
+    def apply(x: jax.Array, kernel: Sequence[jax.Array], finish: Finish) -> jax.Array:
+        window = finish.call.window
         rows, columns = window.out_size(x.shape)
         tile_columns = -(-columns // outputs)
         tiled = pad(x, tiled_padding(x, window, rows, tile_columns * outputs)).astype(jnp.float32)
@@ -112,9 +114,9 @@ def winograd_1d(outputs: int) -> Lowering:
     return Lowering(transform, apply, supports)
 
 
-def supports(size: int, stride: int) -> bool:
-    """Whether F(m, 3) computes a convolution of this kernel size and stride."""
-    return size == TAPS and stride == 1
+def supports(call: Call) -> bool:
+    """Whether F(m, 3) computes a call."""
+    return call.is_ungrouped_square and call.window.size == (TAPS, TAPS) and call.window.stride == (1, 1)
 
 
 def tiled_padding(x: jax.Array, window: Window, rows: int, columns: int):

@@ -46,10 +46,6 @@ class Costs(Protocol):
         ...
 
 
-Geometry = tuple
-
-
-def geometry(layer: LayerSpec) -> Geometry:
-    """Returns the fields that the cost of a layer depends on: all but the names."""
-    window = (layer.kernel, layer.stride, layer.padding)
-    return layer.kind, layer.in_shape, layer.out_shape, window, layer.residual is not None, layer.relu, layer.quantized
+def geometry(layer: LayerSpec) -> LayerSpec:
+    """Returns all that the cost of a layer depends on: the layer with empty names."""
+    return dataclasses.replace(layer, name="", input=None, residual=None if layer.residual is None else "")
