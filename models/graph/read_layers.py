@@ -1,7 +1,8 @@
 """A graph as a sequence of layers, which the model axis can cut by rows and channels.
 
-The layers are those of `cambrian.sharding.LayerSpec`: convolutions and dense layers with bias, residual and ReLU, max
-pooling, and the mean over all pixels. ResNet and VGG consist of nothing else, besides the normalisation of images.
+The layers are those of `cambrian.sharding.LayerSpec`: convolutions and dense layers with bias, residual and activation,
+max pooling, and the mean over all pixels. ResNet, VGG and MobileNet consist of nothing else, besides the normalisation
+of images.
 """
 
 import functools

@@ -133,8 +133,7 @@ def compile(
       precision: float32, bfloat16, int8 (see docs/int8.md), or auto: for a ResNet bfloat16 where it is faster,
         otherwise the model's own.
       partition: how the model axis cuts layers: auto, samples, rows, channels or intra_sample. The last three need a
-        model that consists of layers alone, as a ResNet does: convolutions with square windows, dense layers, bias,
-        residual, ReLU, max pooling, and the mean over all pixels.
+        model that consists of layers alone, as ResNets and MobileNets do: see docs/models.md.
       rules: of a module or function: (pattern, PartitionSpec) pairs; the first pattern found in a parameter's path
         decides how it lies on the mesh, and XLA partitions the function as it is. None holds all parameters on every
         device, and optimises the function: see docs/models.md.
