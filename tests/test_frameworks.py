@@ -177,8 +177,13 @@ def test_a_model_is_compiled_saved_and_loaded(mesh, precision, tmp_path):
 
 
 def test_a_batch_must_divide_into_the_devices():
-    with pytest.raises(cambrian.UsageError, match="a multiple of the mesh's 4 devices for Nnx, .*, got 6"):
-        cambrian.compile(Nnx(), spec=jax.ShapeDtypeStruct((8, 8, 3), "float32"), mesh="2x2", batch_size=6)
+    def softmax(params, x):
+        return jax.nn.softmax(x @ params)
+
+    with pytest.raises(cambrian.UsageError, match="a multiple of the mesh's 4 devices for softmax, .*, got 6"):
+        cambrian.compile(
+            softmax, images(4, 4), jax.ShapeDtypeStruct((4,), "float32"), mesh="2x2", batch_size=6, name="softmax"
+        )
 
 
 def test_a_function_that_mixes_samples_is_computed_as_it_is():

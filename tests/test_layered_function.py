@@ -10,7 +10,11 @@ from flax import nnx
 
 import cambrian
 from cambrian.engine import compile_program
+from cambrian.models.costs.files import in_force
+from cambrian.models.costs.machine import this_machine
+from cambrian.models.costs.table import CostTable
 from cambrian.models.execution.build_program import build_program
+from cambrian.models.execution.settings import Plans
 from cambrian.models.graph.read_layers import NotLayered, layered_network
 from cambrian.sharding import (
     Kind,
@@ -144,6 +148,17 @@ def test_any_legal_mix_of_partitions_computes_the_function(mesh, batch_size):
         images = IMAGES[:batch_size]
         expected = np.asarray(Mobile()(images))
         assert np.linalg.norm(executable(images) - expected) / np.linalg.norm(expected) <= 1e-5
+
+
+def test_shipped_tables_know_no_channel_groups():
+    shipped = in_force(CostTable("cpu", this_machine("cpu")))
+    for model, is_known in ((Network(), True), (Mobile(), False)):
+        model.eval()
+        graphdef, params = nnx.split(model)
+        inputs = jax.ShapeDtypeStruct((1, 16, 16, 3), "float32")
+        layers = layered_network(lambda p, x, graphdef=graphdef: nnx.merge(graphdef, p)(x), params, inputs).layers
+        assert Plans(layers, MeshShape(1, 1), shipped).knows_layers("float32") == is_known
+        assert Plans(layers, MeshShape(1, 1), CostTable("cpu")).knows_layers("float32")
 
 
 def test_channel_groups_are_cut_by_channels_without_a_transition():

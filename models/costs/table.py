@@ -117,6 +117,10 @@ class CostTable:
         """
         return _family(timed) in self._measured_families
 
+    def knows(self, case: LayerCase) -> bool:
+        """Whether anything alike was measured, here or on another machine."""
+        return _family(case) in self._alike
+
     def filled_up(self, base: "CostTable") -> "CostTable":
         """Returns this table, extended by what only `base` has.
 

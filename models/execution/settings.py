@@ -4,10 +4,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from cambrian.models.costs.layer_case import case_of, dtype_of, lowerings_of
 from cambrian.models.costs.layer_options import Outlook
 from cambrian.models.costs.table import CostTable
 from cambrian.models.execution.make_plan import make_plan
-from cambrian.sharding import MeshShape, Network, OutOfMemory, Plan, total_ms
+from cambrian.sharding import LayerSpec, MeshShape, Network, OutOfMemory, Partition, Plan, total_ms
 from cambrian.sharding.host import planned_as
 
 # A smaller batch has a shorter latency: it is chosen if it is predicted to take at most this much longer for an image.
@@ -75,6 +76,17 @@ class Plans:
             return total_ms(self.plan(setting, outlook).costs) / self.planned(setting)[1]
         except OutOfMemory:
             return math.inf
+
+    def knows_layers(self, precision: str) -> bool:
+        """Whether the table, unless it is empty, has times of something alike each layer with weights."""
+
+        def is_known(layer: LayerSpec) -> bool:
+            dtype = dtype_of(layer, precision)
+            lowerings = lowerings_of(layer, self.table.platform, dtype)
+            cases = (case_of(layer, Partition.WHOLE, lowering, 1, dtype, self.mesh) for lowering in lowerings)
+            return any(map(self.table.knows, cases))
+
+        return not self.table.cases or all(is_known(layer) for layer in self.network if layer.has_weights)
 
     def largest(self, precisions: Sequence[str], batch_sizes: Sequence[int]) -> Setting:
         """Returns the fastest precision with the largest batch that fits and that a launch computes in a few seconds.

@@ -115,26 +115,28 @@ def build_program(
         itself = functools.partial(jax.jit(function), params)
         graph, stock = _in_int8(graph, itself, stock, calibration, tolerance)
         reference = stock.reference
-    programs = []
+    programs, cuts_samples = [], partition in ("auto", "samples")
     try:
         network = read_layers(graph)
         table = current_cost_table(mesh.devices.flat[0].platform)
         plans = Plans(network.layers, shape, table, partition, launches_at_once, memory_limit_bytes)
-        programs.append(_program_of_layers(network, plans, stock, calibrate_s))
+        # With nothing to cut, layers that no table knows aren't worth measuring one by one.
+        if shape.model > 1 or not cuts_samples or plans.knows_layers(precision):
+            programs.append(_program_of_layers(network, plans, stock, calibrate_s))
     except NotLayered as reason:
-        if partition not in ("auto", "samples"):
+        if not cuts_samples:
             raise UsageError(f"partition must be auto or samples for {name}, which contains {reason}") from None
         if not by_samples:
             raise UsageError(
                 f"the batch size must be a multiple of the mesh's {mesh.size} devices for {name}, which contains "
                 f"{reason}, got {samples}"
             ) from None
-    if by_samples and partition in ("auto", "samples"):
+    if by_samples and cuts_samples:
         graphs = [in_bfloat16(graph) if precision == "bfloat16" else graph]
         if precision != "int8" and mixing is None:
             graphs += _in_micro_batches(graphs[0], function, params, local, precision)
         programs += _programs_of_graphs(graphs, _num_samples(local), stock, end)
-    stock_allowed = precision == "float32" and partition in ("auto", "samples")
+    stock_allowed = precision == "float32" and cuts_samples
     return fastest_program(programs, stock, stock_allowed=stock_allowed, reference=reference)
 
 
