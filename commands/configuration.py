@@ -215,6 +215,8 @@ class Configuration:
             raise UsageError(f"resize belongs to --weights PATH without --config, got {self.resize}")
         if self.device_memory_limit:
             parse_bytes(self.device_memory_limit)
+        if "://" in self.output_dir:
+            raise UsageError(f"output_dir must be a folder of this machine, got {self.output_dir}")
         for name, words in _PATHS.items():
             if (path := getattr(self, name)) and path not in words:
                 check_path(name, path)

@@ -66,9 +66,12 @@ def output_folder(configuration: Configuration, of_batch: bool = False) -> Itera
     weights = configuration.weights
     if weights not in ("auto", "random") and Path(weights).resolve().is_relative_to(path.resolve()):
         raise UsageError(f"output_dir must be a folder without the weights that are read, got {path} with {weights}")
-    if (path / JOB).exists() and not of_batch:
-        raise UsageError(f"output_dir must be a folder without a batch job, got {path} with {JOB}")
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with _writable(path):
+        if (path / JOB).exists() and not of_batch:
+            raise UsageError(f"output_dir must be a folder without a batch job, got {path} with {JOB}")
+        made = [folder for folder in path.parents if not folder.exists()]
+        if not path.exists() or not configuration.output_dir:
+            made.insert(0, path)
     if not configuration.output_dir:
         path = made[0] = _make_new(path)
     try:
@@ -83,6 +86,8 @@ def output_folder(configuration: Configuration, of_batch: bool = False) -> Itera
 def _make_new(path: Path) -> Path:
     """Makes a folder of that name, or with a number behind it, that no other process has made."""
     unused, number = path, 1
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with _writable(path), contextlib.suppress(FileExistsError):
             unused.mkdir(parents=True)

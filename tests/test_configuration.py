@@ -207,6 +207,7 @@ def test_a_fifo_as_config_is_refused(tmp_path, suffix):
         ({"weights": "a" * 300}, "weights must be a path that can be read, got 'aaa"),
         ({"data": "a\0"}, "data must be a path that can be read, got 'a"),
         ({"batch_size": 12}, "batch_size must be a multiple of the data axis of 8 in mesh 4x8, got 12"),
+        ({"output_dir": "s3://out"}, "output_dir must be a folder of this machine, got s3://out"),
         ({"image_size": -1}, "image_size must be from 0 to 8192, got -1"),
         ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
         ({"device_memory_limit": "lots"}, "such as 512MiB, got 'lots'"),

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -233,6 +234,25 @@ def test_a_folder_is_for_one_command_at_a_time(command):
         assert held.is_dir()
     assert not held.exists()
     with output_folder(configuration):
+        pass
+
+
+def test_commands_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    configuration = read_configuration(parse())
+    with output_folder(configuration) as first, output_folder(configuration) as second:
+        assert (first, second) == (Path("runs/now-4x8"), Path("runs/now-4x8-2"))
+    assert not Path("runs").exists()
+
+
+def test_a_link_to_nowhere_holds_no_output_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to("absent")
+    with (
+        pytest.raises(UsageError, match="output_dir must be a writable folder, got runs/.*: File exists"),
+        output_folder(read_configuration(parse())),
+    ):
         pass
 
 

@@ -45,8 +45,6 @@ def batch_command(configuration: Configuration, flags: Flags) -> None:
     check_range("workers", flags["workers"], *RANGES["workers"])
     if not configuration.artifact:
         raise UsageError("mode batch runs an artefact: expected --artifact DIRECTORY, which --mode compile makes")
-    if "://" in configuration.output_dir:
-        raise UsageError(f"output_dir must be a folder of this machine, got {configuration.output_dir}")
     set_environment()
     require_ray()
     # These import pyarrow, a dependency of Ray Data.
