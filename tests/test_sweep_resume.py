@@ -97,6 +97,15 @@ def test_a_sweep_of_another_command_is_refused_with_both_commands(folder):
     assert json.loads((folder / "sweep.json").read_text()) == other
 
 
+def test_somebody_else_s_files_are_no_results_to_remove(folder):
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "mine.png").touch()
+    for fresh in (True, False):
+        with pytest.raises(UsageError, match="output_dir must be a folder of a sweep or without figures, got .*sweep"):
+            run(make_sweep(folder, GRID, repeats=1, fresh=fresh))
+    assert [path.name for path in folder.rglob("*")] == ["figures", "mine.png"]
+
+
 def test_two_sweeps_at_once_are_refused(folder):
     sweep = make_sweep(folder, GRID, repeats=1)
     with (

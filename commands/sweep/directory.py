@@ -15,6 +15,7 @@ from cambrian.sharding.host.files import replace_file
 SWEEP = "sweep.json"
 TRIALS = "trials"
 FIGURES = "figures"
+_FILES, _FOLDERS = (RESULTS, "report.html", "summary.csv", "ranking.md"), (TRIALS, FIGURES)
 
 
 @contextlib.contextmanager
@@ -26,26 +27,28 @@ def sweep_directory(path: Path, identity: Mapping[str, Any], fresh: bool) -> Ite
       fresh: remove the results of an earlier sweep.
 
     Raises:
-      UsageError: if another process holds the directory, it can't be written to, or, unless `fresh`, it belongs
-        to another command or environment.
+      UsageError: if another process holds the directory, it can't be written to, it holds somebody else's files with
+        the names of a sweep's, or, unless `fresh`, it belongs to another command or environment.
     """
     with held_folder(path):
+        is_sweep = (path / SWEEP).exists()
+        if not is_sweep and (foreign := [name for name in (*_FILES, *_FOLDERS) if (path / name).exists()]):
+            raise UsageError(f"output_dir must be a folder of a sweep or without {foreign[0]}, got {path}")
         if fresh:
             _clear(path)
-        elif (path / SWEEP).exists():
+        elif is_sweep:
             _check(path, identity)
-        if fresh or not (path / SWEEP).exists():
+        if fresh or not is_sweep:
             replace_file(path / SWEEP, (json.dumps(identity, indent=2) + "\n").encode())
         yield
 
 
 def _clear(path: Path) -> None:
     # Results go first: if this is interrupted, the directory holds a sweep without results.
-    (path / RESULTS).unlink(missing_ok=True)
-    for name in (TRIALS, FIGURES):
-        shutil.rmtree(path / name, ignore_errors=True)
-    for name in ("report.html", "summary.csv", "ranking.md"):
+    for name in _FILES:
         (path / name).unlink(missing_ok=True)
+    for name in _FOLDERS:
+        shutil.rmtree(path / name, ignore_errors=True)
 
 
 def _check(path: Path, identity: Mapping[str, Any]) -> None:
