@@ -28,7 +28,7 @@ from cambrian.sharding import MeshShape
 
 _MESH = flags.DEFINE_string("bench_mesh", "", "Mesh to measure; default: 1x2 and 4x8.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of interleaved rounds.")
-_IMAGES = flags.DEFINE_integer("images", 320, "Images per round and side.")
+_IMAGES = flags.DEFINE_integer("images", 320, "Images per round and side, rounded to whole launches, at least two.")
 
 
 def engine_images_per_second(executable: Executable, num_images: int) -> float:
@@ -61,10 +61,10 @@ def measure(_: list[str]) -> None:
         return
     configuration = Configuration(model=default_model("cifar"), mesh=MeshShape.parse(_MESH.value))
     executable = make_executable(configuration).executable
-    ratios = []
+    ratios, launches = [], max(2, _IMAGES.value // executable.batch_size)
     sides = {
-        "bare loop": lambda: bare_images_per_second(executable, _IMAGES.value // executable.batch_size),
-        "engine": lambda: engine_images_per_second(executable, _IMAGES.value),
+        "bare loop": lambda: bare_images_per_second(executable, launches),
+        "engine": lambda: engine_images_per_second(executable, launches * executable.batch_size),
     }
     for number in range(_ROUNDS.value):
         order = list(sides) if number % 2 else list(reversed(sides))

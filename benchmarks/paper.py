@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from absl import app, flags
 
 from benchmarks.findings import findings

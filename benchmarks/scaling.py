@@ -92,6 +92,8 @@ def measure(_: list[str]) -> None:
             print(f"round {number + 1} of {_ROUNDS.value} done", flush=True)
     rates = {setting: [ran["images_per_second"] for ran in rounds] for setting, rounds in runs.items()}
     unsharded = {setting: rounds for setting, rounds in rates.items() if setting.mesh == UNSHARDED}
+    if not unsharded:
+        sys.exit("error: expected an unsharded setting that runs, to compare with, got none")
     best_unsharded = unsharded[best(unsharded)]
     precision = next(iter(runs.values()))[0]["precision"]
     rounds = "one round" if _ROUNDS.value == 1 else f"{_ROUNDS.value} rounds"
@@ -110,7 +112,19 @@ def measure(_: list[str]) -> None:
 
 def succeeds(mode: str, setting: Setting, folder: Path, failures: list[str]) -> bool:
     """Runs main.py in this mode and returns whether it succeeded; reports the reason of a failure."""
-    arguments = {
+    ended = subprocess.run(
+        [sys.executable, str(_MAIN), *arguments(mode, setting, folder)], capture_output=True, text=True
+    )
+    if ended.returncode:
+        last_words = ended.stderr.strip().rpartition("\n")[2]
+        failures.append(f"{setting} left out at {mode}: {last_words}")
+        print(failures[-1], flush=True)
+    return ended.returncode == 0
+
+
+def arguments(mode: str, setting: Setting, folder: Path) -> list[str]:
+    """Returns the arguments of main.py that build a setting's artefact in `folder`, or run it."""
+    values = {
         "mode": mode,
         "config": _CONFIG.value,
         "mesh": setting.mesh,
@@ -118,18 +132,12 @@ def succeeds(mode: str, setting: Setting, folder: Path, failures: list[str]) -> 
         "partition": setting.partition,
         "precision": _PRECISION.value,
         "weights": "random",
-        "data": "synthetic",
-        "num_images": max(_IMAGES.value, 2 * setting.batch_size),
         "artifact_dir": folder / "artifacts",
-        "output_dir": folder,
     }
-    command = [sys.executable, str(_MAIN), *(f"--{name}={value}" for name, value in arguments.items())]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode:
-        last_words = ended.stderr.strip().rpartition("\n")[2]
-        failures.append(f"{setting} left out at {mode}: {last_words}")
-        print(failures[-1], flush=True)
-    return ended.returncode == 0
+    if mode == "run":
+        num_images = max(_IMAGES.value, 2 * setting.batch_size)
+        values |= {"data": "synthetic", "num_images": num_images, "output_dir": folder}
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def ratio_table(title: str, runs: Runs, best_unsharded: Sequence[float]) -> Table:

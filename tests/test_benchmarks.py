@@ -1,13 +1,17 @@
 """What the benchmarks compare computes the same, and their statistics are right."""
 
+import dataclasses
 import functools
 import importlib
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from benchmarks.gpu_parts import inference, peak, training
 from benchmarks.gpu_parts.processes import run_part
 from benchmarks.gpu_parts.result_table import result_table
@@ -21,10 +25,12 @@ from benchmarks.sides.reference import reference_logits
 from benchmarks.sides.result import Result, summarise
 from benchmarks.sides.worker import Server
 
+from cambrian.commands.flags import read_configuration
 from cambrian.engine.runtime.parity import compare
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import MeshShape
+from flag_values import parse
 
 BATCH = 3
 CASES = [
@@ -146,6 +152,31 @@ def test_scaling_runs_every_setting_once():
     meshes = [str(setting.mesh) for setting in over_model_axis(64, "intra_sample")]
     assert meshes == ["2x16", "4x8", "8x4", "16x2", "32x1"]  # 1x32 cuts nothing
     assert Setting(MeshShape(4, 8), 256) in settings and Setting(MeshShape(1, 1), 1) in settings
+
+
+def test_scaling_builds_and_runs_a_setting_by_commands_that_main_takes(tmp_path):
+    scaling = importlib.import_module("benchmarks.scaling")  # whose flags only this test defines
+    flags.FLAGS.mark_as_parsed()
+    setting = Setting(MeshShape(4, 8), 64, "intra_sample")
+    built, run = (read_configuration(parse(*scaling.arguments(mode, setting, tmp_path))) for mode in ("compile", "run"))
+    assert dataclasses.replace(run, data="auto", num_images=0, output_dir="") == built
+    assert (run.num_images, run.data) == (256, "synthetic")
+
+
+@pytest.mark.slow
+def test_every_script_shows_its_help(tmp_path):
+    folder = Path(__file__).parent.parent / "benchmarks"
+    scripts = [path for path in sorted(folder.glob("*.py")) if "__main__" in path.read_text()]
+
+    def show(script: Path) -> str:
+        shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+        return shown.stdout or shown.stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        texts = dict(zip(scripts, pool.map(show, scripts), strict=True))
+    needs_extra = re.compile(r"ModuleNotFoundError: No module named '(openvino|torch)'\n$")
+    for script, text in texts.items():
+        assert "\n    python " in text or needs_extra.search(text), f"{script}: {text}"
 
 
 @pytest.mark.slow
