@@ -136,6 +136,31 @@ def test_auto_prunes_what_is_predicted_to_be_too_slow():
     assert search.candidates() == [grid.cells[1], grid.cells[0]]
 
 
+def test_auto_prunes_nothing_that_may_be_best_by_its_latency():
+    grid = make_grid(batch_size=(1, 2, 64))
+    launch_ms = dict(zip(grid.cells, (10.0, 16.0, 80.0), strict=True))
+    predictions = {cell: PredictedCosts(launch_ms[cell], cell["batch_size"], 0) for cell in grid.cells}
+    least = auto(grid, 0, predictions, Objective("latency_ms_p99"))
+    assert least.candidates() == [*grid.cells[:2]]
+    assert least.pruned() == {grid.cells[2]: "predicted to take 8.00 times as long as the fastest"}
+    bounded = auto(grid, 0, predictions, Objective(max_latency_ms=12))
+    assert bounded.candidates() == [grid.cells[0], grid.cells[2], grid.cells[1]] and not bounded.pruned()
+
+
+def test_auto_goes_on_until_something_keeps_within_the_constraints():
+    grid = make_grid(threads=tuple(range(1, 31)))
+    (only,) = auto(grid, 0, objective=(objective := Objective(min_top1=0.5))).candidates()[-1:]
+
+    def run(trial: Trial) -> Result:
+        report = {"images_per_second": 10.0, "wall_ms": 1000.0, "top1": 0.6 if trial.cell == only else 0.4}
+        return Result(trial, "ok", elapsed_s=1.5, report=report | {"num_images": trial.num_images})
+
+    search, results = auto(grid, 0, objective=objective), []
+    while pending := search.stage(results).pending:
+        results.append(run(pending[0]))
+    assert [result.trial.cell for result in results[-3:]].count(only) == 1
+
+
 def test_auto_leaves_out_what_fails_and_what_breaks_a_constraint():
     grid = make_grid(threads=tuple(range(1, 31)))
     objective = Objective(max_latency_ms=50)

@@ -55,8 +55,9 @@ class HalvingSearch:
         tried = [trial for trial, over in zip(first, is_tried, strict=True) if over]
         waiting = [trial for trial, over in zip(first, is_tried, strict=True) if not over]
         ok = [trial.cell for trial in tried if failure(trial.cell, failed) is None]
+        num_fit = sum(self.objective.violation(done[self._trial(cell, _FRACTIONS[0])].report) is None for cell in ok)
         spent_s = sum(done[trial].elapsed_s for trial in tried if trial in done)
-        enough = len(ok) >= num_finalists and spent_s >= _FIRST_RUNG_SHARE * self._full_grid_s(tried, done)
+        enough = num_fit >= num_finalists and spent_s >= _FIRST_RUNG_SHARE * self._full_grid_s(tried, done)
         if waiting and not enough:
             return Stage("first rung", (waiting[0],), len(ok) // _KEPT + num_finalists * self.repeats)
 
@@ -76,15 +77,18 @@ class HalvingSearch:
         return Stage(f"finalists, round {pending[0].round} of {self.repeats}" if pending else "", tuple(pending))
 
     def candidates(self) -> list[Cell]:
-        """Returns the cells that aren't pruned, fastest prediction first; ties are in seeded order."""
-        pruned = self.pruned()
+        """Returns the cells that aren't pruned, fastest prediction first; ties are in seeded order.
+
+        Those whose launch is predicted to exceed the limit on latency are last.
+        """
+        pruned, limit_ms = self.pruned(), self.objective.max_latency_ms or math.inf
         left = [cell for cell in shuffled(self.cells, self.seed, 0) if cell not in pruned]
-        return sorted(left, key=self._predicted_ms_per_image)
+        return sorted(left, key=lambda cell: (self._launch_ms(cell) > limit_ms, self._predicted_ms(cell)))
 
     def pruned(self) -> dict[Cell, str]:
         """Returns cells predicted to be too slow to be the best → the reason."""
-        predicted = {cell: ms for cell in self.cells if (ms := self._predicted_ms_per_image(cell)) > 0}
-        if not predicted:
+        predicted = {cell: ms for cell in self.cells if (ms := self._predicted_ms(cell)) > 0}
+        if not predicted or self.objective.max_latency_ms is not None:  # the fastest may exceed the limit
             return {}
         best = min(predicted.values())
         return {
@@ -93,9 +97,16 @@ class HalvingSearch:
             if ms > _PRUNE_ABOVE * best
         }
 
-    def _predicted_ms_per_image(self, cell: Cell) -> float:
+    def _predicted_ms(self, cell: Cell) -> float:
+        """Returns the predicted time of what the objective is of, a batch or an image; 0 without a prediction."""
         prediction = self.predictions.get(cell)
-        return prediction.ms_per_image if prediction else 0.0
+        if prediction is None or self.objective.key.startswith("latency_"):
+            return self._launch_ms(cell)
+        return prediction.ms_per_image
+
+    def _launch_ms(self, cell: Cell) -> float:
+        prediction = self.predictions.get(cell)
+        return prediction.launch_ms if prediction else 0.0
 
     def _trial(self, cell: Cell, fraction: float) -> Trial:
         total = self.num_images[cell]
