@@ -246,12 +246,14 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
             raise UsageError(f"{source} must set flags of main.py, got {name!r}")
         if name in always or name not in given:
             values[name] = _parse(own[name], value, source)
-    if values["mode"] in ("train", "loadgen") and "mesh" not in given and values["mesh"] == own["mesh"].default:
-        values["mesh"] = "1x1"
+    defaults = {name: flag.default for name, flag in own.items()}
+    if values["mode"] in ("train", "loadgen"):
+        defaults["mesh"] = None  # other commands of a sweep have another one, so its commands state the mesh
+        if "mesh" not in {*given, *wanted}:
+            values["mesh"] = "1x1"
     for name in (*SWEEP_FLAGS, *LOADGEN_FLAGS):
         if name in RANGES and (value := values[name]) is not None:
             check_range(name, value, *RANGES[name])
-    defaults = {name: flag.default for name, flag in own.items()}
     found = Flags(MappingProxyType(values), MappingProxyType(defaults), given, config)
     if found.is_sweep and found["coordinator"]:
         raise UsageError(f"a sweep starts its own processes: leave --coordinator out, got {found['coordinator']!r}")

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from cambrian.commands.command_line import command_line
 from cambrian.commands.config_file import read_config_file
 from cambrian.commands.configuration import Configuration, Preset, batch_sizes, default_batch_size, parse_bytes
 from cambrian.commands.flags import read_configuration
@@ -76,6 +77,14 @@ def test_a_report_gives_its_flags_but_no_output_folder(preset, tmp_path):
     again = read_configuration(parse("--config", report, "--seed", "8"))
     assert again == dataclasses.replace(configuration, seed=8, output_dir="")
     assert again.skip_bad_images and again.threads == 3
+
+
+def test_a_report_of_a_test_of_loadgen_keeps_its_mesh(tmp_path):
+    report = write_report(tmp_path, mode="loadgen", mesh="4x8")
+    assert read_configuration(parse("--config", report)).mesh == MeshShape(4, 8)
+    swept = parse("--config", report, "--threads", "1,2")
+    command = command_line(swept, {"config": None, "threads": 1})
+    assert read_configuration(parse(*command)).mesh == MeshShape(4, 8)
 
 
 def test_an_artifact_in_a_report_decides_as_one_on_the_command_line(tmp_path):
