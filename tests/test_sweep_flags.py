@@ -138,6 +138,19 @@ def test_a_combination_that_makes_no_sense_is_a_result(tiny, tmp_path):
     assert set(sweep.num_images.values()) == {2, 3}
 
 
+def test_what_the_planner_can_t_cut_is_a_result(tiny):
+    axes = ("--mesh", "1x2,2x1", "--partition", "auto,intra_sample")
+    sweep = sweep_of(*tiny, *axes, "--data", "synthetic")
+    ((cell, reason),) = sweep.refused.items()
+    assert sweep.grid.name(cell) == "mesh 1x2, partition intra_sample"
+    assert reason == (
+        "the model axis must divide the rows or channels of a convolution for partition intra_sample, got mesh 1x2"
+    )
+    assert len(sweep.predictions) == 3
+    with pytest.raises(UsageError, match="for partition intra_sample, got mesh 1x2"):
+        sweep_of(*tiny, "--mesh", "1x2,2x1", "--partition", "intra_sample", "--data", "synthetic")
+
+
 def test_the_commands_of_a_sweep(tmp_path):
     config = tmp_path / "tiny.py"
     config.write_text(TINY_CONFIG.rstrip().removesuffix(")") + ', flags=(("threads", "1,2"), ("seed", "5")),\n)')

@@ -5,7 +5,7 @@ import hashlib
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cambrian.commands.images import ImageSource, choose_data, for_model, open_s
 from cambrian.commands.images.folder import files_digest
 from cambrian.commands.loadgen.settings import LOADGEN_FLAGS
 from cambrian.commands.model import read_model
-from cambrian.commands.predict import predict
+from cambrian.commands.predict import PredictedCosts, predict
 from cambrian.commands.program.digests import build_digest
 from cambrian.commands.run.classify import check_classifier
 from cambrian.commands.sweep.grid import Cell, Grid
@@ -72,6 +72,7 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         num_images = _count_images(configurations, refused, labels, num_logits)
         images = _open(dataclasses.replace(next(iter(configurations.values())), num_images=0), labels, num_logits)
         contents["content of images"] = f"{images.description}, {files_digest(images)[:16]}"
+    predictions = _predictions(configurations, refused)
     without_sweep: dict[str, Any] = dict.fromkeys(SWEEP_FLAGS)
     if mode == "loadgen":
         if flags["search"] == "auto":
@@ -110,7 +111,7 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         build_command=None if artifact else build_command,
         answer=lambda cell: shlex.join([*typed, *arguments(cell, output_dir=None)]),
         refused=refused,
-        predictions={cell: predict(configuration) for cell, configuration in configurations.items()},
+        predictions=predictions,
         num_images=num_images,
         objective=Objective(flags["objective"], flags["max_latency_ms"], flags["min_top1"]),
         search=flags["search"],
@@ -135,20 +136,39 @@ def _environment(source: str) -> dict[str, str]:
 
 def _configurations(flags: Flags, grid: Grid) -> tuple[dict[Cell, Configuration], dict[Cell, str]]:
     configurations: dict[Cell, Configuration] = {}
-    refused: dict[Cell, str] = {}
-    errors: dict[tuple[str, Any], UsageError] = {}
+    errors: dict[Cell, UsageError] = {}
     for cell in grid.cells:
         try:
             configurations[cell] = read_configuration(flags, cell.flags)
         except UsageError as error:
-            refused[cell] = str(error)
-            for pair in cell.values:
-                errors.setdefault(pair, error)
-    sensible = {pair for cell in configurations for pair in cell.values}
-    for pair, error in errors.items():
-        if pair not in sensible:
+            errors[cell] = error
+    return configurations, _refused(errors, configurations)
+
+
+def _predictions(
+    configurations: dict[Cell, Configuration], refused: dict[Cell, str]
+) -> dict[Cell, PredictedCosts | None]:
+    """Predicts each cell's costs; moves cells whose mesh can't cut the model as they ask to `refused`."""
+    predictions: dict[Cell, PredictedCosts | None] = {}
+    errors: dict[Cell, UsageError] = {}
+    for cell, configuration in configurations.items():
+        try:
+            predictions[cell] = predict(configuration)
+        except UsageError as error:
+            errors[cell] = error
+    refused |= _refused(errors, predictions)
+    for cell in errors:
+        del configurations[cell]
+    return predictions
+
+
+def _refused(errors: Mapping[Cell, UsageError], sensible: Iterable[Cell]) -> dict[Cell, str]:
+    """Returns cell → reason; raises the first error of a value that no sensible cell has."""
+    values = {pair for cell in sensible for pair in cell.values}
+    for cell, error in errors.items():
+        if not values.issuperset(cell.values):
             raise error
-    return configurations, refused
+    return {cell: str(error) for cell, error in errors.items()}
 
 
 def _model(configuration: Configuration) -> tuple[dict[str, Any], tuple[str, ...], int]:
