@@ -57,7 +57,8 @@ class Classifier:
 
         def classify(params: Any, pixels: jax.Array) -> jax.Array:
             logits = function(params, normalise(pixels))
-            if not isinstance(logits, jax.Array) or logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
+            is_matrix = isinstance(logits, jax.Array) and logits.ndim == 2 and logits.shape[1]
+            if not is_matrix or not jnp.issubdtype(logits.dtype, jnp.floating):
                 got = f"{logits.shape} {logits.dtype}" if isinstance(logits, jax.Array) else type(logits).__name__
                 raise UsageError(f"a classifier must return logits ({len(pixels)}, classes) of floats, got {got}")
             if self.labels and logits.shape[1] != len(self.labels):

@@ -104,7 +104,9 @@ def _find(module_name: str) -> Path:
     try:
         spec = importlib.util.find_spec(module_name)  # imports the packages that hold it
         reason = "" if spec is None else "it has no Python file"
-    except Exception as error:
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:
         spec, reason = None, _reason(error)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise UsageError(f"model must name a Python file or module, got {module_name!r}{reason and f': {reason}'}")

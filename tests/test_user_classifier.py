@@ -155,6 +155,10 @@ def mean(params, images):
             lambda: cambrian.compile(cambrian.Classifier(lambda params, images: images.argmax(1)), batch_size=2),
             "of floats, got (2, 224, 3) int32",
         ),
+        (
+            lambda: cambrian.compile(cambrian.Classifier(lambda params, images: images.mean((1, 2))[:, :0])),
+            "classes) of floats, got (64, 0) float32",
+        ),
     ],
 )
 def test_what_is_no_classifier_is_refused(make, message):
@@ -172,6 +176,7 @@ def line_of(text: str) -> int:
         ("nets.py", "auto", "model must be MODULE:FUNCTION, such as nets.py:mobilenet, got 'nets.py'"),
         ("absent.py:plain", "auto", "model must name an existing Python file, got absent.py"),
         ("absent.nets:plain", "auto", "model must name a Python file or module, got 'absent.nets': ModuleNotFoundE"),
+        ("exiting.nets:plain", "auto", "model must name a Python file or module, got 'exiting.nets': SystemExit: 3"),
         ("sys:exit", "auto", "model must name a Python file or module, got 'sys': it has no Python file"),
         ("nets.py:absent", "auto", "nets.py must define a function absent, got no such name"),
         ("nets.py:number", "auto", "nets.py must define a function number, got int"),
@@ -188,6 +193,8 @@ def line_of(text: str) -> int:
 )  # fmt: skip
 def test_errors_of_the_users_code_name_file_and_line(nets, model, weights, message):
     nets.with_name("broken.py").write_text("import cambrian\ndef = 3\n")
+    nets.with_name("exiting").mkdir()
+    (nets.with_name("exiting") / "__init__.py").write_text("raise SystemExit(3)")
     with pytest.raises(cambrian.UsageError, match=re.escape(message)):
         read(model, weights)
     assert not list(nets.parent.glob("__pycache__/nets*"))
