@@ -65,7 +65,8 @@ class Named(flags.ArgumentParser):
         Raises:
           UsageError: if `argument` isn't one, or is the next flag of the command line.
         """
-        if isinstance(argument, str) and argument.startswith("--") and argument[2:].partition("=")[0] in self._values:
+        name = argument[2:].partition("=")[0] if isinstance(argument, str) and argument.startswith("--") else ""
+        if name in self._values or name.removeprefix("no") in self._values:
             raise UsageError(f"--{self._name} must have a value, got the next flag, {argument}")
         try:
             return self._parser.parse(argument)

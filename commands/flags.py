@@ -52,8 +52,8 @@ _OF_BATCH = ("workers", "ray_address")
 # Mode → flags that would have no effect in it.
 _NOT_OF_MODE = {
     "compile": ("skip_bad_images",),
-    "plan": ("num_images", "skip_bad_images"),
-    "train": ("skip_bad_images",),
+    "plan": ("split", "num_images", "skip_bad_images"),
+    "train": ("artifact_dir", "signing_key", "calibrate_s", "skip_bad_images"),
     "batch": ("num_images", "skip_bad_images", "device_memory_limit"),
     "loadgen": ("skip_bad_images",),
 }
@@ -67,6 +67,7 @@ DECIDED_BY_ARTIFACT = (
     "resize",
     "weights",
     "platform",
+    "calibrate_s",
     "calibration_data",
     "max_top1_drop",
 )

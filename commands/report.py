@@ -138,7 +138,11 @@ class Report:
 
 
 def write_report(values: dict[str, Any], output_dir: Path) -> Path:
-    """Writes JSON-compatible values to `output_dir`/report.json in one step and returns its path."""
+    """Writes JSON-compatible values to `output_dir`/report.json in one step and returns its path.
+
+    JSON has no NaN and no infinity: they become null.
+    """
+    values = json.loads(json.dumps(values), parse_constant=lambda _: None)
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     # A file name that isn't Unicode holds lone surrogates; escaped by a backslash, they are valid JSON.
     replace_file(output_dir / REPORT, text.encode(errors="backslashreplace"))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import json
+import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +73,9 @@ CASES = {
     "--mode plan --num_images 3": "--num_images belongs to other modes, got mode plan",
     "--mode plan --skip_bad_images": "--skip_bad_images belongs to other modes, got mode plan",
     "--mode compile --skip_bad_images": "--skip_bad_images belongs to other modes, got mode compile",
+    "--mode plan --split train": "--split belongs to other modes, got mode plan",
+    "--mode train --calibrate_s 3": "--calibrate_s belongs to other modes, got mode train",
+    "--artifact empty --calibrate_s 3": "an artifact decides its own calibrate_s: leave --calibrate_s out, got 3.0",
     "--mode train --skip_bad_images": "--skip_bad_images belongs to other modes, got mode train",
     "--mode batch --artifact empty --output_dir s3://out": "output_dir must be a folder of this machine, got s3://out",
     "--workers 2": "--workers belongs to mode batch, got mode run",
@@ -111,6 +116,7 @@ CASES = {
     "--fresh false": "--fresh takes no value, and --nofresh turns it off, got 'false'",
     "--seed 1 --mesh": "--mesh must have a value, got none",
     "--mesh --threads 2": "--mesh must have a value, got the next flag, --threads",
+    "--output_dir --nofresh": "--output_dir must have a value, got the next flag, --nofresh",
 }
 # Some for each place in which a request can be refused, and those that may wait forever.
 AS_A_PROCESS = (
@@ -209,6 +215,12 @@ def test_a_folder_without_a_report_loses_nothing(tmp_path):
     assert read_report(tmp_path)["status"] == "out_of_memory"
     assert (tmp_path / "metrics.csv").read_text() == "mine"
     assert (tmp_path / "model" / "config.json").read_text() == "mine"
+
+
+def test_a_report_holds_no_number_that_json_has_not(tmp_path):
+    Report(flags={}, load_ms=math.nan, build_ms=-math.inf, top1=0.5).write(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert (report["load_ms"], report["build_ms"], report["top1"]) == (None, None, 0.5)
 
 
 def test_a_report_that_the_disk_can_t_hold_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
