@@ -77,6 +77,14 @@ def test_the_objective_and_its_constraints(objective, best):
     assert (group[0].cell["threads"] if group else None) == best
 
 
+def test_times_of_fewer_images_rank_by_the_image():
+    made = []
+    for cell, num_images, wall_ms in zip(GRID.cells, (0, 64, 128), (9000.0, 800.0, 1200.0), strict=False):
+        report = {"num_images": num_images or 256, "wall_ms": wall_ms}
+        made.append(Result(Trial(cell, num_images=num_images), "ok", elapsed_s=1.0, report=report))
+    assert threads(ranked(made, Objective("wall_ms"))) == [1, 3, 2, 4]
+
+
 def test_latency_is_best_when_least():
     made = results(t1=(10,), t2=(20,))
     made[0].report["latency_ms_p99"] = 1.0

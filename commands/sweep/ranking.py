@@ -109,10 +109,14 @@ def rank(
             standings.append(Standing(**common, status=PRUNED, reason=pruned[cell]))
         else:
             standings.append(Standing(**common, status=NOT_RUN))
-    return sorted(
-        standings,
-        key=lambda s: (not s.eligible, s.status != OK, not s.complete, objective.cost(s.median(objective.key))),
-    )
+
+    def cost(standing: Standing) -> float:
+        value = standing.median(objective.key)
+        if value is not None and objective.key == "wall_ms" and not standing.complete:
+            value /= standing.reports[0]["num_images"]  # some have more images than others
+        return objective.cost(value)
+
+    return sorted(standings, key=lambda s: (not s.eligible, s.status != OK, not s.complete, cost(s)))
 
 
 def best_group(ranking: Sequence[Standing], objective: Objective) -> list[Standing]:
