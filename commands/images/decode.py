@@ -1,5 +1,7 @@
 """From an image file to a model's input pixels."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -30,9 +32,25 @@ def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) 
       UnreadableImage: naming `name`, if it isn't a JPEG or PNG file, or is damaged or truncated.
       OSError: naming `name`, if the system fails to read it for a reason that may pass.
     """
+    with _blaming(name), PillowImage.open(file, formats=("JPEG", "PNG")) as image:
+        return _of_picture(image, preprocessing)
+
+
+def of_picture(picture: PillowImage.Image, name: str, preprocessing: Preprocessing) -> np.ndarray:
+    """Turns a picture of Pillow's upright and preprocesses it; returns and raises as `decode_image`."""
+    with _blaming(name):
+        return _of_picture(picture, preprocessing)
+
+
+def _of_picture(picture: PillowImage.Image, preprocessing: Preprocessing) -> np.ndarray:
+    return preprocess(as_rgb(_upright(picture)), preprocessing)
+
+
+@contextlib.contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Turns the errors of a picture, which Pillow raises, into those of `decode_image`."""
     try:
-        with PillowImage.open(file, formats=("JPEG", "PNG")) as image:
-            return preprocess(as_rgb(_upright(image)), preprocessing)
+        yield
     except MemoryError:
         raise
     except UnidentifiedImageError:

@@ -1,15 +1,15 @@
-"""Images in memory: encoded, as in a column of bytes, or decoded."""
+"""Images that the caller names or holds: files, their bytes, or decoded pictures."""
 
 import dataclasses
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image as PillowImage
 
-from cambrian.commands.images.decode import as_rgb, decode_image
-from cambrian.commands.images.preprocess import preprocess
+from cambrian.commands.images.decode import decode_image, of_picture
 from cambrian.commands.images.source import Image, UnreadableImage
 from cambrian.sharding import Preprocessing
 
@@ -21,7 +21,7 @@ class EncodedImages:
     Attributes:
       names: of the images.
       values: of each image the bytes of a JPEG or PNG file, a mapping that holds these as `bytes`, as in data sets of
-        Hugging Face, or pixels (H, W, 3) or (H, W) uint8.
+        Hugging Face, a `Path` of such a file, a picture of Pillow's, or pixels (H, W, 3) or (H, W) uint8.
     """
 
     names: Sequence[str]
@@ -45,14 +45,18 @@ class EncodedImages:
         name, value = self.names[index], self.values[index]
         if isinstance(value, dict):
             value = value.get("bytes")
+        if isinstance(value, Path):
+            return Image(name, decode_image(str(value), name, preprocessing), None)
         if isinstance(value, np.ndarray):
-            return Image(name, _of_pixels(value, name, preprocessing), None)
+            value = _of_pixels(value, name)
+        if isinstance(value, PillowImage.Image):
+            return Image(name, of_picture(value, name, preprocessing), None)
         if not isinstance(value, bytes | bytearray | memoryview):
             raise UnreadableImage(name, f"{'no value' if value is None else type(value).__name__} instead of bytes")
         return Image(name, decode_image(io.BytesIO(value), name, preprocessing), None)
 
 
-def _of_pixels(pixels: np.ndarray, name: str, preprocessing: Preprocessing) -> np.ndarray:
+def _of_pixels(pixels: np.ndarray, name: str) -> PillowImage.Image:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)) or not pixels.size:
         raise UnreadableImage(name, f"pixels must be (H, W, 3) or (H, W) uint8, got {pixels.shape} {pixels.dtype}")
-    return preprocess(as_rgb(PillowImage.fromarray(pixels)), preprocessing)
+    return PillowImage.fromarray(pixels)

@@ -2,13 +2,23 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
 
 from cambrian import engine
-from cambrian.commands.images import open_source
+from cambrian.commands.images import ImageSource, open_source
+from cambrian.commands.images.source import EvenSample
 from cambrian.commands.run.classify import Prediction, classify, images_of
 from cambrian.sharding import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = str | os.PathLike | bytes | Image | np.ndarray
+    Images = Picture | Sequence[Picture]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -28,18 +38,20 @@ class Executable(engine.Executable):
 
     def classify(
         self,
-        images: str | os.PathLike,
+        images: "Images",
         *,
         threads: int = 2,
         split: str = "test",
         num_images: int = 0,
         skip_bad_images: bool = False,
     ) -> list[Prediction]:
-        """Classifies images, in the order of their sorted names.
+        """Classifies images, in their order: those of a folder in the order of their sorted names.
 
         Args:
           images: a folder (FOLDER/CLASS/image, FOLDER/SPLIT/CLASS/image, or images), `cifar10`, `cifar10_sample` (1,000
-            packaged test images) or `synthetic`.
+            packaged test images) or `synthetic`; or a picture, or a sequence of pictures: each the path or the bytes of
+            a JPEG or PNG file, a picture of Pillow's, or pixels (H, W, 3) or (H, W) uint8, of any size. Those without a
+            path are named by their number.
           threads: number of host threads that decode, launch and rank.
           split: which split, where the data has splits.
           num_images: 0 for all; a smaller number than there are takes that many at even distances.
@@ -50,6 +62,17 @@ class Executable(engine.Executable):
           UnreadableImage: for an image that can't be read, unless `skip_bad_images`.
         """
         return _classify(self, images, threads, split, num_images, skip_bad_images)
+
+    def preprocess(self, images: "Images") -> np.ndarray:
+        """Reads and preprocesses images as `classify` does.
+
+        Returns:
+          (N, height, width, 3) uint8, which the executable and its `stream` take.
+
+        Raises:
+          UsageError, UnreadableImage: as `classify`.
+        """
+        return _preprocess(self, images)
 
     def save(self, path: str | os.PathLike, *, signing_key: str | os.PathLike | None = None) -> None:
         """Saves the executable as an artefact: a new directory, which appears complete or not at all.
@@ -78,7 +101,7 @@ class Cards(engine.Cards):
 
     def classify(
         self,
-        images: str | os.PathLike,
+        images: "Images",
         *,
         threads: int | None = None,
         split: str = "test",
@@ -97,20 +120,42 @@ class Cards(engine.Cards):
         threads = 2 * len(self.cards) if threads is None else threads
         return _classify(self, images, threads, split, num_images, skip_bad_images)
 
+    def preprocess(self, images: "Images") -> np.ndarray:
+        """Reads and preprocesses images as `Executable.preprocess` does."""
+        return _preprocess(self, images)
+
     def save(self, path: str | os.PathLike, **_: Any) -> NoReturn:
         """Raises UsageError: cards hold an artefact already."""
         raise UsageError(f"cards were loaded from an artefact, which can be copied: can't save them to {path}")
 
 
 def _classify(
-    executable: Executable | Cards,
-    images: str | os.PathLike,
-    threads: int,
-    split: str,
-    num_images: int,
-    skip_bad_images: bool,
+    executable: Executable | Cards, images: "Images", threads: int, split: str, num_images: int, skip_bad_images: bool
 ) -> list[Prediction]:
-    source, _ = open_source(os.fspath(images), split=split, num_images=num_images)
-    readable, _ = images_of(executable, source)
+    readable, _ = images_of(executable, _source(images, split, num_images))
     batches = classify(executable, readable, threads=threads, skip_bad_images=skip_bad_images)
     return [prediction for batch in batches for prediction in batch.predictions]
+
+
+def _preprocess(executable: Executable | Cards, images: "Images") -> np.ndarray:
+    readable, _ = images_of(executable, _source(images))
+    return np.array([image.pixels for image in readable], np.uint8).reshape(-1, *executable.input_spec.shape[1:])
+
+
+def _source(images: "Images", split: str = "test", num_images: int = 0) -> ImageSource:
+    if isinstance(images, (str, os.PathLike)) and not os.path.isfile(images):
+        return open_source(os.fspath(images), split=split, num_images=num_images)[0]
+    from PIL import Image as PillowImage  # which a start without pictures can do without
+
+    from cambrian.commands.images.encoded import EncodedImages
+
+    is_picture = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, PillowImage.Image))
+    if isinstance(images, np.ndarray):
+        is_picture = images.ndim == 2 or (images.ndim == 3 and images.shape[2] == 3)
+    if not is_picture and not isinstance(images, (Sequence, np.ndarray)):
+        raise UsageError(f"expected a folder, a picture or a sequence of pictures, got {type(images).__name__}")
+    pictures: Any = [images] if is_picture else images
+    values = [Path(picture) if isinstance(picture, (str, os.PathLike)) else picture for picture in pictures]
+    names = [str(value) if isinstance(value, Path) else str(number) for number, value in enumerate(values)]
+    source = EncodedImages(names, values)
+    return EvenSample(source, num_images) if num_images else source
