@@ -26,6 +26,7 @@ _INSTRUCTION_SETS = {
 
 
 SHIPPED = Path(__file__).parent / "shipped"
+_FORM = 2  # of a table's lines: those of another form can't be read, and have a file of their own
 _TUNED = re.compile(r'^{"tuned": "(\w+)"}$', re.MULTILINE)  # the line of a table's file that says so
 
 
@@ -73,7 +74,7 @@ def this_machine(platform: str) -> Machine:
 
 def own_table_path(platform: str) -> Path:
     """Returns the path of the table measured on this machine, in `costs` in the user's cache folder."""
-    facts = dataclasses.asdict(this_machine(platform)) | {"jaxlib": jaxlib.__version__}
+    facts = dataclasses.asdict(this_machine(platform)) | {"jaxlib": jaxlib.__version__, "form": _FORM}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return cache_dir() / "costs" / f"{platform}-jax-{jax.__version__}-{digest}.jsonl"
 
