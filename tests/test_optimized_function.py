@@ -108,6 +108,29 @@ def test_side_effects_happen_once_and_random_keys_are_taken():
     np.testing.assert_allclose(noisy(x, key), x @ kernel + jax.random.normal(key, (8,)), rtol=1e-5, atol=1e-5)
 
 
+def test_side_effects_in_loops_happen_as_often_as_the_function_has_them():
+    seen = []
+
+    def step(_, carried):
+        jax.debug.callback(seen.append, carried.sum())
+        return carried + 1
+
+    def function(p, x):
+        jax.lax.fori_loop(0, 3, step, x)  # for its side effects alone
+        return x @ p
+
+    kernel, x = draw(4, 8), draw(2, 4)
+    fast = cambrian.optimize(function, kernel)
+    executable = cambrian.compile(function, kernel, jax.ShapeDtypeStruct((4,), "float32"), batch_size=2)
+    for call in fast, executable:
+        jax.effects_barrier()
+        seen.clear()
+        np.testing.assert_allclose(call(x), x @ kernel, rtol=1e-5, atol=1e-5)
+        jax.effects_barrier()
+        assert len(seen) == 3
+    assert "side effects" in fast.notes[0]
+
+
 @pytest.mark.parametrize("function", [lambda p, x: jnp.log(x @ p), lambda p, x: jnp.where(x @ p > 0, x @ p, -jnp.inf)])
 def test_what_is_infinite_for_random_inputs_is_computed_as_it_is(function):
     kernel, x = draw(4, 8), draw(2, 4)

@@ -89,7 +89,7 @@ class Node:
 
     @property
     def has_effects(self) -> bool:
-        return isinstance(self.operation, Primitive) and self.operation.has_effects
+        return getattr(self.operation, "has_effects", False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -33,6 +33,10 @@ class Scan:
     constants: tuple[Constant, ...]
     name = "scan"
 
+    @property
+    def has_effects(self) -> bool:
+        return any(node.has_effects for node in self.body.nodes)
+
     def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
         count = len(self.body.inputs)
         carried, slices = arrays[: self.num_carried], arrays[self.num_carried : count]
