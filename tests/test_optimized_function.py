@@ -131,6 +131,37 @@ def test_side_effects_in_loops_happen_as_often_as_the_function_has_them():
     assert "side effects" in fast.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("function", "more"),
+    [
+        (lambda p, x, key: x @ p + jax.random.normal(key, (8,)), [jax.random.key(1)]),
+        (lambda p, x: (jax.debug.callback(lambda _: None, x), x @ p)[1], []),
+    ],
+)
+def test_what_is_not_computed_in_bfloat16_as_asked_is_a_warning(function, more):
+    kernel, x = draw(4, 8), draw(2, 4)
+    fast = cambrian.optimize(function, kernel, precision="bfloat16")
+    with pytest.warns(UserWarning, match="computed as JAX compiles it, in its own precision: it takes random keys"):
+        got = fast(x, *more)
+    np.testing.assert_allclose(got, function(kernel, x, *more), rtol=1e-5, atol=1e-5)
+    assert len(fast.notes) == 1
+    fast(x, *more)  # once for each shape
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda function, kernel: cambrian.optimize(function, kernel, precision="bfloat16")(draw(2, 4)),
+        lambda function, kernel: cambrian.compile(
+            function, kernel, jax.ShapeDtypeStruct((4,), "float32"), batch_size=2, precision="bfloat16"
+        ),
+    ],
+)
+def test_what_is_infinite_for_random_inputs_is_refused_in_bfloat16(call):
+    with pytest.raises(cambrian.UsageError, match="got some that aren't finite for random inputs; compute in float32"):
+        call(lambda p, x: jnp.where(x @ p > 0, x @ p, -jnp.inf), draw(4, 8))
+
+
 @pytest.mark.parametrize("function", [lambda p, x: jnp.log(x @ p), lambda p, x: jnp.where(x @ p > 0, x @ p, -jnp.inf)])
 def test_what_is_infinite_for_random_inputs_is_computed_as_it_is(function):
     kernel, x = draw(4, 8), draw(2, 4)

@@ -50,6 +50,11 @@ def relative_error(got: Any, expected: Any) -> float:
     return float(np.max([0.0, *(error(*pair) for pair in pairs)]))
 
 
+def error_text(error: float) -> str:
+    """A relative error for people."""
+    return "some that aren't finite for random inputs" if np.isnan(error) else f"a relative error of {error:.1e}"
+
+
 def default_tolerance(graph: Graph, precision: str) -> float:
     """The largest relative error of a rewritten graph; that of bfloat16, too, for one that has such values itself."""
     dtypes = {value.dtype for node in graph.nodes for value in node.outputs}

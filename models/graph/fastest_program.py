@@ -8,7 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from cambrian.models.graph.comparison import LEAST_GAIN, median_seconds, random_inputs, relative_error, widened
+from cambrian.models.graph.comparison import (
+    LEAST_GAIN,
+    error_text,
+    median_seconds,
+    random_inputs,
+    relative_error,
+    widened,
+)
 from cambrian.models.graph.over_samples import marked_as_mixing
 from cambrian.sharding import MIXES_SAMPLES, Program, UsageError, aligned, compile_apply, shardings
 
@@ -65,7 +72,7 @@ def _as_it_is(stock: Program, errors: Sequence[float], allowed: bool) -> Program
     if not allowed:
         raise UsageError(
             f"in {stock.metadata['precision']} the outputs must be within {stock.tolerance:g} of the function's own, "
-            f"got a relative error of {least:.1e}{mixed}; compute in float32, or raise the tolerance"
+            f"got {error_text(least)}{mixed}; compute in float32, or raise the tolerance"
         )
     differ = f"the optimised function's outputs differ by {least:.1e}{mixed}"
     if np.isnan(least):

@@ -13,6 +13,7 @@ from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerin
 from cambrian.models.graph.comparison import (
     LEAST_GAIN,
     default_tolerance,
+    error_text,
     median_seconds,
     random_inputs,
     relative_error,
@@ -36,7 +37,8 @@ class OptimizedFunction:
     parameters are constants. What is rewritten can't be differentiated, or mapped by `jax.vmap` where it calls oneDNN.
 
     Attributes:
-      notes: why the function is computed as it is, for shapes of inputs where it is.
+      notes: why the function is computed as it is, for shapes of inputs where it is; a warning, too, if its results
+        would have differed, or if it was to be computed in bfloat16.
 
     Raises:
       UsageError: at a call, if the results in bfloat16 differ by more than 2e-2.
@@ -67,7 +69,10 @@ class OptimizedFunction:
         numbers = all(jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool for leaf in jax.tree.leaves(inputs))
         graph, results = trace(self._function, self._params, *inputs)
         if not numbers or any(node.has_effects for node in graph.nodes):
-            return self._as_it_is(stock, inputs, "it takes random keys, or has side effects, and so can't be compared")
+            reason = "it takes random keys, or has side effects, and so can't be compared"
+            if self._precision == "bfloat16":
+                warnings.warn(f"computed as JAX compiles it, in its own precision: {reason}", stacklevel=3)
+            return self._as_it_is(stock, inputs, reason)
         tolerance = default_tolerance(graph, self._precision)
         graph = self._rewritten(graph)
         constants = {constant: jnp.asarray(constant.array) for constant in graph.constants()}
@@ -85,8 +90,8 @@ class OptimizedFunction:
         if not error <= tolerance:
             if self._precision == "bfloat16":
                 raise UsageError(
-                    f"in bfloat16 the outputs must be within {tolerance:g} of the function's own, got a relative error "
-                    f"of {error:.1e}; compute in float32"
+                    f"in bfloat16 the outputs must be within {tolerance:g} of the function's own, got "
+                    f"{error_text(error)}; compute in float32"
                 )
             reason = f"the optimised function's outputs differ by {error:.1e}"
             if np.isnan(error):
