@@ -62,7 +62,7 @@ def _nnx(module: Any) -> tuple[Function, Any]:
     graphdef, keys, state = nnx.split(module, nnx.RngState, ...)  # random keys aren't parameters
 
     def apply(state: Any, inputs: jax.Array) -> Any:
-        merged = nnx.merge(graphdef, keys, state)
+        merged = nnx.merge(graphdef, jax.tree.map(lambda key: key, keys), state)  # copies, which a trace may change
         merged.eval()
         return merged(inputs)
 

@@ -214,3 +214,17 @@ def test_what_is_no_model_or_lacks_parameters_is_refused():
     ]:
         with pytest.raises(cambrian.UsageError, match=message):
             as_function(model, params)
+
+
+def test_a_recurrent_module_of_flax_nnx_draws_its_first_carry():
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.recurrent = nnx.RNN(nnx.SimpleCell(4, 8, rngs=rngs))
+
+        def __call__(self, x):
+            return self.recurrent(x)
+
+    model, x = Net(nnx.Rngs(0)), images(2, 5, 4)
+    function, params = as_function(model, None)
+    for _ in range(2):  # of one model, as several traces are made
+        np.testing.assert_allclose(jax.jit(function)(params, x), model(x), rtol=1e-5, atol=1e-6)
