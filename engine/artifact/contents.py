@@ -37,7 +37,10 @@ def read_probe(path: Path, manifest: Manifest) -> tuple[Any, Any]:
     """
     stated = named_arrays("inputs", manifest.input_spec), named_arrays("outputs", manifest.output_spec)
     inputs = [TensorSpec(name, spec.shape, spec.dtype) for name, spec in stated[0].items()]
-    outputs = [TensorSpec(name, spec.shape, "float32") for name, spec in stated[1].items()]
+    outputs = [
+        TensorSpec(name, (*spec.shape, 2) if spec.dtype.startswith("complex") else spec.shape, "float32")
+        for name, spec in stated[1].items()
+    ]
     arrays = _read_tensors(path, PROBE, manifest, [*inputs, *outputs])
     structures = jax.tree.structure(manifest.input_spec), jax.tree.structure(manifest.output_spec)
     return (
