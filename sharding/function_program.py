@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jax.tree_util import GetAttrKey, KeyPath, keystr
 
 from cambrian.sharding.errors import UsageError
@@ -37,7 +37,8 @@ def program_from_function(
     """Makes a Program from `function(params, inputs) -> outputs`; XLA's partitioner inserts the collectives.
 
     Parameters are named by their path in `params`, such as `Dense_0/kernel`. The program's reference is `function` on
-    one device, with parameters and inputs widened to at least float32 and matrix products in full precision.
+    one device, with parameters and inputs widened to at least float32, unless it names narrow dtypes itself, and matrix
+    products in full precision.
 
     Args:
       function: traceable function that takes all weights in its first argument.
@@ -91,7 +92,7 @@ def program_from_function(
         input_spec=input_spec,
         output_spec=output_spec,
         mesh=mesh,
-        reference=_reference(call, list(values.values()), mesh.devices.flat[0]),
+        reference=_reference(call, list(values.values()), mesh),
         tolerance=tolerance,
         rules=tuple((pattern, str(spec)) for pattern, spec in rules or ()),
         metadata=dict(metadata or {}),
@@ -161,14 +162,23 @@ def _constants(jaxpr: Any) -> Iterator[Any]:
 
 
 def _reference(
-    call: Callable[[Sequence[jax.Array], Any], Any], params: Sequence[np.ndarray], device: jax.Device
+    call: Callable[[Sequence[jax.Array], Any], Any], params: Sequence[np.ndarray], mesh: Mesh
 ) -> Callable[[Any], Any]:
     jitted = jax.jit(call)
 
     def reference(inputs: Any) -> Any:
-        arguments = jax.device_put(jax.tree.map(_widened, (list(params), inputs)), device)
+        arguments = list(params), inputs
+        wide = jax.tree.map(_widened, arguments)
         with jax.default_matmul_precision("highest"):
-            return jax.tree.map(np.asarray, jitted(*arguments))
+            try:
+                jax.eval_shape(jitted, *wide)
+            except Exception:  # whatever the function raises that names the narrow dtypes itself
+                wide = arguments
+            try:
+                outputs = jitted(*jax.device_put(wide, mesh.devices.flat[0]))
+            except ValueError:  # of a function that says how its values lie on the whole mesh
+                outputs = jitted(*jax.device_put(wide, NamedSharding(mesh, P())))
+            return jax.tree.map(np.asarray, outputs)
 
     return reference
 

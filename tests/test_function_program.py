@@ -31,6 +31,22 @@ def test_the_reference_computes_in_float32_on_one_device(mesh):
     np.testing.assert_allclose(outputs, exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p, x: jax.lax.add(x[:, :, None].astype(jnp.bfloat16), jnp.broadcast_to(p, (8, 4, 4))),
+        lambda p, x: jax.lax.scan(lambda h, _: (h @ p, None), x.astype(jnp.bfloat16), None, length=2)[0],
+    ],
+)
+def test_the_reference_of_a_function_that_names_narrow_dtypes_computes_in_them(mesh, function):
+    kernel = np.random.default_rng(0).standard_normal((4, 4)).astype(jnp.bfloat16)
+    program = program_from_function(function, kernel, jax.ShapeDtypeStruct((8, 4), "float32"), mesh, None, name="mine")
+    inputs = np.random.default_rng(1).standard_normal((8, 4), np.float32)
+    expected = function(jnp.asarray(kernel), inputs)
+    assert program.reference(inputs).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(program.reference(inputs), expected)
+
+
 LARGE = np.ones((64, 32), np.float32)
 
 

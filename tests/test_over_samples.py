@@ -10,7 +10,7 @@ import cambrian
 from build_cases import BYTES, PARAMS, SAMPLES, built, network, set_cache_share
 from cambrian.models.graph.over_samples import operation_over_samples
 from cambrian.models.graph.trace import trace
-from cambrian.sharding import UsageError
+from cambrian.sharding import MeshShape, UsageError, make_mesh
 from graph_cases import draw
 
 
@@ -134,3 +134,16 @@ def test_the_probe_of_what_mixes_samples_is_compared_as_a_whole(tmp_path):
     executable = cambrian.load(tmp_path / "mixing")
     x = draw(128, 4)
     np.testing.assert_allclose(executable(x), x - x.mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_how_a_function_says_that_values_lie_changes_no_numbers(tmp_path):
+    mesh = make_mesh(MeshShape(1, 2), jax.devices()[:2])
+    kernel, x = draw(4, 4), draw(8, 4)
+
+    def function(p, x):
+        return jax.lax.with_sharding_constraint(x @ p, jax.NamedSharding(mesh, P("data")))
+
+    executable = cambrian.compile(function, kernel, jax.ShapeDtypeStruct((4,), "float32"), batch_size=8, mesh=mesh)
+    executable.save(tmp_path / "artifact")
+    for each in executable, cambrian.load(tmp_path / "artifact"):
+        np.testing.assert_allclose(each(x), x @ kernel, rtol=1e-5, atol=1e-6)

@@ -27,6 +27,9 @@ _CALLS = {
     "checkpoint": "jaxpr",
 }
 
+# A device computes its own samples: where the others lie is nothing to it.
+_IDENTITIES = ("copy", "stop_gradient", "optimization_barrier", "name", "sharding_constraint")
+
 
 def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Graph, Any]:
     """Traces `function(params, *inputs)` for known parameters.
@@ -111,7 +114,7 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
             node = _scan(equation, inputs)
             nodes.append(node)
             outputs = node.outputs
-        elif name in ("copy", "stop_gradient", "optimization_barrier", "name") or _changes_nothing(equation):
+        elif name in _IDENTITIES or _changes_nothing(equation):
             outputs = inputs
         else:
             operation = Primitive(equation.primitive, params, bool(equation.effects))
