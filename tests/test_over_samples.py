@@ -42,7 +42,7 @@ def test_a_function_that_mixes_samples_is_never_cut(monkeypatch, function):
     programs, _, program = built(monkeypatch, function, "1x2")
     assert programs == []
     assert program.notes[0].startswith("mine mixes the samples of a batch (")
-    assert program.notes[1] == "computed as JAX compiles it"
+    assert "computed as JAX compiles it: the mesh can't cut the samples, as mine mixes them (" in program.notes[1]
     for images in draw(2 * SAMPLES, 8, 8, 4), np.repeat([[[[100.0]]], [[[0.0]]]], SAMPLES, 0) + np.zeros((8, 8, 4)):
         images = images.astype(np.float32)
         got, expected = jax.jit(program.apply)(program.params, images), function(PARAMS, images)
@@ -108,10 +108,16 @@ def test_samples_that_are_computed_alone_are_known(function):
         lambda p, x: x[::-1],
         lambda p, x: jnp.sort(x, axis=0),
         lambda p, x: x.reshape(8, -1) - x.reshape(8, -1).mean(0),  # bound to its batch
+        lambda p, x: jnp.cumsum(x, axis=0),  # each reads those before it
+        lambda p, x: (x.reshape(-1, 2, 4) - x.reshape(-1, 2, 4).mean(1, keepdims=True)).reshape(x.shape),  # neighbours
+        lambda p, x: x.reshape(8, -1, 4).sum(1),  # bound to its batch, but computes others, too
     ],
 )
-def test_what_mixes_samples_by_its_results_takes_whole_batches_alone(function):
-    executable = cambrian.compile(function, {}, jax.ShapeDtypeStruct((4,), "float32"), batch_size=8)
+@pytest.mark.parametrize("rules", [None, []])
+@pytest.mark.parametrize("mesh", ["1x1", "2x4"])
+def test_what_mixes_samples_by_its_results_takes_whole_batches_alone(function, rules, mesh):
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    executable = cambrian.compile(function, {}, spec, batch_size=8, mesh=mesh, rules=rules)
     x = draw(8, 4)
     np.testing.assert_allclose(executable(x), function({}, x), rtol=1e-5, atol=1e-6)
     with pytest.raises(UsageError, match="takes 8 at a time, got 7"):
@@ -134,6 +140,43 @@ def test_the_probe_of_what_mixes_samples_is_compared_as_a_whole(tmp_path):
     executable = cambrian.load(tmp_path / "mixing")
     x = draw(128, 4)
     np.testing.assert_allclose(executable(x), x - x.mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rules", [None, [(".*", P())]])
+@pytest.mark.parametrize("mesh", ["1x1", "1x2"])
+def test_results_that_are_as_many_as_samples_by_chance_come_with_whole_batches(rules, mesh):
+    """Of fewer samples they would be cut, of more repeated."""
+    table, x = draw(8, 4), draw(8, 4)
+    spec = jax.ShapeDtypeStruct((4,), "float32")
+    executable = cambrian.compile(lambda p, x: (x @ p.T, p), table, spec, batch_size=8, mesh=mesh, rules=rules)
+    np.testing.assert_array_equal(executable(x)[1], table)
+    with pytest.raises(UsageError, match="takes 8 at a time, got 7"):
+        executable(x[:7])
+
+
+def test_a_function_that_is_bound_to_its_batch_is_not_cut():
+    spec, kernel = jax.ShapeDtypeStruct((4,), "float32"), draw(4, 3)
+    function, x = lambda p, x: x.reshape(8, -1) @ p, draw(8, 4)
+    executable = cambrian.compile(function, kernel, spec, batch_size=8, mesh="1x2")
+    (note,) = executable.notes
+    assert note.endswith(
+        "the mesh can't cut the samples, as test_a_function_that_is_bound_to_its_batch_is_not_cut."
+        "<locals>.<lambda> is bound to 8 of them"
+    )
+    np.testing.assert_allclose(executable(x[:7]), x[:7] @ kernel, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match="in bfloat16 must be able to cut the samples, but .* is bound to 8 of them"):
+        cambrian.compile(function, kernel, spec, batch_size=8, mesh="1x2", precision="bfloat16")
+
+
+@pytest.mark.parametrize("rules", [None, [(".*", P())]])
+def test_what_is_left_to_jax_has_the_tolerance_of_its_own_dtypes(rules):
+    spec, kernel = jax.ShapeDtypeStruct((4,), "bfloat16"), draw(4, 4).astype(jnp.bfloat16)
+    for asked, expected in (None, 2e-2), (0.5, 0.5):
+        executable = cambrian.compile(
+            lambda p, x: x @ p - x.mean(axis=0), kernel, spec, batch_size=8, mesh="1x2", rules=rules, tolerance=asked
+        )
+        assert executable.program is not None
+        assert executable.program.tolerance == expected
 
 
 def test_how_a_function_says_that_values_lie_changes_no_numbers(tmp_path):

@@ -40,10 +40,12 @@ def function_program(
     Raises:
       UsageError: if the model isn't one, an argument is missing, or the mesh can't cut it.
     """
-    from cambrian.models.execution.build_program import TOLERANCE
     from cambrian.models.frameworks import as_function
     from cambrian.models.graph.build_program import build_program
+    from cambrian.models.graph.comparison import default_tolerance
+    from cambrian.models.graph.fastest_program import marked_by_results
     from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation
+    from cambrian.models.graph.trace import trace_abstractly
 
     if spec is None:
         raise UsageError("expected spec, the shape and dtype of one sample, with a function or module, got None")
@@ -73,10 +75,12 @@ def function_program(
         raise UsageError(f"sharding rules decide the partition: expected auto, got {options.partition!r}")
     if precision != "float32":
         raise UsageError(f"with sharding rules a function computes in its own precision, got {precision!r}")
-    tolerance = TOLERANCE[precision] if tolerance is None else tolerance
-    program = program_from_function(function, values, inputs, mesh, rules, name=name, tolerance=tolerance)
+    program = program_from_function(function, values, inputs, mesh, rules, name=name)
+    if tolerance is None:
+        tolerance = default_tolerance(trace_abstractly(function, values, inputs), precision)
+    program = dataclasses.replace(program, tolerance=tolerance)
     mixing = mixing_operation(function, values, inputs)
-    return program if mixing is None else marked_as_mixing(program, mixing)
+    return marked_by_results(program) if mixing is None else marked_as_mixing(program, mixing)
 
 
 def classifier_program(

@@ -17,7 +17,7 @@ from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.execution.settings import Plans
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
 from cambrian.models.graph.comparison import default_tolerance
-from cambrian.models.graph.fastest_program import fastest_program
+from cambrian.models.graph.fastest_program import fastest_program, marked_by_results
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.micro_batch import micro_batch
 from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation, resized
@@ -26,7 +26,7 @@ from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.program_of_graph import BY_SAMPLES, program_of_graph
 from cambrian.models.graph.quantization import Calibration, quantized
 from cambrian.models.graph.read_layers import NotLayered, read_layers
-from cambrian.models.graph.trace import trace
+from cambrian.models.graph.trace import trace, trace_abstractly
 from cambrian.sharding import (
     DATA_AXIS,
     Program,
@@ -101,15 +101,21 @@ def build_program(
     )
     local = resized(inputs, samples // (mesh.size if by_samples else shape.data))
     mixing = mixing_operation(function, params, inputs)
-    if mixing is not None:
-        stock = marked_as_mixing(stock, mixing)
-        if _num_samples(local) < samples and partition in ("auto", "samples"):
-            return _left_to_jax(stock, mixing)
-    graph, _ = trace(function, params, local)
-    _check_results(graph, stock)
+    stock = stock if mixing is None else marked_as_mixing(stock, mixing)
+    reason = None if mixing is None else f"mixes them ({mixing})"
+    may_be_left = _num_samples(local) < samples and partition in ("auto", "samples")
+    try:
+        graph, _ = trace(function, params, local)
+    except Exception:  # whatever the function raises that is bound to its number of samples
+        if not may_be_left:
+            raise
+        graph, reason = trace_abstractly(function, params, inputs), reason or f"is bound to {samples} of them"
     stock = dataclasses.replace(
         stock, tolerance=default_tolerance(graph, precision) if tolerance is None else tolerance
     )
+    if may_be_left and reason is not None:
+        return marked_by_results(_left_to_jax(stock, reason))
+    _check_results(graph, stock)
     graph, reference = optimized(graph), None
     if precision == "int8":
         itself = functools.partial(jax.jit(function), params)
@@ -144,14 +150,14 @@ def _num_samples(inputs: Any) -> int:
     return jax.tree.leaves(inputs)[0].shape[0]
 
 
-def _left_to_jax(stock: Program, mixing: str) -> Program:
+def _left_to_jax(stock: Program, reason: str) -> Program:
     """The function as it is, whose samples no device can compute alone."""
     if (precision := stock.metadata["precision"]) != "float32":
         raise UsageError(
-            f"mesh {mesh_shape(stock.mesh)} in {precision} must be able to cut the samples, but {stock.name} mixes "
-            f"them ({mixing})"
+            f"mesh {mesh_shape(stock.mesh)} in {precision} must be able to cut the samples, but {stock.name} {reason}"
         )
-    return dataclasses.replace(stock, notes=(*stock.notes, "computed as JAX compiles it"))
+    note = f"computed as JAX compiles it: the mesh can't cut the samples, as {stock.name} {reason}"
+    return dataclasses.replace(stock, notes=(*stock.notes, note))
 
 
 def _check_results(graph: Graph, stock: Program) -> None:

@@ -85,21 +85,32 @@ def _stock_with(stock: Program, note: str) -> Program:
 
 
 def _marked(program: Program, launch: Launch, inputs: Any) -> Program:
-    """The program, marked as mixing samples if the results of the first half of them depend on the others."""
-    half = jax.tree.leaves(inputs)[0].shape[0] // 2
-    if MIXES_SAMPLES in program.metadata or half == 0:
+    """The program, marked as mixing samples if the results of a half of them depend on the others.
+
+    The first half meets what lies far apart, every other sample neighbours and what comes before.
+    """
+    samples = np.arange(jax.tree.leaves(inputs)[0].shape[0])
+    if MIXES_SAMPLES in program.metadata or len(samples) == 1:
         return program
-
-    def without_others(array: np.ndarray) -> np.ndarray:
-        return np.concatenate([array[:half], np.zeros_like(array[half:])])
-
-    others = _placed(jax.tree.map(without_others, inputs), program)
     params, _ = launch.args
-    pairs = zip(jax.tree.leaves(launch()), jax.tree.leaves(launch.func(params, others)), strict=True)
-    halves = ([widened(array[:half]) for array in pair] for pair in pairs)
-    if all(np.allclose(one, other, 1e-4, 1e-6, equal_nan=True) for one, other in halves):
-        return program
-    return marked_as_mixing(program)
+    results = jax.tree.leaves(launch())
+    for half in (2 * samples < len(samples), samples % 2 == 0):
+
+        def without_others(array: np.ndarray, half: np.ndarray = half) -> np.ndarray:
+            return np.where(half.reshape(-1, *[1] * (array.ndim - 1)), array, np.zeros_like(array))
+
+        others = _placed(jax.tree.map(without_others, inputs), program)
+        pairs = zip(results, jax.tree.leaves(launch.func(params, others)), strict=True)
+        halves = ([widened(array)[half] for array in pair] for pair in pairs)
+        if not all(np.allclose(one, other, 1e-4, 1e-6, equal_nan=True) for one, other in halves):
+            return marked_as_mixing(program)
+    return program
+
+
+def marked_by_results(program: Program) -> Program:
+    """A program, marked as mixing the samples of a batch if its results for random inputs show that it does."""
+    inputs = random_inputs(program.input_spec)
+    return _marked(program, _launch(program, inputs), inputs)
 
 
 def _launch(program: Program, inputs: Any) -> Launch:

@@ -12,14 +12,16 @@ import jax
 
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.scan import Scan
-from cambrian.models.graph.trace import trace
+from cambrian.models.graph.trace import trace_abstractly
 from cambrian.sharding import MIXES_SAMPLES, Program
 
 _Shapes = list[tuple[int, ...]]
 
 
 def mixing_operation(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> str | None:
-    """An operation that mixes the samples of `inputs`; None if none is found, or the function is bound to their number.
+    """What mixes the samples of `inputs`; None if nothing is found, or the function is bound to their number.
+
+    That is an operation, or results that are no samples, as many as there are by chance.
 
     Args:
       params: pytree of arrays, of which shapes and dtypes count.
@@ -27,16 +29,13 @@ def mixing_operation(function: Callable[[Any, Any], Any], params: Any, inputs: A
     """
     if (samples := jax.tree.leaves(inputs)[0].shape[0]) == 1:
         return None
-    abstract = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
-
-    def graph(samples: int) -> Graph:
-        return trace(lambda _, *arguments: function(*arguments), {}, abstract, resized(inputs, samples))[0]
-
-    one = graph(samples)
+    one = trace_abstractly(function, params, inputs)
     try:
-        other = graph(2 * samples)
+        other = trace_abstractly(function, params, resized(inputs, 2 * samples))
     except Exception:  # whatever the function raises that is bound to its number of samples
         return None
+    if any(value.shape[:1] != (2 * samples,) for value in other.outputs):
+        return "results that don't grow with it"
     return operation_over_samples(one, other)
 
 

@@ -51,6 +51,12 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Grap
     return graph, jax.tree.structure(results)
 
 
+def trace_abstractly(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Graph:
+    """Traces `function(params, inputs)` for parameters of which shapes and dtypes count: the graph takes them, too."""
+    abstract = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), params)
+    return trace(lambda _, *arguments: function(*arguments), {}, abstract, inputs)[0]
+
+
 def of_arrays(
     function: Callable[..., Any], params: Any
 ) -> tuple[Callable[..., Any], dict[KeyPath, np.ndarray | jax.Array]]:
