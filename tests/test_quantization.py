@@ -219,6 +219,36 @@ def test_any_function_of_layers_and_more_has_int8():
         build_function(function, params, inputs, mesh, name="net", precision="int8")
 
 
+def test_concatenated_integers_have_one_scale():
+    shapes = {
+        "stem": (3, 3, 3, 16),
+        "wide": (3, 3, 16, 24),
+        "narrow": (1, 1, 16, 8),
+        "inner": (3, 3, 48, 16),
+        "last": (16, 10),
+    }
+    params = {
+        name: RANDOM.standard_normal(shape, np.float32) / math.prod(shape[:-1]) ** 0.5 for name, shape in shapes.items()
+    }
+    params["wide"] *= 7  # another range than that of the rest
+
+    def function(params, x):
+        x = jax.nn.relu(convolution(x, params["stem"]))
+        wide, narrow = (jax.nn.relu(convolution(x, params[name])) for name in ("wide", "narrow"))
+        pooled = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+        joined = jnp.concatenate([jnp.concatenate([wide, narrow], axis=-1), pooled], axis=-1)
+        return jax.nn.relu(convolution(joined, params["inner"])).mean((1, 2)) @ params["last"]
+
+    samples = RANDOM.standard_normal((32, 8, 8, 3), np.float32)
+    graph, _ = trace(function, params, jax.ShapeDtypeStruct((8, 8, 8, 3), "float32"))
+    found = quantized(optimized(graph), Calibration(samples, "noise", max_top1_drop=100.0))
+    concatenations = [node for node in found.graph.nodes if node.name == "concatenate"]
+    assert concatenations
+    assert {str(value.dtype) for node in concatenations for value in (*node.inputs, node.output)} == {"uint8"}
+    assert sum(node.name == "quantize" for node in found.graph.nodes) == 1  # the images
+    assert relative_error(found.reference(samples), np.asarray(function(params, samples))) < 0.05
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_pooling_over_channels_has_no_channels_to_rescale(stride):
     params = {

@@ -17,7 +17,7 @@ from cambrian.models.graph.comparison import default_tolerance, relative_error
 from cambrian.models.graph.equalize import equalize, without_bounds
 from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
-from cambrian.models.graph.quantize import kernel_scale, quantizable, quantize
+from cambrian.models.graph.quantize import kernel_scale, quantizable, quantize, with_shared_scales
 from cambrian.models.graph.read_layers import read_layers
 from cambrian.models.lowerings import Scale
 from cambrian.sharding import Network, UsageError
@@ -113,7 +113,11 @@ def quantized(
             )
     judge = _Judge(outputs[0][:count].astype(np.float64), calibration.labels)
     schemes = [
-        _Scheme(each, method, {value: values.scale(method) for value, values in of_graph.items()})
+        _Scheme(
+            each,
+            method,
+            with_shared_scales(each, {value: values.scale(method) for value, values in of_graph.items()}),
+        )
         for each, of_graph in zip(balanced, observed, strict=True)
         for method in METHODS
     ]

@@ -127,16 +127,35 @@ def quantize(graph: Graph, scales: Mapping[Value, Scale], nodes: set[Node]) -> G
             added = [integers[value] if value in floats else value for value in residuals]
             operands = (as_integers(images), kernel, bias, *added)
             made.append(Node(operation, operands, (made_as_integers(node.output) if makes_integers else node.output,)))
-        elif _keeps_scale(node) and node.inputs[0] in floats:
-            scale = scales[node.output] = scales[node.inputs[0]]
+        elif (moved := _moved(node)) and floats.keys() >= {*moved} and len({scales[value] for value in moved}) == 1:
+            scale = scales[node.output] = scales[moved[0]]
             operation = node.operation
             operation = dataclasses.replace(operation, dtype=scale.dtype) if isinstance(operation, Pool) else operation
-            zeros = [Constant.of(np.asarray(scale.zero, scale.dtype)) for _ in node.inputs[1:]]
-            made.append(Node(operation, (integers[node.inputs[0]], *zeros), (made_as_integers(node.output),)))
+            zeros = [Constant.of(np.asarray(scale.zero, scale.dtype)) for _ in node.inputs[len(moved) :]]
+            operands = (*(integers[value] for value in moved), *zeros)
+            made.append(Node(operation, operands, (made_as_integers(node.output),)))
         else:
             made.append(Node(node.operation, tuple(map(as_float32, node.inputs)), node.outputs))
     outputs = tuple(map(as_float32, graph.outputs))
     return without_dead_nodes(Graph(graph.inputs, tuple(made), outputs))
+
+
+def with_shared_scales(graph: Graph, scales: Mapping[Value, Scale]) -> dict[Value, Scale]:
+    """Gives what is concatenated the largest scale of its parts, so that the concatenation moves integers."""
+    makers, shared = Uses(graph).makers, dict(scales)
+
+    def parts(value: Value) -> list[Value]:
+        moved = _moved(makers[value]) if value in makers else ()
+        return [part for each in moved for part in parts(each)] or [value]
+
+    joined = [parts(node.output) for node in graph.nodes if node.name == "concatenate"]
+    joined = [each for each in joined if shared.keys() >= {*each} and len({shared[part].dtype for part in each}) == 1]
+    before = None
+    while before != shared:  # a part may belong to several
+        before = dict(shared)
+        for each in joined:
+            shared |= dict.fromkeys(each, max(shared[part] for part in each))
+    return shared
 
 
 def _on_integers(node: Node, images: Scale, residual: Scale, out: Scale) -> tuple[FusedConvolution, Constant, Constant]:
@@ -164,11 +183,14 @@ def _on_integers(node: Node, images: Scale, residual: Scale, out: Scale) -> tupl
     )
 
 
-def _keeps_scale(node: Node) -> bool:
-    """Whether a node only moves or selects numbers: max pooling, padding with zeros, and views."""
+def _moved(node: Node) -> tuple[Value, ...]:
+    """The inputs that a node only moves or selects: in max pooling, padding with zeros, views and concatenations."""
+    if node.name == "concatenate":
+        return node.inputs
     if node.name == "pad":
-        return isinstance(node.inputs[1], Constant) and uniform_value(node.inputs[1].array) == 0
-    return is_max_pool(node) or view_of(node) is not None
+        is_zero = isinstance(node.inputs[1], Constant) and uniform_value(node.inputs[1].array) == 0
+        return node.inputs[:1] if is_zero else ()
+    return node.inputs[:1] if is_max_pool(node) or view_of(node) is not None else ()
 
 
 def _saturates(node: Node) -> bool:
