@@ -44,12 +44,11 @@ def cli() -> None:
         binary, sys.stdout.encoding, errors="backslashreplace", line_buffering=sys.stdout.isatty()
     )
     logging.set_verbosity(logging.WARNING)  # JAX logs each platform that it doesn't find
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: finished results are kept
     sys.unraisablehook = _interrupt_again
     host.permit("cpu_latency", "malloc")  # this process belongs to Cambrian
     define_flags(FLAGS)
     try:
-        app.run(_main, flags_parser=_parse_flags)
+        app.run(_interruptible_main, flags_parser=_parse_flags)
     except SystemExit as end:
         exit_code = end.code
     except OSError as error:  # from printing the help
@@ -69,6 +68,14 @@ def _interrupt_again(ignored: Any) -> None:
         threading.Timer(_AGAIN_S, _thread.interrupt_main).start()
     else:
         sys.__unraisablehook__(ignored)
+
+
+def _interruptible_main(argv: list[str]) -> int:
+    """Runs the command, which Ctrl-C and SIGTERM end in the same way: finished results are kept."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a job that a shell starts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return _main(argv)
 
 
 def _main(argv: list[str]) -> int:

@@ -2,7 +2,9 @@
 
 import os
 import resource
+import signal
 import sys
+from typing import NoReturn
 
 _IMPORTED_BYTES = 512 * 2**20  # of Python, NumPy and JAX, measured on 2 cores; then `check_address_space` takes over
 
@@ -15,10 +17,15 @@ def start() -> None:
             f"error: OutOfMemory: expected at least {_IMPORTED_BYTES // 2**20} MiB of address space (ulimit -v), got "
             f"{limit // 2**20} MiB"
         )
-    try:
-        from cambrian.commands.cli import cli  # imports NumPy and JAX
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        os._exit(130)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # An exception would crash native code that is being imported, or be ignored in a callback of JAX's.
+        signal.signal(signal.SIGINT, _end)
+    from cambrian.commands.cli import cli  # imports NumPy and JAX
 
     cli()
+
+
+def _end(*_: object) -> NoReturn:
+    """Ends the process at once, by Ctrl-C before the command has begun."""
+    os.write(2, b"error: interrupted\n")
+    os._exit(130)
