@@ -246,3 +246,40 @@ signal.pause()
         finally:
             process.kill()
     settle(lambda: not any(map(psutil.pid_exists, processes)))
+
+
+@pytest.mark.slow
+def test_a_fork_leaves_the_cards_to_the_process_that_started_them():
+    script = """
+import os, signal, sys, numpy as np
+from cambrian.engine.cards import Cards, CardsEnded
+from cambrian.sharding.host import Share
+from card_stand_in import make
+cards, (process,) = Cards.start([Share()], make)
+inputs = np.ones((4, 3), np.float32)
+cards(inputs)  # makes lanes
+tried, has_tried = os.pipe()
+if os.fork() == 0:
+    try:
+        print(cards(inputs)[0], flush=True)
+    except CardsEnded as error:
+        print(error, flush=True)
+    cards.close()
+    os.close(has_tried)
+    sys.stdin.read()
+    os._exit(0)
+os.close(has_tried)
+os.read(tried, 1)
+print(cards(inputs)[0, 3] == process, process, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT / "tests", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        message = f"got none: card 0 belongs to process {process.pid}, of which this one is a fork"
+        assert process.stdout.readline().strip().endswith(message)
+        answered, card = process.stdout.readline().split()
+        assert answered == "True"
+        process.wait(10)
+        settle(lambda: not psutil.pid_exists(int(card)))  # while the fork still waits

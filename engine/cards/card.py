@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -70,6 +71,7 @@ class Card:
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path)},
             )
+        _cards.add(self)
         self._send(pickle.dumps(host.permitted))
 
     def _send(self, message: bytes) -> None:
@@ -178,6 +180,19 @@ class Card:
                 out_of_memory = (oom_kills() or 0) > (self._oom_kills or 0)
             self.out_of_memory = out_of_memory
             self.ended = reason or _words(exit_code, out_of_memory)
+
+
+_cards: weakref.WeakSet[Card] = weakref.WeakSet()  # that this process has started
+
+
+def _leave_to_parent() -> None:
+    """Leaves the cards to the process of which this one is a fork: they serve it alone, and end with it."""
+    for card in _cards:
+        card.control.close()
+        card.ended = f"belongs to process {os.getppid()}, of which this one is a fork"
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _words(exit_code: int, out_of_memory: bool) -> str:
