@@ -1,6 +1,7 @@
 """How a run ends: failures, closing, interruption, exit; no thread is left."""
 
 import _thread
+import gc
 import itertools
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,6 +231,23 @@ def test_a_thread_that_computes_is_joined_however_long_it_takes(executable, monk
     assert decoding.wait(timeout=10)
     results.close()
     assert host_threads() == [] and len(finished) >= 2
+
+
+def test_a_generator_that_its_own_thread_collects_ends_the_threads(executable):
+    reads_on = threading.Event()
+
+    def decode(index):
+        if index:
+            assert reads_on.wait(timeout=10)
+            gc.collect()
+        return inputs_of(index)
+
+    results: list[Any] = [stream(executable, itertools.count(), threads=2, decode=decode)]
+    results.append(results)  # only the collector frees it
+    next(results[0])
+    del results
+    reads_on.set()
+    settle(lambda: host_threads() == [])
 
 
 @pytest.mark.slow

@@ -178,6 +178,8 @@ def _ordered_map(
     def stop() -> None:
         reading_ended.set()
         room.release(threads)  # wakes the threads that wait for room
+        if threading.current_thread() in workers:  # one of them collects the generator as garbage
+            return
         deadline = time.monotonic() + _PATIENCE_S
         for worker in workers:
             if worker in working and not in_this_process:
