@@ -13,7 +13,7 @@ import pytest
 from jax import export
 
 from cambrian.engine.artifact import load as load_module
-from cambrian.engine.artifact.layout import PORTABLE
+from cambrian.engine.artifact.layout import PORTABLE, rebuild_mesh
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, read_manifest
 from cambrian.engine.artifact.portable import load_portable
@@ -152,6 +152,29 @@ def test_an_altered_manifest_is_not_trusted_nor_signed(online, artifact, key):
     assert_portable(load(artifact, signing_key=key), online, "not signed")
 
 
+def make_foreign(artifact, key, **entries) -> pathlib.Path:
+    """Makes the machine code of another machine; returns its file."""
+    edit_fingerprint(artifact, key, **entries)
+    old = native_file(artifact)
+    old.rename(foreign := artifact / "native-000000000000.bin")
+    manifest, _ = read_manifest(artifact, None)
+    files = {foreign.name if name == old.name else name: record for name, record in manifest.files.items()}
+    edit(artifact, key, files=files)
+    return foreign
+
+
+def test_machine_code_that_another_process_replaces_meanwhile_is_read_again(online, artifact, key, monkeypatch):
+    foreign = make_foreign(artifact, key, jax="0.9.0")
+
+    def replaced_meanwhile(*arguments):
+        monkeypatch.setattr(load_module, "rebuild_mesh", rebuild_mesh)
+        load(artifact, signing_key=key, refresh=True)
+        return rebuild_mesh(*arguments)
+
+    monkeypatch.setattr(load_module, "rebuild_mesh", replaced_meanwhile)
+    assert load(artifact, signing_key=key).kind == "native" and not foreign.exists()
+
+
 @pytest.mark.parametrize(
     ("entry", "value", "reason"),
     [
@@ -161,13 +184,7 @@ def test_an_altered_manifest_is_not_trusted_nor_signed(online, artifact, key):
     ],
 )
 def test_another_version_or_cpu_is_refreshed_on_request(online, artifact, key, entry, value, reason):
-    edit_fingerprint(artifact, key, **{entry: value})
-    old = native_file(artifact)
-    old.rename(foreign := artifact / "native-000000000000.bin")
-    manifest, _ = read_manifest(artifact, None)
-    files = {foreign.name if name == old.name else name: record for name, record in manifest.files.items()}
-    edit(artifact, key, files=files)
-
+    foreign = make_foreign(artifact, key, **{entry: value})
     before = (artifact / MANIFEST).read_bytes()
     assert_portable(load(artifact, signing_key=key), online, reason)
     assert (artifact / MANIFEST).read_bytes() == before and native_file(artifact) == foreign

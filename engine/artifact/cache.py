@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 import shutil
@@ -73,7 +72,15 @@ def load_or_build(
     while True:
         inode, damaged = _inode(path), False
         try:
-            loaded = _load_twice(path, key, devices, signing_key, defer_probe)
+            loaded = load(
+                path,
+                devices=devices,
+                signing_key=signing_key,
+                refresh=True,
+                cache_key=key,
+                require_signature=True,
+                defer_probe=defer_probe,
+            )
             return dataclasses.replace(loaded, notes=(*notes, *loaded.notes)), build_ms
         except UsageError as error:
             # Where there is no artefact (yet, or another process has moved a damaged one aside), one is built.
@@ -132,26 +139,6 @@ def _build(
         except ArtifactExists:  # another process was first
             pass
     return 1e3 * (time.perf_counter() - start)
-
-
-def _load_twice(
-    path: Path, key: str, devices: Sequence[jax.Device] | None, signing_key: Path | None, defer_probe: bool
-) -> Executable:
-    load_here = functools.partial(
-        load,
-        path,
-        devices=devices,
-        signing_key=signing_key,
-        refresh=True,
-        cache_key=key,
-        require_signature=True,
-        defer_probe=defer_probe,
-    )
-    try:
-        return load_here()
-    except DamagedArtifact:
-        # Another process may have replaced files after the manifest was read.
-        return load_here()
 
 
 def _inode(path: Path) -> int | None:

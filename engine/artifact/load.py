@@ -1,6 +1,7 @@
 """Loading an artefact: verified, on this machine's devices, its probe compared with the reference."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +52,8 @@ def load(
     nothing is traced or compiled then. Otherwise, and where XLA refuses the machine code, compiles the portable
     program, and a note says why; one with custom calls, or for a mesh over several processes, is always compiled,
     without a note. A portable program that isn't signed may make no custom calls, and is loaded in a child process
-    first. Once `load` has returned, nothing of the directory is needed any more.
+    first. Where another process of this user replaces the machine code meanwhile, reads the artefact again. Once `load`
+    has returned, nothing of the directory is needed any more.
 
     Args:
       path: directory of the artefact.
@@ -70,6 +72,34 @@ def load(
       ParityError: if the probe's outputs are too far from the reference.
     """
     path, key = Path(path), read_key(signing_key)
+    load_here = functools.partial(_load, path, key, devices, refresh, cache_key, require_signature, defer_probe)
+    found = _manifest_file(path)
+    try:
+        return load_here()
+    except DamagedArtifact:
+        if key is None or _manifest_file(path) == found:
+            raise
+    return load_here()
+
+
+def _manifest_file(path: Path) -> tuple[int, int] | None:
+    """What tells a manifest from one that replaces it; None if there is none."""
+    try:
+        status = (path / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _load(
+    path: Path,
+    key: bytes | None,
+    devices: Sequence[jax.Device] | None,
+    refresh: bool,
+    cache_key: str | None,
+    require_signature: bool,
+    defer_probe: bool,
+) -> Executable:
     manifest, is_signed = read_artifact(path, key)
     if require_signature and not is_signed:
         raise DamagedArtifact(f"{path / MANIFEST} must be signed with this user's key, got another signature or none")
