@@ -60,8 +60,8 @@ def joined(configuration: Configuration) -> Iterator[Group]:
             | {f"--{name}": str(getattr(configuration, name)) for name in _AGREED_FLAGS if not configuration.artifact}
         )
         port = group.exchange(None if process_id else _free_port(host))[0]
-        join_mesh(processes, process_id, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", JOIN_S)
         try:
+            join_mesh(processes, process_id, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", JOIN_S)
             yield group
         except BaseException as error:
             if process_id == 0 and jax.distributed.is_initialized():  # it aborts the others as soon as this one is gone

@@ -6,10 +6,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 
+from cambrian.commands import shared_mesh
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.model import default_model
@@ -249,6 +252,23 @@ def with_path_hidden(monkeypatch, group, work):
         receiver = threading.current_thread()
     group.exchange(None)
     return work(group)
+
+
+def test_process_0_tells_the_others_where_joining_is_interrupted(monkeypatch):
+    told = []
+    group = SimpleNamespace(agree=lambda facts: None, exchange=lambda value: [1], fail=told.append)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shared_mesh, "meet", lambda *_: contextlib.nullcontext(group))
+    monkeypatch.setattr(shared_mesh, "join_mesh", interrupted)
+    monkeypatch.setattr(shared_mesh, "_LAST_S", 0.0)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    configuration = Configuration(default_model("cifar"), MeshShape(1, 2), coordinator="127.0.0.1:1", num_processes=2)
+    with pytest.raises(KeyboardInterrupt), shared_mesh.joined(configuration):
+        pass
+    assert len(told) == 1 and isinstance(told[0], KeyboardInterrupt)
 
 
 @pytest.mark.parametrize(
