@@ -77,3 +77,19 @@ def test_a_card_that_is_killed_costs_a_note_and_an_interrupt_ends_all(command, f
     rows = read_predictions(output)
     assert [row["image"] for row in rows] == [f"synthetic_{index:06d}" for index in range(report["num_images"])]
     assert sum(card["num_images"] for card in report["each_card"]) >= len(rows) > 1000
+
+
+def test_the_end_of_all_cards_is_one_error(command, flags, run):
+    output = command.home / "all-ended"
+    with command.start(*flags, *CARDS, "--num_images", 10**7, "--output_dir", output) as process:
+        try:
+            settle(lambda: num_lines(output / "predictions.csv") > 100, timeout_s=60)
+            for card in psutil.Process(process.pid).children():
+                card.kill()
+            _, errors = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    report = read_report(output)
+    assert process.returncode == 1 and errors.endswith(f"error: {report['failure_reason']}\n")
+    assert report["failure_reason"].startswith("CardsEnded: ") and "went to the others" not in errors
+    assert report["num_images"] == len(read_predictions(output)) > 0

@@ -193,8 +193,9 @@ def _classify(
         report.each_process = [{"num_images": count} for count in tally.by_process]
         if isinstance(executable, Cards):
             report.measure_cards(executable, timeline)
+            is_any_left = not all(card.ended for card in executable.cards)
             for card in executable.cards:
-                if card.ended and card.is_ready:
+                if card.ended and card.is_ready and is_any_left:
                     add_note(f"card {card.index} {card.ended}: its batches went to the others", report)
     if accuracy is not None and tally.confusion is not None:
         title = f"{executable.name}, {report.precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
