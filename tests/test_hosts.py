@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -244,6 +245,18 @@ def test_an_artefact_is_taken_from_its_path_or_sent(address, artifact, monkeypat
         address, [0, 1], lambda group: with_path_hidden(monkeypatch, group, work)
     )
     assert content == received and here == artifact and not there.exists()
+
+
+def test_an_artefact_that_doesnt_fit_on_the_disk_is_named(address, artifact, monkeypatch, tmp_path):
+    (tmp_path / PARAMETERS).symlink_to("/dev/full")
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **_: contextlib.nullcontext(tmp_path))
+
+    def work(group: Group):
+        with shared_artifact(group, artifact if group.process_id == 0 else None):
+            pass
+
+    _, error = in_all(address, [0, 1], lambda group: with_path_hidden(monkeypatch, group, work))
+    assert str(error) == f"[Errno 28] No space left on device: '{tmp_path / PARAMETERS}'"
 
 
 def with_path_hidden(monkeypatch, group, work):

@@ -11,6 +11,7 @@ from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE, PROBE, read_ar
 from cambrian.engine.artifact.manifest import MANIFEST, canonical_json
 from cambrian.engine.hosts.group import Group
 from cambrian.sharding import UsageError
+from cambrian.sharding.host.files import path_named
 
 _CONTENT = (PARAMETERS, PORTABLE, PROBE)  # less machine code, which each host may have of its own
 _CHUNK_BYTES = 2**23
@@ -53,7 +54,7 @@ def _has(path: Path, digest: str) -> bool:
 
 
 def _copy(group: Group, source: Path | None, target: Path | None) -> None:
-    with contextlib.ExitStack() as files:
+    with contextlib.nullcontext() if target is None else path_named(target), contextlib.ExitStack() as files:
         read = None if source is None else files.enter_context(source.open("rb"))
         written = None if target is None else files.enter_context(target.open("wb"))
         while chunk := group.exchange(read and base64.b64encode(read.read(_CHUNK_BYTES)).decode())[0]:
