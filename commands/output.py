@@ -160,10 +160,11 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
         if isinstance(error, UsageError) and not started:
             raise
         try:
-            start()
-            report.status, report.failure_reason = failure(error)
-            report.peak_host_memory_bytes = (report.peak_host_memory_bytes or 0) + peak_host_memory_bytes()
-            report.write(output_dir)
+            with deferred_interrupts():
+                start()
+                report.status, report.failure_reason = failure(error)
+                report.peak_host_memory_bytes = (report.peak_host_memory_bytes or 0) + peak_host_memory_bytes()
+                report.write(output_dir)
         except (OSError, UsageError) as unwritten:  # what ended the run is what the user must know
             print_note(f"{output_dir / REPORT} isn't up to date: {unwritten}")
         finished = any((output_dir / name).exists() for name in (ROWS, *RESULTS))
@@ -172,7 +173,8 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
         raise
     report.status = "ok"
     report.peak_host_memory_bytes = (report.peak_host_memory_bytes or 0) + peak_host_memory_bytes()
-    report.write(output_dir)
+    with deferred_interrupts():
+        report.write(output_dir)
 
 
 def _holds_report(output_dir: Path) -> bool:

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from cambrian.commands.report import Report
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.sharding import OutOfMemory, UsageError
 from cambrian.sharding.host import host_cores
+from cambrian.sharding.host.files import replace_file
 from command import Command, CommandHere, Outcome, read_report, write_checkpoint, write_images
 from flag_values import parse
 
@@ -236,6 +238,20 @@ def test_a_report_that_the_disk_can_t_hold_is_refused_in_one_line(tmp_path, monk
     with pytest.raises(OutOfMemory), reporting(report, tmp_path):
         raise OutOfMemory
     assert "report.json isn't up to date" in (printed := capsys.readouterr().err) and "the report is" not in printed
+
+
+@pytest.mark.parametrize("ended_by", [None, OutOfMemory])
+def test_an_interrupt_while_the_last_report_is_written_leaves_it_whole(tmp_path, monkeypatch, ended_by):
+    def interrupted(path, data):
+        signal.raise_signal(signal.SIGINT)
+        replace_file(path, data)
+
+    with pytest.raises(KeyboardInterrupt), reporting(Report(flags={}), tmp_path) as start:
+        start()
+        monkeypatch.setattr("cambrian.commands.report.replace_file", interrupted)
+        if ended_by is not None:
+            raise ended_by
+    assert read_report(tmp_path)["status"] == ("ok" if ended_by is None else "out_of_memory")
 
 
 def test_a_folder_is_for_one_command_at_a_time(command):
