@@ -5,6 +5,7 @@ import os
 import re
 import reprlib
 import stat
+from pathlib import Path
 from types import MappingProxyType
 
 from cambrian.sharding import PARTITIONS, MeshShape, Preprocessing, UsageError
@@ -264,6 +265,13 @@ class Configuration:
     def device_memory_limit_bytes(self) -> int | None:
         """The limit on what a device holds, in bytes; None for the device's memory."""
         return parse_bytes(self.device_memory_limit) if self.device_memory_limit else None
+
+    def check_output(self, path: Path) -> None:
+        """Raises UsageError if an output folder lies in a folder of images: it would replace files, and become data."""
+        for name in ("data", "calibration_data"):
+            folder = getattr(self, name)
+            if folder not in _PATHS[name] and path.resolve().is_relative_to(Path(folder).resolve()):
+                raise UsageError(f"output_dir must be a folder outside the images to read, got {path} in {folder}")
 
     @property
     def of_a_card(self) -> "Configuration":

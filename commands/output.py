@@ -58,11 +58,12 @@ def output_folder(configuration: Configuration, of_batch: bool = False) -> Itera
       of_batch: whether the command is a batch job, which alone may use the folder of one.
 
     Raises:
-      UsageError: if it can't be written to, another process holds it, it holds a batch job, or it holds the weights,
-        which an earlier training may have left there.
+      UsageError: if it can't be written to, another process holds it, it holds a batch job, it holds the weights, which
+        an earlier training may have left there, or it lies in a folder of images that are read.
     """
     what = "artifact" if configuration.artifact else configuration.mesh  # whose mesh is its own
     path = Path(configuration.output_dir or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{what}")
+    configuration.check_output(path)
     weights = configuration.weights
     if weights not in ("auto", "random") and Path(weights).resolve().is_relative_to(path.resolve()):
         raise UsageError(f"output_dir must be a folder without the weights that are read, got {path} with {weights}")

@@ -84,6 +84,13 @@ CASES = {
     "--artifact_dir file/cache": "the artefact directory must be writable and have space, got file/cache: "
     "Not a directory",
     "--output_dir file/output": "output_dir must be a writable folder, got file/output: Not a directory",
+    "--data images --output_dir images": "output_dir must be a folder outside the images to read, got images in images",
+    "--precision int8 --calibration_data split --output_dir split/out": "output_dir must be a folder outside the "
+    "images to read, got split/out in split",
+    "--mode train --data split --batch_size 4 --output_dir split/out": "output_dir must be a folder outside the "
+    "images to read, got split/out in split",
+    "--threads 1,2 --data images --output_dir images/out": "output_dir must be a folder outside the images to "
+    "read, got images/out in images",
     f"{TINY} --mesh 1x4 --partition intra_sample": "the model axis must divide the rows or channels of a convolution "
     "for partition intra_sample, got mesh 1x4",
     f"{TINY} --mesh 4x1 --partition rows": "mesh 4x1: layer3.0.conv1: output rows must be divisible by the "

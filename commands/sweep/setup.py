@@ -99,9 +99,12 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
     typed = _as_typed(Path(program[-1]))
     command = shlex.join([*typed, *command_line(flags, dict.fromkeys(_NOT_OF_THE_COMMAND))])
     directory = hashlib.sha256(os.fsencode(command)).hexdigest()[:8]
+    path = Path(flags["output_dir"] or f"runs/sweep-{directory}")
+    if mode != "compile":
+        next(iter(configurations.values())).check_output(path)
     return Sweep(
         grid=grid,
-        path=Path(flags["output_dir"] or f"runs/sweep-{directory}"),
+        path=path,
         identity={
             "command": command,
             "model": _jsonable(model),
