@@ -65,8 +65,8 @@ class Preprocessing:
             raise UsageError(f"resize_to must be height and width, or None without resizing, got {self.resize_to!r}")
         if self.resize == "shortest_edge" and self.resize_to and self.resize_to[0] != self.resize_to[1]:
             raise UsageError(f"resize_to must be square for shortest_edge, got {self.resize_to!r}")
-        if not are_three_numbers(self.mean):
-            raise UsageError(f"mean must be three finite numbers, got {self.mean!r}")
+        if not are_three_numbers(self.mean) or not all(0 <= value <= 1 for value in self.mean):
+            raise UsageError(f"mean must be three numbers from 0 to 1, as pixels are scaled to, got {self.mean!r}")
         if not are_three_numbers(self.std) or min(self.std) <= 0:
             raise UsageError(f"std must be three finite numbers above 0, got {self.std!r}")
         if not isinstance(self.fill, tuple) or len(self.fill) != 3 or not all(_is_int(v, 0, 255) for v in self.fill):
