@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cambrian.models.resnet.architecture import Architecture
-from command import CommandHere, write_checkpoint, write_images
+from command import CommandHere, read_predictions, read_report, write_checkpoint, write_images
 
 BATCH_SIZE = 8
 
@@ -55,11 +55,17 @@ def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, ph
     assert {row["predicted"] for row in run.predictions} <= set(map(str, range(10)))
 
 
-def test_only_bad_images(command, small, tmp_path):
-    (tmp_path / "a.jpg").write_text("not an image at all")
-    run = command.run(*small, "--data", tmp_path, "--skip_bad_images")
-    assert (run.report["num_images"], run.predictions) == (0, [])
-    assert run.report["first_inference_ms"] is None and run.report["latency_ms_p50"] is None
+def test_a_run_without_a_readable_image_fails(command, small, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("not an image at all")
+    output_dir = tmp_path / "output"
+    outcome = command(*small, "--data", tmp_path / "photos", "--skip_bad_images", "--output_dir", output_dir)
+    reason = f"RuntimeError: expected at least one readable image, got none in folder {tmp_path / 'photos'}"
+    assert (outcome.exit_code, outcome.error) == (1, reason)
+    report = read_report(output_dir)
+    assert (report["status"], report["failure_reason"], report["num_images"]) == ("failed", reason, 0)
+    assert report["first_inference_ms"] is None and report["latency_ms_p50"] is None
+    assert [*map(len, (report["skipped_images"], read_predictions(output_dir)))] == [1, 0]
 
 
 def test_a_split_and_a_number_of_labelled_images(command, small, tmp_path):

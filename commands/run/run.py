@@ -122,6 +122,8 @@ def _run(
     if report.skipped_images:
         skipped = counted(len(report.skipped_images), "unreadable image")
         add_note(f"{skipped} skipped, listed as skipped_images in the report", report)
+        if not report.num_images:
+            raise RuntimeError(f"expected at least one readable image, got none in {images.description}")
     if isinstance(executable, Executable) and executable.parity is None:
         report.describe(check_parity(executable))
 
