@@ -68,6 +68,20 @@ def test_a_run_without_a_readable_image_fails(command, small, tmp_path):
     assert [*map(len, (report["skipped_images"], read_predictions(output_dir)))] == [1, 0]
 
 
+def test_a_launch_that_is_mostly_padding_is_noted(command, small):
+    def run(num_images, *flags):
+        run = command.run(*small, "--data", "synthetic", "--num_images", num_images, *flags)
+        notes = [note for note in run.report["notes"] if "padding" in note]
+        assert set(notes) <= set(run.outcome.notes)
+        return run.report["batch_size"], notes
+
+    batch_size, notes = run(3)
+    assert notes == [f"of {batch_size} images of a launch {batch_size - 3} are padding: --batch_size 4 fits 3 images"]
+    half = batch_size // 2
+    assert len(run(half)[1]) == 1 and run(half + 1)[1] == []
+    assert run(3, "--batch_size", BATCH_SIZE) == (BATCH_SIZE, [])
+
+
 def test_a_split_and_a_number_of_labelled_images(command, small, tmp_path):
     names = [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in "ab" for index in range(4)]
     write_images(tmp_path, names)

@@ -167,6 +167,8 @@ def _classify(
 ) -> None:
     """Writes predictions and accuracy; if an exception ends it, report and predictions agree on the finished part."""
     start()
+    if not (configuration.batch_size or configuration.artifact):
+        _note_padding(len(images), executable, report)
     tally, timeline, accuracy = Tally.of(executable, images), Timeline(), None
     batches = classify(
         executable,
@@ -202,6 +204,19 @@ def _classify(
     if accuracy is not None and tally.confusion is not None:
         title = f"{executable.name}, {report.precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
         write_accuracy(output_dir, accuracy, tally.confusion, title)
+
+
+def _note_padding(num_images: int, executable: Executable | Cards, report: Report) -> None:
+    """Notes that at least half of the only launch is padding, where the mesh lets a smaller one hold all images."""
+    num_devices = executable.mesh_shape.num_devices  # of which a multiple lets the model axis cut samples
+    fitting = -(-num_images // num_devices) * num_devices
+    if 2 * num_images <= executable.batch_size and fitting < executable.batch_size:
+        padding = executable.batch_size - num_images
+        add_note(
+            f"of {executable.batch_size} images of a launch {padding} are padding: --batch_size {fitting} fits "
+            f"{counted(num_images, 'image')}",
+            report,
+        )
 
 
 def add_note(note: str, report: Report) -> None:
