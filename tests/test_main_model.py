@@ -9,6 +9,8 @@ from flag_values import parse
 pytestmark = pytest.mark.slow
 
 NETS = f"""
+import dataclasses
+
 import cambrian
 from flax import nnx
 
@@ -25,6 +27,11 @@ class Network(nnx.Module):
 def network():
     size = cambrian.Preprocessing((8, 8), (8, 8))
     return cambrian.Classifier(Network(nnx.Rngs(0)), preprocessing=size, labels={LABELS})
+
+
+def softmax():
+    logits = network()
+    return dataclasses.replace(logits, model=nnx.Sequential(logits.model, nnx.softmax))
 """
 
 
@@ -53,6 +60,15 @@ def test_a_users_model_runs_and_its_artifact_runs_without_it(command):
     received = Command(command.home).run("--artifact", artifact, "--data", "images")
     assert received.report["executable"] == "native" and received.predictions == run.predictions
     assert (received.report["top1"], received.report["classes"]) == (report["top1"], report["classes"])
+
+
+def test_outputs_that_are_probabilities_are_noted(command):
+    (command.home / "soft.py").write_text(NETS)
+    flags = ("--mesh", "1x1", "--batch_size", "8", "--execution", "online", "--data", "images")
+    for name, expected in (("network", 0), ("softmax", 1)):
+        run = command.run("--model", f"soft.py:{name}", *flags)
+        assert sum("outputs look like probabilities" in note for note in run.report["notes"]) == expected
+        assert run.report["notes"] == run.outcome.notes
 
 
 def test_a_mistake_in_a_users_file_is_one_line_and_nothing_is_written(command):

@@ -19,6 +19,7 @@ from cambrian.engine.runtime.stream import stream
 from cambrian.sharding import Preprocessing, UsageError
 
 _TOP = 5
+_SUM_ERROR = 1e-2  # of probabilities in bfloat16
 
 
 class Prediction(NamedTuple):
@@ -59,12 +60,14 @@ class ClassifiedBatch:
       predictions: of the readable images.
       skipped: the unreadable ones.
       by_process: number of predictions from each of several processes; empty for one.
+      of_softmax: whether this process's outputs look like probabilities rather than logits.
     """
 
     indices: range
     predictions: list[Prediction] = dataclasses.field(default_factory=list)
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
     by_process: list[int] = dataclasses.field(default_factory=list)
+    of_softmax: bool = False
 
 
 def check_classifier(name: str, metadata: Mapping[str, Any]) -> None:
@@ -140,7 +143,8 @@ def classify(
         return np.stack(pixels)
 
     def postprocess(batch: "_Batch", logits: np.ndarray) -> ClassifiedBatch:
-        classes, probabilities = top_k(logits[: len(batch.names)], _TOP)
+        logits = logits[: len(batch.names)]
+        classes, probabilities = top_k(logits, _TOP)
         predictions = [
             Prediction(
                 name,
@@ -155,7 +159,8 @@ def classify(
                 batch.names, batch.labels, classes.tolist(), probabilities.tolist(), strict=True
             )
         ]
-        return ClassifiedBatch(batch.indices, predictions, batch.skipped)
+        of_softmax = bool((logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=_SUM_ERROR))
+        return ClassifiedBatch(batch.indices, predictions, batch.skipped, of_softmax=of_softmax)
 
     batches = stream(
         executable,
@@ -182,7 +187,8 @@ def _of_all_processes(
             parts = shared.group.gather((batch.predictions, skipped) if shared.answers else ((), ()))
             if parts:
                 start = batch.indices.start
-                batch = _joined(range(start, min(start + shared.batch_size, num_images)), parts)
+                indices = range(start, min(start + shared.batch_size, num_images))
+                batch = dataclasses.replace(_joined(indices, parts), of_softmax=batch.of_softmax)
                 if timeline is not None:
                     timeline.add_whole(len(batch.predictions))
             yield batch
@@ -244,6 +250,7 @@ class Tally:
       skipped: name and error of each unreadable image.
       top5_hits: images whose label was among the five most probable classes.
       confusion: (classes, classes), images by label and prediction; None where labels don't number the logits.
+      of_softmax: whether all outputs look like probabilities rather than logits.
     """
 
     num_images: int = 0
@@ -251,6 +258,7 @@ class Tally:
     skipped: list[str] = dataclasses.field(default_factory=list)
     top5_hits: int = 0
     confusion: np.ndarray | None = None
+    of_softmax: bool = True
 
     @classmethod
     def of(cls, executable: Executable | Cards | Manifest, images: ModelImages) -> "Tally":
@@ -262,6 +270,7 @@ class Tally:
     def add(self, batch: ClassifiedBatch) -> None:
         """Adds a finished batch."""
         self.num_images += len(batch.predictions)
+        self.of_softmax &= batch.of_softmax
         self.by_process = [
             before + count for before, count in itertools.zip_longest(self.by_process, batch.by_process, fillvalue=0)
         ]
