@@ -29,6 +29,14 @@ def test_labels_are_compared_by_their_closest_form():
     assert find_labels(("BlueBird",), ("blue_bird", "BlueBird")) == [1]
 
 
+def test_decomposed_accents_are_those_of_the_label():
+    composed, decomposed = "\N{LATIN CAPITAL LETTER E WITH ACUTE}", "E\N{COMBINING ACUTE ACCENT}"
+    labels = (f"{composed}cureuil", f"{composed.lower()}cureuil")
+    assert find_labels((f"{decomposed}cureuil", f"{decomposed.lower()}cureuil"), labels) == [0, 1]
+    assert find_labels((f"{decomposed}_CUREUIL",), labels[1:]) == [0]
+    assert find_labels((labels[0],), (f"{decomposed}cureuil",)) == [0]
+
+
 def test_fewer_classes_than_labels_keep_their_logits(classes):
     labels = ("ant", "dog", "bee", "cat", "blue bird")
     source, notes = open_images(classes, labels=labels, num_logits=5)

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -29,20 +30,21 @@ class Numbering(NamedTuple):
 def find_labels(class_names: Sequence[str], labels: Sequence[str]) -> list[int | None]:
     """Finds the position of each class among the labels; None if no label, or more than one, has its name.
 
-    Names are compared without regard to case, `_`, `-` and spaces. A label also goes by its WordNet id and by each of
-    its synonyms: `n01440764 tench, Tinca tinca` is found as `n01440764`, `tench, Tinca tinca`, `tench` and
-    `Tinca tinca`. The closer form wins: `crane` is the label `crane`, not `crane, derrick`.
+    Names are compared without regard to case, `_`, `-` and spaces, and composed, as some file systems and archives
+    decompose accents. A label also goes by its WordNet id and by each of its synonyms: `n01440764 tench, Tinca tinca`
+    is found as `n01440764`, `tench, Tinca tinca`, `tench` and `Tinca tinca`. The closer form wins: `crane` is the label
+    `crane`, not `crane, derrick`.
     """
     exact, whole, parts = defaultdict(set), defaultdict(set), defaultdict(set)
     for position, label in enumerate(labels):
         words = _WORDNET_ID.sub("", label)
-        exact[label].add(position)
+        exact[_composed(label)].add(position)
         _add(whole, position, (label, words))
         _add(parts, position, (*_WORDNET_ID.findall(label), *words.split(",")))
 
     def find(name: str) -> int | None:
         key = _key(name)
-        found = exact.get(name) or whole.get(key) or parts.get(key) or ()
+        found = exact.get(_composed(name)) or whole.get(key) or parts.get(key) or ()
         return next(iter(found)) if len(found) == 1 else None
 
     return [find(name) for name in class_names]
@@ -109,4 +111,8 @@ def _add(positions: dict[str, set[int]], position: int, names: Iterable[str]) ->
 
 
 def _key(name: str) -> str:
-    return name.casefold().translate({ord(character): None for character in "_- "})
+    return _composed(name.casefold()).translate({ord(character): None for character in "_- "})
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
