@@ -115,6 +115,8 @@ def test_what_they_are_is_what_their_executable_is(pair):
 def test_inputs_that_do_not_fit_are_refused_and_end_no_card(pair, inputs):
     with pytest.raises(UsageError, match="inputs must have shape"):
         list(pair[0].stream([inputs]))
+    with pytest.raises(UsageError, match=r"inputs must have shape \(N, 3\) and dtype float32, got \(20, 4\)"):
+        pair[0](np.zeros((20, 4), np.float32))
     check(batches(2), list(pair[0].stream(batches(2))))
 
 

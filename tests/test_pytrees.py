@@ -64,7 +64,7 @@ def test_what_isn_t_the_executable_s_structure_is_refused(executable):
         (BATCH | {"tokens": BATCH["tokens"][:3]}, "the same number of samples, got"),
         (
             BATCH | {"tokens": BATCH["tokens"].astype(np.uint8)},
-            r"inputs/tokens must have shape \(1…4, 5\) and dtype int32",
+            r"inputs/tokens must have shape \(N, 5\) and dtype int32",
         ),
     ]:
         with pytest.raises(UsageError, match=message):

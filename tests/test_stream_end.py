@@ -3,6 +3,7 @@
 import _thread
 import gc
 import itertools
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cambrian.engine.runtime import stream as stream_module
@@ -87,6 +89,13 @@ def test_of_two_failures_the_first_by_input_order_is_raised(executable):
 def test_inputs_that_do_not_fit_are_refused(executable):
     with pytest.raises(UsageError, match=r"inputs must have shape \(1…8, 3\)"):
         list(stream(executable, [inputs_of(0, 9)], threads=2))
+
+
+@pytest.mark.parametrize("shape", [(20, 4), (3,), (0, 4)])
+def test_a_call_names_the_shape_of_its_inputs(executable, shape):
+    message = f"inputs must have shape (N, 3) and dtype float32, got {shape} and float32"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        executable(np.zeros(shape, np.float32))
 
 
 def test_closing_stops_within_a_batch(executable):

@@ -136,6 +136,7 @@ class Cards(ExecutableFacts):
     def __call__(self, inputs: Any) -> Any:
         """Returns the outputs (N, …) for inputs (N, …) of any N; all cards compute batches of them."""
         starts = range(0, num_samples(inputs), self.batch_size)
+        check_inputs(inputs, self.input_spec, least=None)
         batches = (samples(inputs, start, start + self.batch_size) for start in starts)
         return jax.tree.map(lambda *parts: np.concatenate(parts), empty_batch(self.output_spec), *self.stream(batches))
 

@@ -31,11 +31,12 @@ def num_samples(batch: Any) -> int:
     return lengths.pop()
 
 
-def check_inputs(inputs: Any, specs: Specs, least: int = 1) -> None:
+def check_inputs(inputs: Any, specs: Specs, least: int | None = 1) -> None:
     """Checks that inputs are a batch of at least 1 sample to as many as `specs` have.
 
     Args:
-      least: number of samples that the program takes at least: all, if it mixes them.
+      least: number of samples that the program takes at least: all, if it mixes them. None for those of a call, which
+        may be any number.
 
     Raises:
       TypeError: if `inputs` isn't an array, where one is expected.
@@ -50,12 +51,14 @@ def check_inputs(inputs: Any, specs: Specs, least: int = 1) -> None:
         if not isinstance(array, (np.ndarray, jax.Array)):
             raise TypeError(f"{name} must be a NumPy or JAX array, got {type(array).__name__}")
         shape, dtype = spec.shape, np.dtype(spec.dtype)
-        if array.shape[1:] != shape[1:] or not 1 <= len(array) <= shape[0] or array.dtype != dtype:
+        fits = array.shape[1:] == shape[1:] and array.dtype == dtype
+        if not fits or (least is not None and not 1 <= len(array) <= shape[0]):
+            count = "N" if least is None else f"1…{shape[0]}"
             raise UsageError(
-                f"{name} must have shape (1…{shape[0]}, {', '.join(map(str, shape[1:]))}) and dtype {dtype}, "
+                f"{name} must have shape ({', '.join(map(str, (count, *shape[1:])))}) and dtype {dtype}, "
                 f"got {array.shape} and {array.dtype}"
             )
-    if (given := num_samples(inputs)) < least:  # the same in all arrays
+    if (given := num_samples(inputs)) < (least or 0):  # the same in all arrays
         raise UsageError(f"a program that mixes the samples of a batch takes {least} at a time, got {given}")
 
 

@@ -199,9 +199,10 @@ class Executable:
 
     def __call__(self, inputs: Any) -> Any:
         """Returns the outputs (N, …) for inputs (N, …) of any N, launched batch by batch; N = 0 launches nothing."""
+        outputs, count = [empty_batch(self.output_spec)], num_samples(inputs)
+        check_inputs(inputs, self.input_spec, least=None)
         if (probe := self.pending_probe) is not None:
             probe.run_alone(self)
-        outputs, count = [empty_batch(self.output_spec)], num_samples(inputs)
         # A launch on a host array starts sooner than JAX moves the array, but computes in a thread of XLA's.
         prepare = self.put if launches_run_side_by_side() or self.mesh.is_multi_process else self.whole_batch
         with low_cpu_latency(self.platform):
