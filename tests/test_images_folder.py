@@ -1,6 +1,7 @@
 """Folders of images: their layouts, how many images are taken, and threads that read them."""
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,7 +62,21 @@ def test_other_files_are_ignored_with_a_note(classes):
     (classes / "dog" / "link.png").symlink_to(classes / "cat" / "pipe.png")
     source, notes = open_images(classes, labels=("Blue_Bird", "cat", "dog"))
     assert len(source) == 4
-    assert notes == [f"ignored what isn't a JPEG or PNG image in {classes}: 4 files, such as README.md"]
+    assert notes == [f"ignored what isn't a JPEG or PNG image in {classes}: 2 .png, 1 .md, 1 .csv"]
+
+
+def test_other_files_are_counted_by_extension_the_most_frequent_first(classes, tmp_path):
+    names = ("Thumbs.db", "a.webp", "b.WEBP", "a.bmp", "a.gif", "LICENSE", "b.gif", "c.webp", "a.tiff")
+    for name in names:
+        (classes / "cat" / name).touch()
+    counts = "3 .webp, 2 .gif, 1 LICENSE, 1 .db, 1 .bmp, …"
+    _, notes = open_images(classes)
+    assert notes[0] == f"ignored what isn't a JPEG or PNG image in {classes}: {counts}"
+    for name in names:
+        (tmp_path / "none" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "none" / name).touch()
+    with pytest.raises(UsageError, match=f"got .*none without any, but {re.escape(counts)}"):
+        open_images(tmp_path / "none")
 
 
 def test_images_beside_class_folders_are_refused(classes):

@@ -8,9 +8,9 @@ folders. Hidden files are ignored silently, other files that aren't images with 
 import dataclasses
 import hashlib
 import os
+from collections import Counter
 from typing import NamedTuple
 
-from cambrian.commands.console import counted
 from cambrian.commands.images.decode import decode_image
 from cambrian.commands.images.file_system import Entry, FileSystem, LocalFiles
 from cambrian.commands.images.labels import is_number
@@ -19,6 +19,7 @@ from cambrian.sharding import Preprocessing, UsageError
 
 _LOCAL = LocalFiles()
 _SUFFIXES = (".jpg", ".jpeg", ".png")
+_MAX_LISTED = 5
 _USUAL_SPLITS = {"train", "test", "val", "valid", "validation"}
 
 
@@ -80,12 +81,11 @@ def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tu
         files += [(os.path.join(class_folder, image), label) for image in of_class.images]
         others += [os.path.join(class_folder, other) for other in of_class.others]
     if not files:
-        raise UsageError(f"expected a folder with JPEG or PNG images, got {folder} without any")
+        got = f", but {_by_extension(others)}" if others else ""
+        raise UsageError(f"expected a folder with JPEG or PNG images, got {folder} without any{got}")
     notes = []
     if others:
-        notes.append(
-            f"ignored what isn't a JPEG or PNG image in {folder}: {counted(len(others), 'file')}, such as {others[0]}"
-        )
+        notes.append(f"ignored what isn't a JPEG or PNG image in {folder}: {_by_extension(others)}")
     if listing.images:
         notes.append(f"no accuracy: the images in {folder} have no labels")
     class_names = tuple(map(_as_utf8, listing.folders)) or None
@@ -113,6 +113,13 @@ def _has_splits(folder: str, listing: "_Listing", split: str, file_system: FileS
     if split not in listing.folders:
         return False
     return split not in _USUAL_SPLITS or bool(_list(os.path.join(folder, split), file_system).folders)
+
+
+def _by_extension(files: list[str]) -> str:
+    """Such as `3 .webp, 1 .bmp`, the most frequent first; files without extension by their names."""
+    kinds = Counter(os.path.splitext(file)[1].lower() or os.path.basename(file) for file in files).most_common()
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:_MAX_LISTED])
+    return f"{listed}, …" if len(kinds) > _MAX_LISTED else listed
 
 
 def _as_utf8(name: str) -> str:
