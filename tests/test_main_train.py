@@ -23,20 +23,22 @@ from flag_values import parse
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    """The command, the flags of a training, and what it said."""
     command = Command(tmp_path_factory.mktemp("home"))
     command.small_flags()
     names = [f"{split}/{label}/{index}.png" for split in ("train", "test") for label in "ab" for index in range(10)]
     write_images(command.home / "images", names)
     flags = ("--mode", "train", "--weights", "small.safetensors", "--data", "images", "--mesh", "1x2")
     flags += ("--image_size", 8, "--batch_size", 10)
-    outcome = command(*flags, "--precision", "float32", "--output_dir", "trained")
+    flags += ("--precision", "float32", "--output_dir", "trained")
+    outcome = command(*flags)
     assert outcome.exit_code == 0, outcome.stderr
-    return command, outcome
+    return command, flags, outcome
 
 
 @pytest.mark.slow
 def test_a_training_writes_report_curves_accuracy_and_weights(trained):
-    command, outcome = trained
+    command, _, outcome = trained
     output_dir = command.home / "trained"
     assert outcome.notes == [
         "no RECIPE in resnet101_cifar10.py: training by the default one, 30 epochs",
@@ -66,7 +68,7 @@ def test_a_training_writes_report_curves_accuracy_and_weights(trained):
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["model", "checkpoints"])
 def test_the_trained_weights_run_to_the_same_accuracy(trained, weights):
-    command, _ = trained
+    command, *_ = trained
     run = CommandHere(command.home).run(
         "--weights", command.home / "trained" / weights, "--data", "images", "--mesh", "1x2", "--precision", "float32"
     )  # fmt: skip
@@ -74,6 +76,18 @@ def test_the_trained_weights_run_to_the_same_accuracy(trained, weights):
     assert (run.report["top1"], run.report["top5"]) == (expected["top1"], expected["top5"])
     assert {row["predicted"] for row in run.predictions} <= {"a", "b"}
     assert run.report["model"] == "resnet6"
+
+
+@pytest.mark.slow
+def test_a_finished_training_says_that_nothing_is_trained_again(trained):
+    command, flags, outcome = trained
+    again = CommandHere(command.home)(*flags)
+    lines = [line for line in outcome.stdout.splitlines() if not line.startswith("epoch ")]
+    assert (again.exit_code, again.stdout.splitlines()) == (0, lines)
+    note = "the training in trained was finished: nothing was trained; another --output_dir starts a new one"
+    assert note in again.notes
+    report = json.loads((command.home / "trained" / "report.json").read_text())
+    assert report["status"] == "ok" and report["notes"] == again.notes and report["accuracy"]
 
 
 def test_a_step_is_computed_by_all_cores_however_many_threads_read_images(monkeypatch):

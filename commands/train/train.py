@@ -110,6 +110,7 @@ def _train(
         report.notes.append(note)
     num_steps = recipe.epochs * recipe.steps_per_epoch(len(data.images))
     report.num_steps = num_steps
+    is_finished = checkpoints.latest_step() == num_steps
     epochs: list[dict[str, Any]] = []
     began = time.perf_counter()
     with progress_bar(num_steps * recipe.batch_size, "training") as show_progress:
@@ -124,6 +125,8 @@ def _train(
             show_progress(metrics.step * recipe.batch_size)
             epochs.append(dataclasses.asdict(metrics))
             replace_file(output_dir / METRICS, metrics_csv(epochs))
+            if is_finished:
+                return
             tested = "" if metrics.test_top1 is None else f", evaluation top-1 {metrics.test_top1:.2%}"
             print(
                 f"epoch {metrics.epoch}/{recipe.epochs}: loss {metrics.train_loss:.4f}, "
@@ -146,6 +149,10 @@ def _train(
             on_epoch=on_epoch,
         )
     report.wall_ms = 1e3 * (time.perf_counter() - began)
+    if is_finished:
+        note = f"the training in {output_dir} was finished: nothing was trained; another --output_dir starts a new one"
+        print_note(note)
+        report.notes.append(note)
     _export(models.Weights(architecture, variables, description), output_dir)
     report.trained_weights = str(output_dir / MODEL)
     draw_curves(epochs, f"{architecture.name} on {report.data}", output_dir / CURVES)
