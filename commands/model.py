@@ -10,7 +10,7 @@ import numpy as np
 
 from cambrian.commands.config_file import read_config_file
 from cambrian.commands.configuration import Configuration, ModelConfig
-from cambrian.sharding import UsageError
+from cambrian.sharding import Preprocessing, UsageError
 
 if TYPE_CHECKING:
     from cambrian import models
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 _CONFIG_OF_STEM = {"cifar": "resnet101_cifar10", "imagenet": "resnet101_imagenet"}
 _SHIPPED = "resnet101_cifar10"  # a folder of weights/ and the configuration that it was trained for
 _SHIPPED_FOLDER = Path(__file__).parent.parent / "weights" / _SHIPPED
-UNKNOWN_RESIZE = (
-    "the weights don't state their preprocessing: the shorter side becomes 256 pixels, as for V1 of torchvision's "
-    "weights; --resize 232 suits V2"
-)
 NO_WEIGHTS = "no trained weights: running on random ones; --weights PATH takes a checkpoint"
 
 
@@ -79,7 +75,7 @@ def read_model(configuration: Configuration) -> Model:
     """
     from cambrian import models  # only to build: an offline run starts without them
 
-    config, path = configuration.model, weights_path(configuration)
+    config, path, is_stated = configuration.model, weights_path(configuration), True
     architecture = models.Architecture.resnet(config.depth, config.stem, config.num_classes)
     if path is None:
         weights = f"random, seed {configuration.seed}"
@@ -97,11 +93,20 @@ def read_model(configuration: Configuration) -> Model:
         else:
             weights, told = configuration.weights, given.told()
             config = model_of_weights(configuration, told)
-            stated = "preprocessing" in told or configuration.explicit_config or configuration.resize
-            if told["stem"] == "imagenet" and not stated:
-                notes = (*notes, UNKNOWN_RESIZE)
+            is_stated = "preprocessing" in told or configuration.explicit_config or configuration.resize
     config = with_image_size(config, configuration)
+    if architecture.stem == "imagenet" and not is_stated:
+        notes = (*notes, _unknown_resize(config.preprocessing))
     return Model(config, architecture, variables, weights, path is not None, notes)
+
+
+def _unknown_resize(preprocessing: Preprocessing) -> str:
+    edge, _ = preprocessing.resized_size(1, 1)
+    v2 = round(preprocessing.size[0] * 232 / 224)
+    return (
+        f"the weights don't state their preprocessing: the shorter side becomes {edge} pixels, as for V1 of "
+        f"torchvision's weights; --resize {v2} suits V2"
+    )
 
 
 def with_image_size(config: ModelConfig, configuration: Configuration) -> ModelConfig:

@@ -105,15 +105,17 @@ def test_accuracy_where_the_classes_are_as_many_as_the_logits(command, small, tm
 def test_images_are_resized_as_the_weights_stem_asks(command, tmp_path):
     weights = write_checkpoint(tmp_path / "weights.safetensors", Architecture("imagenet", (1,), False, 3, width=4))
     write_images(tmp_path / "photos", ["a.png"])
-    run = command.run("--weights", weights, "--mesh", "1x1", "--batch_size", 1, "--data", tmp_path / "photos")
+    flags = ("--mesh", "1x1", "--batch_size", 1, "--data", tmp_path / "photos")
+    run = command.run("--weights", weights, *flags)
     manifests = [json.loads((path / "manifest.json").read_text()) for path in command.artifacts]
     (manifest,) = [manifest for manifest in manifests if manifest["metadata"]["weights"] == str(weights)]
     preprocessing = manifest["metadata"]["preprocessing"]
     assert (preprocessing["size"], preprocessing["resize_to"]) == ([224, 224], [256, 256])
     assert manifest["input_spec"]["shape"] == [1, 224, 224, 3]
     assert run.report["num_images"] == 1
-    (note,) = [note for note in run.report["notes"] if "preprocessing" in note]
-    assert "256" in note and "--resize 232" in note
+    assert any("becomes 256 pixels" in note and "--resize 232" in note for note in run.report["notes"])
+    smaller = command.run("--weights", weights, *flags, "--image_size", 48)
+    assert any("becomes 55 pixels" in note and "--resize 50" in note for note in smaller.report["notes"])
 
 
 def test_resize_decides_where_the_weights_do_not(command, tmp_path):
