@@ -60,6 +60,7 @@ def make_sweep(path: Path, grid: Grid, script: str = SCRIPT, **changes: Any) -> 
     options: dict[str, Any] = {
         "identity": {"command": "python main.py --mesh 1x2", "model": {}, "environment": ENVIRONMENT},
         "build_command": None,
+        "resume": "python main.py --mesh 1x2",
         "answer": lambda cell: f"python main.py --mesh {cell['mesh']} --threads {cell['threads']}",
         "refused": {},
         "predictions": {},

@@ -182,6 +182,19 @@ def test_the_command_identifies_a_sweep_and_names_its_directory(tiny):
     assert other.identity["command"] != first.identity["command"] and other.path != first.path
 
 
+def test_what_only_ranks_a_grid_isnt_of_its_identity(tiny):
+    base = (*tiny, "--mesh", "1x2,2x1", "--data", "synthetic")
+    ranking = ("--objective", "wall_ms", "--max_latency_ms", 5, "--min_top1", 0.5)
+    first, other = sweep_of(*base), sweep_of(*base, *ranking)
+    assert (other.identity, other.path) == (first.identity, first.path)
+    assert (other.objective.key, other.objective.min_top1) == ("wall_ms", 0.5)
+    assert other.resume == f"{first.resume.partition(' --output_dir ')[0]} --output_dir {first.path} " + (
+        "--objective wall_ms --max_latency_ms 5.0 --min_top1 0.5"
+    )
+    auto = (*base, "--search", "auto")  # which chooses what to measure by them
+    assert sweep_of(*auto).identity != sweep_of(*auto, *ranking).identity
+
+
 def test_a_sweep_goes_on_only_with_the_weights_artefact_and_images_that_it_began_with(tiny, tmp_path, artifact):
     weights, images = tmp_path / "small.safetensors", tmp_path / "images"
     axes = ("--mesh", "1x2,2x1", "--data", images)

@@ -37,6 +37,8 @@ _MODES = ("run", "compile", "loadgen")
 _MAX_CONFIGURATIONS = 10_000
 # Flags that don't identify a sweep.
 _NOT_OF_THE_COMMAND = ("output_dir", "fresh", "dry_run", "debug")
+# Those that only rank what a grid has measured.
+_OF_THE_RANKING = ("objective", "max_latency_ms", "min_top1")
 
 
 def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
@@ -97,7 +99,9 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         return [*program, *arguments(cell, mode="compile", **chosen)]
 
     typed = _as_typed(Path(program[-1]))
-    command = shlex.join([*typed, *command_line(flags, dict.fromkeys(_NOT_OF_THE_COMMAND))])
+    left_out: dict[str, Any] = dict.fromkeys(_NOT_OF_THE_COMMAND)
+    ranking = dict.fromkeys(_OF_THE_RANKING) if mode == "run" and flags["search"] == "grid" else {}
+    command = shlex.join([*typed, *command_line(flags, left_out | ranking)])
     directory = hashlib.sha256(os.fsencode(command)).hexdigest()[:8]
     path = Path(flags["output_dir"] or f"runs/sweep-{directory}")
     if mode != "compile":
@@ -112,6 +116,7 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         },
         run_command=run_command,
         build_command=None if artifact else build_command,
+        resume=shlex.join([*typed, *command_line(flags, left_out | {"output_dir": str(path)})]),
         answer=lambda cell: shlex.join([*typed, *arguments(cell, output_dir=None)]),
         refused=refused,
         predictions=predictions,

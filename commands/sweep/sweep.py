@@ -32,7 +32,8 @@ class Sweep:
       identity: see `sweep_directory`.
       run_command: returns the command of a measurement, which writes report.json to the given folder.
       build_command: returns the command that makes a cell's executable; None if none is needed.
-      answer: returns the command line that runs a cell, as a user types it.
+      resume: the command line that goes on with it, as a user types it.
+      answer: returns the one that runs a cell.
       refused: invalid cell → reason.
       predictions: cell → prediction.
       num_images: cell → images of a full run.
@@ -48,6 +49,7 @@ class Sweep:
     identity: Mapping[str, Any]
     run_command: RunCommand
     build_command: Callable[[Cell], list[str]] | None
+    resume: str
     answer: Callable[[Cell], str]
     refused: Mapping[Cell, str]
     predictions: Mapping[Cell, PredictedCosts | None]

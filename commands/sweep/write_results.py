@@ -1,7 +1,6 @@
 """Writes a sweep's ranking, pictures and page, and prints its answer."""
 
 import datetime
-import shlex
 from collections.abc import Sequence
 
 from cambrian.commands.console import counted, print_note
@@ -34,7 +33,7 @@ def write_results(sweep: Sweep, outcome: Outcome) -> bool:
         rows=rows(standings, best, objective),
         figures=figures,
         environment=_environment(sweep, outcome),
-        commands={"Continue this sweep:": f"{sweep.identity['command']} --output_dir {shlex.quote(str(sweep.path))}"}
+        commands={"Continue this sweep:": sweep.resume}
         | ({"The best configuration:": winner} if winner else {})
         | {f"{name}:": sweep.answer(cell) for cell, name in sweep.names.items()},
     )
