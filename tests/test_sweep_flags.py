@@ -195,6 +195,11 @@ def test_what_only_ranks_a_grid_isnt_of_its_identity(tiny):
     assert sweep_of(*auto).identity != sweep_of(*auto, *ranking).identity
 
 
+def test_images_without_files_are_identified_without_a_digest(tiny):
+    sweep = sweep_of(*tiny, "--mesh", "1x2,2x1", "--data", "synthetic")
+    assert sweep.identity["environment"]["content of images"] == "synthetic images, seed 0"
+
+
 def test_a_sweep_goes_on_only_with_the_weights_artefact_and_images_that_it_began_with(tiny, tmp_path, artifact):
     weights, images = tmp_path / "small.safetensors", tmp_path / "images"
     axes = ("--mesh", "1x2,2x1", "--data", images)

@@ -93,16 +93,17 @@ def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tu
 
 
 def files_digest(source: ImageSource) -> str:
-    """A digest of names, sizes and times of the files of a folder; of nothing for other sources, which don't change."""
+    """A digest of names, sizes and times of the files of a folder; empty for other sources, which don't change."""
     whole = source.source if isinstance(source, EvenSample) else source
+    if not isinstance(whole, FolderSource):
+        return ""
     facts = []
-    if isinstance(whole, FolderSource):
-        for file, _ in whole.files:
-            try:
-                status = os.stat(os.path.join(whole.folder, file))
-                facts.append(os.fsencode(f"{file} {status.st_size} {status.st_mtime_ns}"))
-            except OSError as error:  # such as a broken link
-                facts.append(os.fsencode(f"{file} {error.strerror}"))
+    for file, _ in whole.files:
+        try:
+            status = os.stat(os.path.join(whole.folder, file))
+            facts.append(os.fsencode(f"{file} {status.st_size} {status.st_mtime_ns}"))
+        except OSError as error:  # such as a broken link
+            facts.append(os.fsencode(f"{file} {error.strerror}"))
     return hashlib.sha256(b"\n".join(facts)).hexdigest()
 
 

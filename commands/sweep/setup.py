@@ -73,7 +73,7 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
     if mode != "compile":
         num_images = _count_images(configurations, refused, labels, num_logits)
         images = _open(dataclasses.replace(next(iter(configurations.values())), num_images=0), labels, num_logits)
-        contents["content of images"] = f"{images.description}, {files_digest(images)[:16]}"
+        contents["content of images"] = ", ".join(filter(None, (images.description, files_digest(images)[:16])))
     predictions = _predictions(configurations, refused)
     without_sweep: dict[str, Any] = dict.fromkeys(SWEEP_FLAGS)
     if mode == "loadgen":
