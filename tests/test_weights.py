@@ -1,6 +1,7 @@
 """Checkpoints in files: formats, names, dtypes and containers that are read, and what is refused by name."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -245,15 +246,22 @@ def test_integers_stand_for_value_times_the_scale_of_their_channel(tmp_path, dty
             read_weights(path)
 
 
+def npy(save) -> bytes:
+    save(file := io.BytesIO(), np.ones(3, np.float32))
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "must be a safetensors or PyTorch file, got {path}, which starts with b''"),
         (b"not tensors at all", "must be a safetensors or PyTorch file, got {path}, which starts with b'not tens'"),
         (b"version https://git-lfs.github.com/spec/v1", "must be a file of tensors, got {path}, a Git LFS pointer"),
+        (npy(np.savez), "must be a safetensors or PyTorch file, got {path}, a file of NumPy"),
+        (npy(np.save), "must be a safetensors or PyTorch file, got {path}, a file of NumPy"),
         (None, "must be a readable safetensors file, got {path}: "),
     ],
-    ids=["empty", "text", "pointer", "truncated"],
+    ids=["empty", "text", "pointer", "npz", "npy", "truncated"],
 )
 def test_a_file_of_another_format_is_refused(tmp_path, content, message):
     path = saved(checkpoint(SMALL), tmp_path)

@@ -28,9 +28,11 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         kind = "is neither a file nor a folder" if path.exists() else "doesn't exist"
         raise UsageError(f"weights must be a safetensors or PyTorch file or a model folder, got {path}, which {kind}")
     with path.open("rb") as file:
-        start = file.read(64)
+        start = file.read(512)
     if start[8:9] == b"{":  # after eight bytes for the length of the header
         return read_safetensors(path), ()
+    if start.startswith(b"\x93NUMPY") or (start.startswith(b"PK") and b".npy" in start):
+        raise UsageError(f"weights must be a safetensors or PyTorch file, got {path}, a file of NumPy")
     if start.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive since PyTorch 1.6, a pickle before
         return read_torch(path)
     if start.startswith(b"version https://git-lfs"):
