@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from cambrian.commands.calibration import calibration_identity
 from cambrian.commands.configuration import Configuration, default_batch_size
-from cambrian.commands.model import weights_path
+from cambrian.commands.model import read_model, weights_path
 from cambrian.engine.artifact.cache import artifact_key, default_artifact_dir, load_or_build
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import canonical_json
@@ -87,7 +87,8 @@ def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> M
         samples = max(configuration.batch_size // mesh.size, 1)
         user_model = read_user_model(configuration.user_model, configuration.weights, devices[0], samples)
     if configuration.execution == "online":
-        executable, path = compile_program(build_program(configuration, mesh, user_model)), None
+        program = build_program(configuration, mesh, user_model or read_model(configuration))
+        executable, path = compile_program(program), None
         executable.warm_up()
         build_ms = milliseconds_since(start)
         load_ms = 0.0
@@ -127,8 +128,9 @@ def cached(
     def build() -> Program:
         if not may_build:
             raise UsageError(f"expected a built artefact, got none at {directory / key}")
+        model = user_model or read_model(configuration)
         print("building the executable; later runs skip this", file=sys.stderr, flush=True)
-        program = build_program(configuration, mesh, user_model)
+        program = build_program(configuration, mesh, model)
         if program.custom_calls:
             print("its oneDNN layers are compiled again at each start: XLA can't save them", file=sys.stderr)
         return program

@@ -232,6 +232,11 @@ def test_a_report_holds_no_number_that_json_has_not(tmp_path):
     assert (report["load_ms"], report["build_ms"], report["top1"]) == (None, None, 0.5)
 
 
+def test_weights_are_refused_before_the_build_is_announced(command):
+    outcome = command("--config", "tiny.py", "--mesh", "1x2", "--weights", "depth.safetensors")
+    assert outcome.exit_code == 2 and "building" not in outcome.stderr
+
+
 def test_a_report_that_the_disk_can_t_hold_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "report.json")

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from cambrian.commands.calibration import read_calibration
 from cambrian.commands.configuration import Configuration
-from cambrian.commands.model import read_model
+from cambrian.commands.model import Model
 from cambrian.commands.program.function import classifier_program
 from cambrian.commands.program.options import BuildOptions
 from cambrian.commands.program.resnet import model_program, precisions_of
@@ -19,14 +19,11 @@ if TYPE_CHECKING:
     from cambrian.models import Calibration
 
 
-def build_program(configuration: Configuration, mesh: Mesh, user_model: UserModel | None = None) -> Program:
-    """The program of a configuration whose platform, precision and batch size are chosen.
-
-    Args:
-      user_model: of the configuration; None for a ResNet.
+def build_program(configuration: Configuration, mesh: Mesh, model: Model | UserModel) -> Program:
+    """The program of a model, by its configuration, whose platform is known.
 
     Raises:
-      UsageError: as `read_model` and `model_program`, or `classifier_program`.
+      UsageError: as `model_program` or `classifier_program`.
       OutOfMemory: if no plan fits the devices.
     """
     options = BuildOptions(
@@ -37,14 +34,13 @@ def build_program(configuration: Configuration, mesh: Mesh, user_model: UserMode
         memory_limit_bytes=configuration.device_memory_limit_bytes,
         calibrate_s=configuration.calibrate_s,
     )
-    if user_model is None:
-        model = read_model(configuration)
+    if isinstance(model, Model):
         facts = model.config.preprocessing, model.config.labels, model.architecture.num_classes, model.trained
         calibration, notes = _calibration(configuration, *facts)
         options = dataclasses.replace(options, calibration=calibration)
         program = model_program(model, mesh, options, compile_reference=configuration.execution == "offline")
     else:
-        classifier, stock = user_model.classifier, user_model.stock
+        classifier, stock = model.classifier, model.stock
         facts = classifier.preprocessing, classifier.labels, stock.output_spec.shape[1], classifier.trained
         calibration, notes = _calibration(configuration, *facts)
         options = dataclasses.replace(options, calibration=calibration)
