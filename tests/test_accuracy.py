@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cambrian.commands.accuracy.accuracy import Accuracy, wilson_interval
+from cambrian.commands.accuracy.accuracy import Accuracy, accuracy_text, wilson_interval
 from cambrian.commands.accuracy.confusion import draw_confusion, with_images
 from cambrian.commands.run.classify import Prediction
 from cambrian.commands.run.predictions import PredictionFile
@@ -47,6 +47,13 @@ def test_accuracy_of_a_confusion_matrix():
     assert (elk.num_images, elk.recall, elk.recall_interval_95, elk.precision) == (0, None, None, None)
     rows = list(csv.DictReader(io.StringIO(accuracy.classes_csv().decode())))
     assert [row["recall"] for row in rows] == ["0.750000", "0.000000", ""]
+
+
+@pytest.mark.parametrize(("num_classes", "has_top5"), [(5, False), (6, True)])
+def test_top_5_is_shown_where_it_can_be_wrong(num_classes, has_top5):
+    accuracy = Accuracy.of(np.eye(num_classes, dtype=int), top5_hits=num_classes, names=["a"] * num_classes)
+    assert accuracy.top5 == 1
+    assert ("top-5 100.00% (95% interval" in accuracy_text(accuracy)) == has_top5
 
 
 def test_tables_hold_any_name(tmp_path):

@@ -102,8 +102,15 @@ def wilson_interval(hits: int, num_trials: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else low), (1.0 if hits == num_trials else high)
 
 
-def share_with_interval(name: str, share: float | None, interval: tuple[float, float] | None) -> str:
-    """Such as `top-1 91.20% (95% interval 90.63 to 91.74)`."""
-    assert share is not None and interval is not None
-    low, high = interval
-    return f"{name} {share:.2%} (95% interval {100 * low:.2f} to {100 * high:.2f})"
+def accuracy_text(found: Any) -> str:
+    """Such as `top-1 91.20% (95% interval 90.63 to 91.74), top-5 …`; top-5 only where it isn't always right.
+
+    Args:
+      found: an `Accuracy`, or a report with its fields.
+    """
+    shares = [("top-1", found.top1, found.top1_interval_95)]
+    if found.top5 is not None and len(found.classes) > 5:
+        shares.append(("top-5", found.top5, found.top5_interval_95))
+    return ", ".join(
+        f"{name} {share:.2%} (95% interval {100 * low:.2f} to {100 * high:.2f})" for name, share, (low, high) in shares
+    )

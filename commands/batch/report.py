@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cambrian.commands.accuracy.accuracy import Accuracy, share_with_interval
+from cambrian.commands.accuracy.accuracy import Accuracy, accuracy_text
 from cambrian.commands.batch.worker import Finished
 from cambrian.commands.console import counted, print_note, show_table
 from cambrian.commands.report import write_report
@@ -125,7 +125,6 @@ def _rows(report: BatchReport) -> Iterator[tuple[str, str]]:
         yield "wall ms", f"{report.wall_ms:.0f}"
         yield "load ms", f"{report.load_ms:.0f}, {report.executable} executable"
     if report.top1 is not None:
-        shares = (("top-1", report.top1, report.top1_interval_95), ("top-5", report.top5, report.top5_interval_95))
-        yield "accuracy", ", ".join(share_with_interval(*share) for share in shares)
+        yield "accuracy", accuracy_text(report)
     if report.parity_max_relative_error is not None:
         yield "parity", f"relative error {report.parity_max_relative_error:.1e} against unsharded float32"

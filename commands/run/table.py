@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cambrian.commands.accuracy.accuracy import share_with_interval
+from cambrian.commands.accuracy.accuracy import accuracy_text
 from cambrian.commands.console import counted, show_table
 from cambrian.commands.report import Report
 
@@ -57,8 +57,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if times.wall_ms is not None:
         yield "wall ms", f"{times.wall_ms:.0f}"
     if report.top1 is not None:
-        shares = (("top-1", report.top1, report.top1_interval_95), ("top-5", report.top5, report.top5_interval_95))
-        yield "accuracy", ", ".join(share_with_interval(*share) for share in shares if share[1] is not None)
+        yield "accuracy", accuracy_text(report)
     build = "artefact was there" if report.build_ms is None else f"{report.build_ms:.0f}"
     if report.load_ms is not None:
         yield "build, load ms", f"{build}, {report.load_ms:.0f}"

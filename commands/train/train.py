@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cambrian import models
-from cambrian.commands.accuracy.accuracy import Accuracy, share_with_interval
+from cambrian.commands.accuracy.accuracy import Accuracy, accuracy_text
 from cambrian.commands.accuracy.files import write_accuracy
 from cambrian.commands.accuracy.top_k import top_k
 from cambrian.commands.configuration import Configuration
@@ -162,11 +162,7 @@ def _train(
         report.accuracy[precision] = accuracy.to_json()
         title = f"{architecture.name}, {precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
         write_accuracy(output_dir, accuracy, confusion, title, suffix=f"_{precision}")
-        shares = (
-            ("top-1", accuracy.top1, accuracy.top1_interval_95),
-            ("top-5", accuracy.top5, accuracy.top5_interval_95),
-        )
-        print(f"{precision}: {', '.join(share_with_interval(*share) for share in shares)}")
+        print(f"{precision}: {accuracy_text(accuracy)}")
     print(
         f"report, curves and confusion matrices in {output_dir}; --weights {output_dir / MODEL} runs the trained model"
     )
