@@ -25,15 +25,19 @@ class OneOrMore(flags.ArgumentParser):
         """Parses text, a single value, or a list from a report.json.
 
         Raises:
-          ValueError, TypeError: as the parser of one value, or if a value is repeated.
+          ValueError, TypeError: as the parser of one value.
+          UsageError: without the flag's name, if a value is repeated.
         """
         if isinstance(argument, str):
             items = [item.strip() for item in argument.split(",")]
         else:
             items = list(argument) if isinstance(argument, (list, tuple)) else [argument]
         values = tuple(self._parser.parse(item) for item in items)
-        if len(set(values)) != len(values) or not values:
-            raise ValueError("a value is repeated")
+        if not values:
+            raise ValueError("no value")
+        if len(set(values)) != len(values):
+            repeated = next(value for value in values if values.count(value) > 1)
+            raise UsageError(f"must have each value once, got {repeated} more than once")
         return values[0] if len(values) == 1 else values
 
     def flag_type(self) -> str:
@@ -70,6 +74,8 @@ class Named(flags.ArgumentParser):
             raise UsageError(f"--{self._name} must have a value, got the next flag, {argument}")
         try:
             return self._parser.parse(argument)
+        except UsageError as error:
+            raise UsageError(f"{self._name} {error}") from None
         except (ValueError, TypeError, OverflowError):
             requirement = _requirement(self._parser)
             raise UsageError(f"{self._name} must be {requirement}, got {reprlib.repr(argument)}") from None

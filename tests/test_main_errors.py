@@ -117,8 +117,7 @@ CASES = {
     "--mode train --data split --batch_size 8": "batch_size must be at most the 4 training images, got 8",
     "--thread 3": "unknown flag --thread; did you mean --threads?",
     "--threads=2-8": "threads must be an integer, or several different ones, separated by commas, got '2-8'",
-    "--precision float32,float32": "precision must be text, or several different ones, separated by commas, "
-    "got 'float32,float32'",
+    "--precision float32,float32": "precision must have each value once, got float32 more than once",
     "--timeout_s soon": "timeout_s must be a number, got 'soon'",
     "--search fast": "search must be one of grid, auto, got 'fast'",
     "--debug=maybe": "debug must be true or false, got 'maybe'",
