@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from cambrian.commands.user_model import UserModel
 
 
+SLOW_MODEL_MS = 3000.0  # that a user's function may take without a note
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Made:
     """An executable, how long building and loading took, and the artefact's directory if there is one.
@@ -81,11 +84,12 @@ def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> M
     devices, notes = devices_of(configuration)
     configuration = dataclasses.replace(configuration, platform=devices[0].platform)
     mesh = make_mesh(configuration.mesh, devices)
-    user_model = None
+    user_model, is_slow = None, False
     if configuration.user_model:
         configuration = resolve(configuration)
-        samples = max(configuration.batch_size // mesh.size, 1)
+        samples, began = max(configuration.batch_size // mesh.size, 1), time.perf_counter()
         user_model = read_user_model(configuration.user_model, configuration.weights, devices[0], samples)
+        is_slow = milliseconds_since(began) > SLOW_MODEL_MS
     if configuration.execution == "online":
         program = build_program(configuration, mesh, user_model or read_model(configuration))
         executable, path = compile_program(program), None
@@ -95,6 +99,11 @@ def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> M
     else:
         directory, key, build = cached(configuration, mesh, user_model, may_build)
         path = directory / key
+        if is_slow:
+            notes = [
+                *notes,
+                f"each start makes the model by {configuration.user_model}: --artifact {path} starts sooner",
+            ]
         executable, build_ms = load_or_build(
             directory,
             key,

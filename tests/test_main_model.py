@@ -2,6 +2,7 @@
 
 import pytest
 
+from cambrian.commands import executables
 from cambrian.commands.flags import read_configuration
 from command import LABELS, Command, CommandHere, write_images
 from flag_values import parse
@@ -43,7 +44,8 @@ def command(tmp_path_factory):
     return command
 
 
-def test_a_users_model_runs_and_its_artifact_runs_without_it(command):
+def test_a_users_model_runs_and_its_artifact_runs_without_it(command, monkeypatch):
+    monkeypatch.setattr(executables, "SLOW_MODEL_MS", 0.0)
     flags = ("--model", "nets.py:network", "--mesh", "2x2", "--batch_size", "8")
     run = command.run(*flags, "--data", "images")
     report = run.report
@@ -56,6 +58,8 @@ def test_a_users_model_runs_and_its_artifact_runs_without_it(command):
     assert (again.user_model, str(again.mesh), again.batch_size) == ("nets.py:network", "2x2", 8)
 
     (artifact,) = command.artifacts
+    note = f"each start makes the model by nets.py:network: --artifact {artifact} starts sooner"
+    assert note in report["notes"] and note in run.outcome.notes
     (command.home / "nets.py").unlink()
     received = Command(command.home).run("--artifact", artifact, "--data", "images")
     assert received.report["executable"] == "native" and received.predictions == run.predictions
