@@ -249,6 +249,28 @@ def test_concatenated_integers_have_one_scale():
     assert relative_error(found.reference(samples), np.asarray(function(params, samples))) < 0.05
 
 
+@pytest.mark.parametrize(("factor", "dtype"), [(0.5, "uint8"), (40, "float32")])
+def test_a_concatenation_keeps_the_bound_of_a_relu6(factor, dtype):
+    random = np.random.default_rng(1)
+    shapes = {"stem": (3, 3, 3, 16), "wide": (3, 3, 16, 24), "bounded": (1, 1, 16, 8), "inner": (1, 1, 32, 16)}
+    params = {
+        name: random.standard_normal(shape, np.float32) / math.prod(shape[:-1]) ** 0.5 for name, shape in shapes.items()
+    }
+    params |= {"wide": params["wide"] * factor, "bounded": params["bounded"] * 20, "last": np.eye(16, dtype=np.float32)}
+
+    def function(params, x):
+        x = jax.nn.relu(convolution(x, params["stem"]))
+        wide, bounded = (convolution(x, params[name]) for name in ("wide", "bounded"))
+        joined = jnp.concatenate([jax.nn.relu(wide), jax.nn.relu6(bounded)], axis=-1)
+        return jax.nn.relu(convolution(joined, params["inner"])).mean((1, 2)) @ params["last"]
+
+    samples = random.standard_normal((32, 8, 8, 3), np.float32)
+    graph, _ = trace(function, params, jax.ShapeDtypeStruct((8, 8, 8, 3), "float32"))
+    found = quantized(optimized(graph), Calibration(samples, "noise", max_top1_drop=100.0))
+    assert [str(node.output.dtype) for node in found.graph.nodes if node.name == "concatenate"] == [dtype]
+    assert relative_error(found.reference(samples), np.asarray(function(params, samples))) < 0.05
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_pooling_over_channels_has_no_channels_to_rescale(stride):
     params = {

@@ -32,6 +32,7 @@ _MOST_PRODUCTS = (2**31 - 1) // (255 * _LARGEST_INT8)
 _ZERO = 128  # of activations that may be negative
 _FLOAT = Scale(1.0, "float32")  # of what stays in float32
 _SATURATING = ("RELU", "RELU6")
+_SCALE_OF_RELU6 = 6 / 255  # the largest whose integers end at its bound
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -141,7 +142,10 @@ def quantize(graph: Graph, scales: Mapping[Value, Scale], nodes: set[Node]) -> G
 
 
 def with_shared_scales(graph: Graph, scales: Mapping[Value, Scale]) -> dict[Value, Scale]:
-    """Gives what is concatenated the largest scale of its parts, so that the concatenation moves integers."""
+    """Gives what is concatenated the largest scale of its parts, so that the concatenation moves integers.
+
+    Not beyond the scale whose saturation is the bound of a ReLU6 among the parts.
+    """
     makers, shared = Uses(graph).makers, dict(scales)
 
     def parts(value: Value) -> list[Value]:
@@ -150,11 +154,14 @@ def with_shared_scales(graph: Graph, scales: Mapping[Value, Scale]) -> dict[Valu
 
     joined = [parts(node.output) for node in graph.nodes if node.name == "concatenate"]
     joined = [each for each in joined if shared.keys() >= {*each} and len({shared[part].dtype for part in each}) == 1]
+    bounded = {node.output for node in quantizable(graph) if node.operation.activation == "RELU6"}
     before = None
     while before != shared:  # a part may belong to several
         before = dict(shared)
         for each in joined:
-            shared |= dict.fromkeys(each, max(shared[part] for part in each))
+            largest = max(shared[part] for part in each)
+            if largest.scale <= _SCALE_OF_RELU6 or bounded.isdisjoint(each):
+                shared |= dict.fromkeys(each, largest)
     return shared
 
 
