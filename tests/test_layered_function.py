@@ -240,6 +240,23 @@ def test_zeros_around_the_output_of_a_relu_are_padding_of_the_pooling():
     assert (pool.kind, pool.padding, pool.in_shape, pool.out_shape) == (Kind.MAX_POOL, (1, 1), (9, 9, 4), (5, 5, 4))
 
 
+@pytest.mark.parametrize(
+    ("zeros", "size", "around"),
+    [((-1, -1), 2, (0, 0)), ((-1, 0), 3, (1, 0)), ((1, 1), 2, (1, 1)), ((0, 2), 3, (0, 1)), ((3, 0), 3, (0, 0))],
+)
+def test_zeros_that_decide_a_maximum_or_cut_pixels_off_are_no_padding_of_the_pooling(zeros, size, around):
+    both: Any = (around, around)  # of rows and columns
+    params = {"stem": {"kernel": np.ones((1, 1, 3, 4), np.float32)}}
+
+    def function(params, x):
+        y = nnx.relu(x @ params["stem"]["kernel"][0, 0])
+        y = jax.lax.pad(y, 0.0, ((0, 0, 0), (*zeros, 0), (*zeros, 0), (0, 0, 0)))
+        return nnx.max_pool(y, (size, size), (2, 2), both).mean((1, 2))
+
+    with pytest.raises(NotLayered, match="the operation pad"):
+        layered_network(function, params, jax.ShapeDtypeStruct((1, 9, 9, 3), "float32"))
+
+
 def test_padding_by_integers_of_numpy_can_be_written_to_a_cost_table():
     around: Any = ((0, 0, 0), *[(np.int64(1), np.int64(1), 0)] * 2, (0, 0, 0))  # as Keras has it
 

@@ -206,7 +206,9 @@ class _Reader:
             and reader is not None
             and isinstance(reader.operation, Pool)
             and reader.operation.kind == "max"
-            and max(rows) < min(reader.operation.sizes[1:3])  # no window has zeros alone
+            and min(rows) >= 0
+            # Every window reads an image, as what adds nothing and zeros together are narrower.
+            and max(rows) + max(map(max, reader.operation.padding)) < min(reader.operation.sizes[1:3])
         )
 
     def read_max_pool(self, node: Node, pool: Pool) -> None:
