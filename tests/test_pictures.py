@@ -85,12 +85,30 @@ def test_pixels_are_pictures_of_any_size(executable):
     assert executable.preprocess(pixels[0, :, :, 0]).shape == (1, 8, 8, 3)  # grey
 
 
+def test_threads_may_read_the_same_picture(executable, tmp_path):
+    pixels = np.random.default_rng(3).integers(0, 256, (400, 600, 3), np.uint8)
+    PillowImage.fromarray(pixels).save(path := tmp_path / "a.png")
+    (expected,) = executable.classify(path)
+    for _ in range(5):
+        with PillowImage.open(path) as picture:  # which reads nothing yet
+            got = executable.classify([picture] * 16, threads=4)
+        assert [p.top_indices for p in got] == [expected.top_indices] * 16
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_pictures_of_16_bits_are_scaled_to_8(executable, mode):
+    picture = PillowImage.frombytes(mode, (8, 8), np.full(64, 0x4D4D, np.uint16).tobytes())
+    assert (executable.preprocess(picture) == 0x4D).all()
+
+
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
         ([b"no picture"], "got 0: not a JPEG or PNG file"),
         (["missing.png"], "got missing.png: .*No such file"),
         ([np.zeros((4, 4, 3), np.float32)], r"got 0: pixels must be .* uint8, got \(4, 4, 3\) float32"),
+        (np.zeros((12, 20, 4), np.uint8), r"got 0: pixels must be .* uint8, got \(12, 20, 4\) uint8"),
+        (np.array(7), r"got 0: pixels must be .* uint8, got \(\) int64"),
         ([7], "got 0: int instead of bytes"),
     ],
 )

@@ -1,6 +1,7 @@
 """From an image file to a model's input pixels."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -21,6 +22,8 @@ _TURNS = {
     8: PillowImage.Transpose.ROTATE_90,
 }
 
+_FIRST_USE = threading.Lock()  # of a caller's picture, which reads its file then, and may be several threads'
+
 
 def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) -> np.ndarray:
     """Decodes a JPEG or PNG file of any mode, turns it upright by its EXIF data, and preprocesses it.
@@ -33,17 +36,15 @@ def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) 
       OSError: naming `name`, if the system fails to read it for a reason that may pass.
     """
     with _blaming(name), PillowImage.open(file, formats=("JPEG", "PNG")) as image:
-        return _of_picture(image, preprocessing)
+        return preprocess(as_rgb(_upright(image)), preprocessing)
 
 
 def of_picture(picture: PillowImage.Image, name: str, preprocessing: Preprocessing) -> np.ndarray:
     """Turns a picture of Pillow's upright and preprocesses it; returns and raises as `decode_image`."""
     with _blaming(name):
-        return _of_picture(picture, preprocessing)
-
-
-def _of_picture(picture: PillowImage.Image, preprocessing: Preprocessing) -> np.ndarray:
-    return preprocess(as_rgb(_upright(picture)), preprocessing)
+        with _FIRST_USE:
+            upright = _upright(picture)
+        return preprocess(as_rgb(upright), preprocessing)
 
 
 @contextlib.contextmanager
@@ -77,7 +78,7 @@ def _upright(image: PillowImage.Image) -> PillowImage.Image:
 def as_rgb(image: PillowImage.Image) -> PillowImage.Image:
     """Converts a picture of any mode to RGB."""
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        image = image.point(lambda value: value * (1 / 256)).convert("L")
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     elif image.mode == "P":  # a palette may carry transparency, which Pillow converts by way of RGBA only
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -151,7 +151,7 @@ def _source(images: "Images", split: str = "test", num_images: int = 0) -> Image
 
     is_picture = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, PillowImage.Image))
     if isinstance(images, np.ndarray):
-        is_picture = images.ndim == 2 or (images.ndim == 3 and images.shape[2] == 3)
+        is_picture = images.ndim in (0, 2, 3)
     if not is_picture and not isinstance(images, (Sequence, np.ndarray)):
         raise UsageError(f"expected a folder, a picture or a sequence of pictures, got {type(images).__name__}")
     pictures: Any = [images] if is_picture else images
