@@ -61,6 +61,19 @@ def test_a_measured_case_is_what_was_measured_and_a_similar_one_is_scaled():
     assert table.case_ms(other) == CostTable("cpu").case_ms(other)  # nothing comparable: nominal
 
 
+def test_channel_groups_are_estimated_from_layers_without_until_some_are_measured():
+    table = CostTable("cpu")
+    dense = dataclasses.replace(CASE, lowering="onednn", in_channels=32)
+    table.add(dense, 8.0)
+    table.add(dataclasses.replace(dense, lowering="native"), 80.0)
+    depthwise = dataclasses.replace(dense, groups=32)
+    assert table.milliseconds(depthwise) == pytest.approx(8.0 / 32)
+    assert table.milliseconds(dataclasses.replace(depthwise, lowering="native")) == pytest.approx(80.0 / 32)
+    assert not table.knows(depthwise) and not table.is_alike_measured(depthwise)
+    table.add(depthwise, 3.0)
+    assert table.milliseconds(dataclasses.replace(depthwise, samples=8)) == pytest.approx(6.0)
+
+
 def test_a_large_batch_is_estimated_from_the_same_layer_with_64_samples():
     table = CostTable("cpu")
     table.add(dataclasses.replace(CASE, samples=64), 3.0)

@@ -161,7 +161,9 @@ class CostTable:
         if case in self.cases:
             return self.cases[case]
         if case not in self._estimates:
-            alike = self._alike.get(_family(case), [])
+            alike = self._alike.get(_family(case))
+            if alike is None:  # with channel groups it is taken to be as efficient as without
+                alike = self._alike.get(_family(dataclasses.replace(case, groups=1)))
             if alike:
                 nearest = min(alike, key=lambda other: _distance(case, other))
                 self._estimates[case] = self.cases[nearest] * _work(case) / _work(nearest)
