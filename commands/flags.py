@@ -252,7 +252,7 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
         defaults["mesh"] = None  # other commands of a sweep have another one, so its commands state the mesh
         if "mesh" not in {*given, *wanted}:
             values["mesh"] = "1x1"
-    for name in (*SWEEP_FLAGS, *LOADGEN_FLAGS):
+    for name in (*SWEEP_FLAGS, *LOADGEN_FLAGS, *_OF_BATCH):
         if name in RANGES and (value := values[name]) is not None:
             check_range(name, value, *RANGES[name])
     found = Flags(MappingProxyType(values), MappingProxyType(defaults), given, config)

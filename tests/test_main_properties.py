@@ -44,6 +44,13 @@ def test_any_flags_in_a_report(tmp_path, reported):
         check(parse("--config", path))
 
 
+def test_a_number_of_another_mode_is_within_its_range(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"flags": {"workers": 0}}))
+    with pytest.raises(UsageError, match="workers must be from 1 to"):
+        parse("--config", path)
+
+
 @BOUNDED
 @given(content=st.one_of(st.binary(max_size=200), JSON.map(lambda value: json.dumps(value).encode())))
 def test_any_file_as_a_report(tmp_path, content):

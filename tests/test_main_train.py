@@ -81,7 +81,7 @@ def test_the_trained_weights_run_to_the_same_accuracy(trained, weights):
 @pytest.mark.slow
 def test_a_finished_training_says_that_nothing_is_trained_again(trained):
     command, flags, outcome = trained
-    again = CommandHere(command.home)(*flags)
+    again = command(*flags)
     lines = [line for line in outcome.stdout.splitlines() if not line.startswith("epoch ")]
     assert (again.exit_code, again.stdout.splitlines()) == (0, lines)
     note = "the training in trained was finished: nothing was trained; another --output_dir starts a new one"

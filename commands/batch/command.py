@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cambrian.commands.accuracy.accuracy import Accuracy
 from cambrian.commands.accuracy.files import write_accuracy
 from cambrian.commands.batch.cluster import cluster, require_ray, set_environment, share_cluster
-from cambrian.commands.configuration import RANGES, Configuration, check_range
+from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import counted
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
@@ -42,7 +42,6 @@ def batch_command(configuration: Configuration, flags: Flags) -> None:
       UsageError: if the request makes no sense, or `output_dir` holds something else than a part of this job.
       The exception that ended the job, after the report was written; finished parts stay.
     """
-    check_range("workers", flags["workers"], *RANGES["workers"])
     if not configuration.artifact:
         raise UsageError("mode batch runs an artefact: expected --artifact DIRECTORY, which --mode compile makes")
     set_environment()
