@@ -21,7 +21,7 @@ from benchmarks.output import make_table, print_table
 from benchmarks.sleeping import SIZE, BlankImages, SleepingArtifact
 from cambrian.commands.batch.cluster import WorkerShare, require_ray
 from cambrian.commands.images import ModelImages
-from cambrian.commands.images.encoded import EncodedImages
+from cambrian.commands.images.given import GivenImages
 from cambrian.sharding import Preprocessing
 from cambrian.sharding.host.files import replace_file
 
@@ -66,7 +66,7 @@ def _run(workers: int) -> tuple[int, int, float]:
 
     size = _BATCHES.value * _BATCH_SIZE.value
     parts = [Part(f"{number:06}", BlankImages(size)) for number in range(workers * _PARTS.value)]  # pyright: ignore[reportArgumentType]
-    images = ModelImages(EncodedImages((), ()), Preprocessing(SIZE, SIZE), None, ())
+    images = ModelImages(GivenImages((), ()), Preprocessing(SIZE, SIZE), None, ())
     began_s = float("inf")
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as meeting:
         artifact = SleepingArtifact(_LAUNCH_MS.value / 1e3, _BATCH_SIZE.value, workers, meeting)

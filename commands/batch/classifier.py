@@ -9,7 +9,7 @@ import numpy as np
 from cambrian.commands.batch.rows import rows_of
 from cambrian.commands.batch.shipped import ShippedArtifact, ship
 from cambrian.commands.configuration import RANGES, check_range
-from cambrian.commands.images.encoded import EncodedImages
+from cambrian.commands.images.given import GivenImages
 from cambrian.commands.run.classify import classify, images_of, logit_names
 from cambrian.sharding import UsageError
 
@@ -58,7 +58,7 @@ class Classifier:
             artifact = ship(artifact, through_object_store=False)
         share_gpu()
         self._executable = artifact.load(signing_key)
-        images_of(self._executable, EncodedImages((), ()))  # refuses what isn't an image classifier
+        images_of(self._executable, GivenImages((), ()))  # refuses what isn't an image classifier
         self._column, self._threads = column, threads
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Classifier:
             raise UsageError(f"each batch must have the column {self._column!r}, got {', '.join(batch)}")
         values = batch[self._column]
         names = [str(index) for index in range(len(values))]
-        images, _ = images_of(self._executable, EncodedImages(names, values))
+        images, _ = images_of(self._executable, GivenImages(names, values))
         batches = classify(self._executable, images, threads=self._threads, skip_bad_images=True)
         rows = rows_of(batches, names, [None] * len(names), (), logit_names(self._executable, images))
         others = {name: column for name, column in batch.items() if name != self._column}

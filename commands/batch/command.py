@@ -19,7 +19,7 @@ from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import counted
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
-from cambrian.commands.images.encoded import EncodedImages
+from cambrian.commands.images.given import GivenImages
 from cambrian.commands.output import deferred_interrupts, output_folder, reporting
 from cambrian.commands.run.classify import Tally, images_of
 from cambrian.engine.artifact.layout import read_artifact
@@ -102,7 +102,7 @@ def _classify(
         yield from classify_parts(
             parts,
             ship(configuration.artifact, through_object_store=bool(flags["ray_address"])),
-            dataclasses.replace(images, source=EncodedImages((), ())),
+            dataclasses.replace(images, source=GivenImages((), ())),
             workers=flags["workers"],
             threads=configuration.threads,
             share=share_cluster(flags["workers"], manifest),

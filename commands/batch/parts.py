@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from cambrian.commands.images.encoded import EncodedImages
 from cambrian.commands.images.file_system import FileSystem, LocalFiles, RemoteFiles
 from cambrian.commands.images.folder import FolderSource, open_folder
+from cambrian.commands.images.given import GivenImages
 from cambrian.sharding import UsageError
 
 _PARQUET = ".parquet"
@@ -51,7 +51,7 @@ class ParquetRows:
     def __len__(self) -> int:
         return sum(group.num_rows for group in self.row_groups)
 
-    def read_images(self) -> EncodedImages:
+    def read_images(self) -> GivenImages:
         """Reads the images' column, row group by row group. An image's name is FILE:ROW.
 
         Raises:
@@ -65,7 +65,7 @@ class ParquetRows:
                 column = ParquetFile(file).read_row_group(group.index, columns=[self.column]).column(0)
             names += [f"{group.file}:{group.first_row + row}" for row in range(group.num_rows)]
             values += column.to_pylist()
-        return EncodedImages(names, values)
+        return GivenImages(names, values)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def decode_image(file: str | BinaryIO, name: str, preprocessing: Preprocessing) 
         return preprocess(as_rgb(_upright(image)), preprocessing)
 
 
-def of_picture(picture: PillowImage.Image, name: str, preprocessing: Preprocessing) -> np.ndarray:
+def preprocess_picture(picture: PillowImage.Image, name: str, preprocessing: Preprocessing) -> np.ndarray:
     """Turns a picture of Pillow's upright and preprocesses it; returns and raises as `decode_image`."""
     with _blaming(name):
         with _FIRST_USE:

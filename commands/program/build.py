@@ -26,6 +26,12 @@ def build_program(configuration: Configuration, mesh: Mesh, model: Model | UserM
       UsageError: as `model_program` or `classifier_program`.
       OutOfMemory: if no plan fits the devices.
     """
+    if isinstance(model, Model):
+        facts = model.config.preprocessing, model.config.labels, model.architecture.num_classes, model.trained
+    else:
+        classifier, num_logits = model.classifier, model.stock.output_spec.shape[1]
+        facts = classifier.preprocessing, classifier.labels, num_logits, classifier.trained
+    calibration, notes = _calibration(configuration, *facts)
     options = BuildOptions(
         batch_size=configuration.batch_size,
         precision=configuration.precision,
@@ -33,18 +39,12 @@ def build_program(configuration: Configuration, mesh: Mesh, model: Model | UserM
         launches_at_once=configuration.launches_at_once,
         memory_limit_bytes=configuration.device_memory_limit_bytes,
         calibrate_s=configuration.calibrate_s,
+        calibration=calibration,
     )
     if isinstance(model, Model):
-        facts = model.config.preprocessing, model.config.labels, model.architecture.num_classes, model.trained
-        calibration, notes = _calibration(configuration, *facts)
-        options = dataclasses.replace(options, calibration=calibration)
         program = model_program(model, mesh, options, compile_reference=configuration.execution == "offline")
     else:
-        classifier, stock = model.classifier, model.stock
-        facts = classifier.preprocessing, classifier.labels, stock.output_spec.shape[1], classifier.trained
-        calibration, notes = _calibration(configuration, *facts)
-        options = dataclasses.replace(options, calibration=calibration)
-        program = classifier_program(classifier, mesh, options, name=stock.name)
+        program = classifier_program(model.classifier, mesh, options, name=model.stock.name)
         weights = configuration.weights if configuration.weights not in ("auto", "random") else configuration.user_model
         program = dataclasses.replace(program, metadata={**program.metadata, "weights": weights})
     return dataclasses.replace(program, notes=(*notes, *program.notes))

@@ -147,7 +147,7 @@ def _source(images: "Images", split: str = "test", num_images: int = 0) -> Image
         return open_source(os.fspath(images), split=split, num_images=num_images)[0]
     from PIL import Image as PillowImage  # which a start without pictures can do without
 
-    from cambrian.commands.images.encoded import EncodedImages
+    from cambrian.commands.images.given import GivenImages
 
     is_picture = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, PillowImage.Image))
     if isinstance(images, np.ndarray):
@@ -157,5 +157,5 @@ def _source(images: "Images", split: str = "test", num_images: int = 0) -> Image
     pictures: Any = [images] if is_picture else images
     values = [Path(picture) if isinstance(picture, (str, os.PathLike)) else picture for picture in pictures]
     names = [str(value) if isinstance(value, Path) else str(number) for number, value in enumerate(values)]
-    source = EncodedImages(names, values)
+    source = GivenImages(names, values)
     return EvenSample(source, num_images) if num_images else source

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image as PillowImage
 
-from cambrian.commands.images.decode import decode_image, of_picture
+from cambrian.commands.images.decode import decode_image, preprocess_picture
 from cambrian.commands.images.source import Image, UnreadableImage
 from cambrian.sharding import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class EncodedImages:
+class GivenImages:
     """Images by name.
 
     Attributes:
@@ -50,7 +50,7 @@ class EncodedImages:
         if isinstance(value, np.ndarray):
             value = _of_pixels(value, name)
         if isinstance(value, PillowImage.Image):
-            return Image(name, of_picture(value, name, preprocessing), None)
+            return Image(name, preprocess_picture(value, name, preprocessing), None)
         if not isinstance(value, bytes | bytearray | memoryview):
             raise UnreadableImage(name, f"{'no value' if value is None else type(value).__name__} instead of bytes")
         return Image(name, decode_image(io.BytesIO(value), name, preprocessing), None)
