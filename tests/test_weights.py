@@ -177,6 +177,17 @@ def test_prefixes_of_wrappers_are_stripped_and_noted(tmp_path, naming, prefix):
         np.testing.assert_array_equal(weights.variables[name], value, strict=True)
 
 
+@pytest.mark.parametrize("prefix", ["", "model_ema."])
+@pytest.mark.parametrize("wrapped", ["module.", "module.module."])
+def test_the_counter_of_an_averaged_model_is_dropped(tmp_path, prefix, wrapped):
+    tensors = {f"{prefix}{wrapped}{key}": value for key, value in checkpoint(SMALL).items()}
+    weights = read_weights(saved(tensors | {f"{prefix}n_averaged": np.array(9, np.int64)}, tmp_path))
+    assert weights.architecture == SMALL
+    path = saved(tensors | {"epochs.n_averaged": np.array(9, np.int64)}, tmp_path)
+    with pytest.raises(UsageError, match="also has epochs.n_averaged"):
+        read_weights(path)
+
+
 def without_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: value for key, value in tensors.items() if not key.startswith(("fc.", "classifier."))}
 

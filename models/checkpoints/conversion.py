@@ -17,6 +17,7 @@ _INTEGERS = (np.dtype(np.int8), np.dtype(np.uint8))
 _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # by number of dimensions
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 _BATCH_COUNTER = "num_batches_tracked"  # of a batch norm, which nothing here depends on
+_AVERAGED = "n_averaged"  # nor on the counter of an average
 
 
 def import_tensors(
@@ -28,7 +29,7 @@ def import_tensors(
       tensors: name → array in PyTorch's layouts, under the names of torchvision, timm or Hugging Face, perhaps behind
         the prefix of a wrapper such as `module.`. Any floating-point dtype; or int8 or uint8 with a tensor NAME_scale
         (channels, 1, …), as compressed-tensors stores them, which stand for value × scale. `num_batches_tracked` of a
-        batch norm is dropped.
+        batch norm is dropped, and so is `n_averaged`, which PyTorch's AveragedModel has beside its `module.`.
       source: where they come from, for messages.
 
     Returns:
@@ -41,7 +42,9 @@ def import_tensors(
     """
     prefix, naming = _find_network(tensors, source)
     architecture = _find_architecture(tensors, naming, source)
-    left_over = dict(tensors)
+    left_over = {
+        key: tensor for key, tensor in tensors.items() if not prefix.startswith(f"{key.removesuffix(_AVERAGED)}module.")
+    }
     variables = {}
     for variable, shape in expected_shapes(architecture).items():
         key = naming(variable)
