@@ -10,7 +10,7 @@ import numpy as np
 
 from cambrian.commands.config_file import read_config_file
 from cambrian.commands.configuration import Configuration, ModelConfig
-from cambrian.sharding import Preprocessing, UsageError
+from cambrian.sharding import UsageError
 
 if TYPE_CHECKING:
     from cambrian import models
@@ -75,7 +75,7 @@ def read_model(configuration: Configuration) -> Model:
     """
     from cambrian import models  # only to build: an offline run starts without them
 
-    config, path, is_stated = configuration.model, weights_path(configuration), True
+    config, path = configuration.model, weights_path(configuration)
     architecture = models.Architecture.resnet(config.depth, config.stem, config.num_classes)
     if path is None:
         weights = f"random, seed {configuration.seed}"
@@ -93,20 +93,24 @@ def read_model(configuration: Configuration) -> Model:
         else:
             weights, told = configuration.weights, given.told()
             config = model_of_weights(configuration, told)
-            is_stated = "preprocessing" in told or configuration.explicit_config or configuration.resize
-    config = with_image_size(config, configuration)
-    if architecture.stem == "imagenet" and not is_stated:
-        notes = (*notes, _unknown_resize(config.preprocessing))
-    return Model(config, architecture, variables, weights, path is not None, notes)
+            notes = (*notes, *preprocessing_notes(configuration, told, config))
+    return Model(with_image_size(config, configuration), architecture, variables, weights, path is not None, notes)
 
 
-def _unknown_resize(preprocessing: Preprocessing) -> str:
-    edge, _ = preprocessing.resized_size(1, 1)
-    v2 = round(preprocessing.size[0] * 232 / 224)
-    return (
-        f"the weights don't state their preprocessing: the shorter side becomes {edge} pixels, as for V1 of "
-        f"torchvision's weights; --resize {v2} suits V2"
-    )
+def preprocessing_notes(configuration: Configuration, told: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """A note where neither the weights nor the user state the preprocessing; `told` as in `model_of_weights`."""
+    if "preprocessing" in told or configuration.explicit_config or configuration.resize:
+        return ()
+    preprocessing = with_image_size(config, configuration).preprocessing
+    height, width = preprocessing.size
+    assumed = f"images become {height}×{width} pixels, normalised as those of CIFAR-10"
+    if config.stem == "imagenet":
+        edge, _ = preprocessing.resized_size(1, 1)
+        assumed = (
+            f"the shorter side becomes {edge} pixels, as for V1 of torchvision's weights; "
+            f"--resize {round(height * 232 / 224)} suits V2"
+        )
+    return (f"the weights don't state their preprocessing: {assumed}",)
 
 
 def with_image_size(config: ModelConfig, configuration: Configuration) -> ModelConfig:

@@ -47,6 +47,19 @@ def test_a_checkpoint_decides_its_architecture(model):
     assert (random.image_size, random.config.labels) == ((224, 224), ())
 
 
+def test_preprocessing_that_nobody_states_is_noted(model, tmp_path):
+    assumed = "the weights don't state their preprocessing: "
+    assert model.notes[1:] == (f"{assumed}images become 8×8 pixels, normalised as those of CIFAR-10",)
+    imagenet = write_checkpoint(tmp_path / "imagenet.safetensors", Architecture("imagenet", (1,), False, 3, width=4))
+    (note,) = cambrian.resnet(imagenet, image_size=112).notes
+    assert (
+        note
+        == f"{assumed}the shorter side becomes 128 pixels, as for V1 of torchvision's weights; --resize 116 suits V2"
+    )
+    for stated in (cambrian.resnet(imagenet, resize=117), cambrian.resnet()):
+        assert stated.notes == ()
+
+
 def test_a_resnet_gives_the_unsharded_logits(model, executable):
     images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8)
     expected = reference(model, images)

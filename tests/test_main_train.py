@@ -1,6 +1,7 @@
 """`--mode train` as a user runs it: from small given weights on a folder of images, then the trained weights."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -17,7 +18,7 @@ from cambrian.commands.train.setup import open_images, set_up
 from cambrian.models.checkpoints.description import Description
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import MeshShape, Preprocessing, UsageError
-from command import Command, CommandHere, write_images
+from command import Command, CommandHere, write_checkpoint, write_images
 from flag_values import parse
 
 
@@ -43,6 +44,7 @@ def test_a_training_writes_report_curves_accuracy_and_weights(trained):
     assert outcome.notes == [
         "no RECIPE in resnet101_cifar10.py: training by the default one, 30 epochs",
         "3×3 stem computed with stride 1 and without pooling: the weights don't state either",
+        "the weights don't state their preprocessing: images become 8×8 pixels, normalised as those of CIFAR-10",
         "the head starts anew, for the 2 classes of the data: a, b",
     ]
     report = json.loads((output_dir / "report.json").read_text())
@@ -136,6 +138,17 @@ def test_with_a_configuration_the_head_of_weights_is_kept_only_for_their_own_cla
         assert notes == []
         np.testing.assert_array_equal(setup.variables["fc.kernel"], head["fc.kernel"][:, order])
         np.testing.assert_array_equal(setup.variables["fc.bias"], head["fc.bias"][order])
+
+
+def test_weights_that_do_not_state_their_preprocessing_are_noted(tmp_path):
+    model = ModelConfig(18, "cifar", 10, Preprocessing((32, 32), (32, 32)))
+    weights = write_checkpoint(
+        tmp_path / "weights.safetensors", models.Architecture("imagenet", (1,), False, 3, width=4)
+    )
+    configuration = Configuration(model, MeshShape(1, 1), weights=str(weights))
+    (note,) = set_up(configuration, Recipe()).notes
+    assert note.startswith("the weights don't state their preprocessing: the shorter side becomes 256 pixels")
+    assert set_up(dataclasses.replace(configuration, resize=232), Recipe()).notes == ()
 
 
 def test_the_curves_of_data_in_a_folder_with_dollars_in_its_name(tmp_path):

@@ -10,7 +10,7 @@ from cambrian.commands.config_file import ConfigFile
 from cambrian.commands.configuration import Configuration, ModelConfig
 from cambrian.commands.images import ImageSource, ModelImages, choose_data, for_model, open_source
 from cambrian.commands.images.labels import find_labels
-from cambrian.commands.model import model_of_weights, weights_path, with_image_size
+from cambrian.commands.model import model_of_weights, preprocessing_notes, weights_path, with_image_size
 from cambrian.models.resnet.variables import initial_variables
 from cambrian.models.training.recipe import Recipe
 from cambrian.sharding import UsageError
@@ -81,8 +81,9 @@ def set_up(configuration: Configuration, recipe: Recipe) -> Setup:
             labels = model.labels
         # The data decides the head.
         told = {name: value for name, value in told.items() if name not in ("num_classes", "labels")}
-    model = with_image_size(model_of_weights(configuration, told), configuration)
-    return Setup(model, given.architecture, given.variables, labels, path, given.notes)
+    model = model_of_weights(configuration, told)
+    notes = (*given.notes, *preprocessing_notes(configuration, told, model))
+    return Setup(with_image_size(model, configuration), given.architecture, given.variables, labels, path, notes)
 
 
 def open_images(
