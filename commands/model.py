@@ -143,10 +143,11 @@ def model_of_weights(configuration: Configuration, told: Mapping[str, Any]) -> M
         # Labels of a preset would name other classes.
         return dataclasses.replace(default_model(told["stem"]), **{"labels": (), **told})
     chosen = configuration.model
-    for name, ours, value in _pairs(chosen, told):
+    asked = with_image_size(chosen, configuration)
+    for (name, ours, value), (_, with_flags, _) in zip(_pairs(chosen, told), _pairs(asked, told), strict=True):
         if name == "labels" and not ours:
             chosen = dataclasses.replace(chosen, labels=value)
-        elif not _agree(ours, value):
+        elif not _agree(ours, value) and not _agree(with_flags, value):
             raise UsageError(
                 f"--config needs weights with {name} {_shown(ours)}, got {_shown(value)} in {configuration.weights}"
             )

@@ -151,6 +151,18 @@ def test_weights_that_do_not_state_their_preprocessing_are_noted(tmp_path):
     assert set_up(dataclasses.replace(configuration, resize=232), Recipe()).notes == ()
 
 
+def test_weights_of_the_image_size_that_flags_ask_of_a_configuration(monkeypatch):
+    stated = Preprocessing((24, 24), (24, 24))
+    weights = models.Weights(models.Architecture.resnet(18, "cifar", 10), {}, Description(stated))
+    monkeypatch.setattr(models, "read_weights", lambda path: weights)
+    model = ModelConfig(18, "cifar", 10, Preprocessing((32, 32), (32, 32)))
+    configuration = Configuration(model, MeshShape(1, 1), explicit_config=True, weights="given", image_size=24)
+    assert set_up(configuration, Recipe()).model.preprocessing == stated
+    for image_size in (0, 16):
+        with pytest.raises(UsageError, match="--config needs weights with size 32, 32, got 24, 24 in given"):
+            set_up(dataclasses.replace(configuration, image_size=image_size), Recipe())
+
+
 def test_the_curves_of_data_in_a_folder_with_dollars_in_its_name(tmp_path):
     shares = dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_top1", "learning_rate"), 0.5)
     epochs = [{"epoch": epoch, "images_per_second": 3.0, **shares} for epoch in (1, 2)]
