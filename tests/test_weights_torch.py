@@ -62,6 +62,11 @@ def test_a_state_dict_is_found_inside_a_checkpoint_of_training(tmp_path, key, pr
         np.testing.assert_array_equal(weights.variables[name], value, strict=True)
 
 
+def test_a_key_that_begins_as_the_state_dict_s_is_noted_as_not_read(tmp_path):
+    path = torch_file({"model": "resnet", "model_state_dict": checkpoint(SMALL)}, tmp_path)
+    assert read_weights(path).notes[0] == f"not read in {path}: model"
+
+
 def test_two_state_dicts_of_networks_are_refused(tmp_path):
     path = torch_file({"state_dict": checkpoint(SMALL), "state_dict_ema": checkpoint(SMALL)}, tmp_path)
     stems = "state_dict.conv1.weight, state_dict_ema.conv1.weight"

@@ -99,7 +99,7 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         for where, tensors in state_dicts.items()
         for name, tensor in tensors.items()
     }
-    unread = [str(key) for key in content if not any(name.startswith(str(key)) for name in tensors)]
+    unread = [str(key) for key in content if not any(f"{name}.".startswith(f"{key}.") for name in tensors)]
     return tensors, (f"not read in {path}: {', '.join(unread)}",) if unread else ()
 
 
