@@ -257,6 +257,17 @@ def test_integers_stand_for_value_times_the_scale_of_their_channel(tmp_path, dty
             read_weights(path)
 
 
+def test_integers_whose_scale_is_too_large_are_refused(tmp_path):
+    key = "layer2.0.conv2.weight"
+    tensors = checkpoint(SMALL) | {
+        key: np.full((8, 8, 3, 3), 100, np.int8),
+        f"{key}_scale": np.full((8, 1, 1, 1), 1e38, np.float32),
+    }
+    path = saved(tensors, tmp_path)
+    with pytest.raises(UsageError, match=re.escape(f"{key} of {path} must be finite in float32, got inf among 576")):
+        read_weights(path)
+
+
 def npy(save) -> bytes:
     save(file := io.BytesIO(), np.ones(3, np.float32))
     return file.getvalue()

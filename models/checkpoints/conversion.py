@@ -147,7 +147,9 @@ def _scaled(tensor: np.ndarray, tensors: Mapping[str, np.ndarray], scale_key: st
     shape = (*tensor.shape[:1], *(1 for _ in tensor.shape[1:]))
     if scale.shape != shape:
         raise UsageError(f"{scale_key} of {source} must have shape {shape}, got {scale.shape}")
-    return tensor.astype(np.float32) * _float32(scale, f"{scale_key} of {source}")
+    scale = _float32(scale, f"{scale_key} of {source}")
+    with np.errstate(over="ignore"):  # refused later, as infinite
+        return tensor.astype(np.float32) * scale
 
 
 def _convert(tensor: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
