@@ -121,8 +121,9 @@ def test_a_classifier_takes_batches_of_any_size_and_any_form(executable, artifac
         (image, png(image), {"bytes": png(image)}, b"no picture")[index % 4] for index, image in enumerate(pixels)
     ]
     expected = jax.nn.softmax(executable(pixels), axis=1)
-    result = classifier({"image": forms, "id": np.arange(13)})
-    assert list(result) == ["id", "predicted", "probability", "top5", "error"]
+    columns = classifier({"image": forms, "id": np.arange(13)})
+    assert list(columns) == ["id", "predicted", "probability", "top5", "error"]
+    result = {name: column.tolist() for name, column in columns.items()}
     for index in range(13):
         if index % 4 == 3:
             assert (result["predicted"][index], result["error"][index]) == (None, "not a JPEG or PNG file")
@@ -136,6 +137,17 @@ def test_a_classifier_takes_batches_of_any_size_and_any_form(executable, artifac
     )
     with pytest.raises(UsageError, match="each batch must have the column 'image', got id"):
         classifier({"id": np.arange(2)})
+
+
+def test_a_classifiers_batches_have_the_same_types_whether_all_images_or_none_can_be_read(artifact):
+    pytest.importorskip("ray")
+    from ray.data.block import BlockAccessor
+
+    classifier = cambrian.ray.Classifier(artifact, signing_key=artifact.parent / "key")
+    readable, unreadable = np.zeros((2, 8, 8, 3), np.uint8), np.array([b"no picture", None], object)
+    blocks = [BlockAccessor.batch_to_block(classifier({"image": images})) for images in (readable, unreadable)]
+    assert blocks[0].schema == blocks[1].schema
+    assert pa.concat_tables(blocks)["error"].null_count == 2
 
 
 def test_an_artifact_comes_through_the_object_store_where_its_path_is_not_seen(artifact, monkeypatch, tmp_path):

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from cambrian.commands.batch.rows import rows_of
+from cambrian.commands.batch.rows import SCHEMA, rows_of
 from cambrian.commands.batch.shipped import ShippedArtifact, ship
 from cambrian.commands.configuration import RANGES, check_range
 from cambrian.commands.images.given import GivenImages
@@ -75,13 +75,8 @@ class Classifier:
         batches = classify(self._executable, images, threads=self._threads, skip_bad_images=True)
         rows = rows_of(batches, names, [None] * len(names), (), logit_names(self._executable, images))
         others = {name: column for name, column in batch.items() if name != self._column}
-        return others | {name: _column_of(rows[name]) for name in _RESULTS}
-
-
-def _column_of(values: list) -> np.ndarray:
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
+        # Of values that are all null Ray Data would make a column that no other block's can be appended to.
+        return others | {name: pa.array(rows[name], SCHEMA.field(name).type) for name in _RESULTS}
 
 
 def share_gpu() -> None:
