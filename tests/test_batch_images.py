@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import tempfile
+import types
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 
 import cambrian
-from cambrian.commands.batch.parts import make_parts, open_images
+from cambrian.commands.batch.parts import ParquetRows, make_parts, open_images
 from cambrian.commands.images import open_source
+from cambrian.commands.images.folder import FolderSource
 from cambrian.sharding import Preprocessing, UsageError
 from cambrian.sharding.host import core_reservation, host, reserve_cores
 from command import LABELS, write_images
@@ -88,7 +90,53 @@ def test_the_parts_of_parquet_files_are_whole_row_groups(tmp_path, as_struct):
     assert len(open_images(str(tmp_path / "b.parquet"), "test")[0]) == 9
 
 
-def test_data_that_makes_no_sense_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_every_kind_of_bytes_is_an_image(tmp_path, kind):
+    pixels = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
+    values = pa.array([*map(png, pixels), None], kind)
+    pq.write_table(pa.table({"image.old": pa.array([b"", b"", b""]), "image": values}), tmp_path / "a.parquet")
+    images, _ = open_images(str(tmp_path / "a.parquet"), "test")
+    assert isinstance(images, ParquetRows)
+    assert images.description == f"Parquet file {tmp_path / 'a.parquet'}"
+    read = images.read_images()
+    for index in range(2):
+        np.testing.assert_array_equal(read.read(index, SIZE).pixels, pixels[index])
+    with pytest.raises(cambrian.UnreadableImage, match="a.parquet:2: no value instead of bytes"):
+        read.read(2, SIZE)
+
+
+def test_what_lies_beside_parquet_files_is_named(tmp_path):
+    for name in ("a.parquet", "b.parquet", "more/c.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": [b""]}), tmp_path / name)
+    for name in ("1.jpg", "2.jpg", "_SUCCESS", ".b.parquet.crc"):
+        (tmp_path / name).touch()
+    images, notes = open_images(str(tmp_path), "test")
+    assert len(images) == 2
+    assert notes == [f"ignored what isn't a Parquet file in {tmp_path}: 2 .jpg, 1 more"]
+
+
+def test_a_damaged_row_group_is_named(tmp_path):
+    pq.write_table(pa.table({"image": [bytes(1000)]}), tmp_path / "a.parquet")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[8:60] = bytes(52)
+    (tmp_path / "a.parquet").write_bytes(content)
+    images, _ = open_images(str(tmp_path), "test")
+    assert isinstance(images, ParquetRows)
+    with pytest.raises(OSError, match="a.parquet, row group 0: "):
+        images.read_images()
+
+
+def test_names_of_files_and_folders_needn_t_be_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"f\xff")
+    write_images(folder, [os.fsdecode(b"\xfe.png"), "b.png"])
+    images, _ = open_images(str(folder), "test")
+    assert isinstance(images, FolderSource)
+    assert [images.read(index, SIZE).name for index in range(2)] == ["b.png", "\ufffd.png"]
+    assert [len(part) for part in make_parts(images, 4)] == [2]
+
+
+def test_data_that_makes_no_sense_is_refused(tmp_path, monkeypatch):
     for name in ("empty", "none", "two", "rowless"):
         (tmp_path / name).mkdir()
     (tmp_path / "text").write_text("no data")
@@ -110,6 +158,16 @@ def test_data_that_makes_no_sense_is_refused(tmp_path):
             open_images(str(tmp_path / data), "test")
     with pytest.raises(UsageError, match="Unrecognized filesystem type"):
         open_images("nowhere://bucket/folder", "test")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="got '': no such file or folder"):
+        open_images("", "test")
+
+    def from_uri(uri):
+        raise ImportError("Install huggingface_hub")
+
+    monkeypatch.setattr("pyarrow.fs.FileSystem", types.SimpleNamespace(from_uri=from_uri))
+    with pytest.raises(UsageError, match="got 'hf://datasets/mine': Install huggingface_hub"):
+        open_images("hf://datasets/mine", "test")
 
 
 def test_a_classifier_takes_batches_of_any_size_and_any_form(executable, artifact):
@@ -141,7 +199,7 @@ def test_a_classifier_takes_batches_of_any_size_and_any_form(executable, artifac
 
 def test_a_classifiers_batches_have_the_same_types_whether_all_images_or_none_can_be_read(artifact):
     pytest.importorskip("ray")
-    from ray.data.block import BlockAccessor
+    from ray.data.block import BlockAccessor  # pyright: ignore[reportMissingImports]
 
     classifier = cambrian.ray.Classifier(artifact, signing_key=artifact.parent / "key")
     readable, unreadable = np.zeros((2, 8, 8, 3), np.uint8), np.array([b"no picture", None], object)

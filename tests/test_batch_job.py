@@ -22,6 +22,7 @@ from command import LABELS, read_predictions, read_report, write_images
 from flag_values import parse
 
 pytest.importorskip("ray")
+pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 NAMES = [f"{label}/{index}.png" for label in LABELS for index in range(4)]
@@ -175,6 +176,14 @@ def test_a_folder_of_another_job_or_command_is_refused(home, ray, tmp_path):
     with pytest.raises(UsageError, match="got .*run with predictions.csv"):
         run(tmp_path / "run")
     assert read_report(tmp_path / "job") == kept
+
+
+def test_parquet_files_have_no_split(home, ray, tmp_path):
+    pq.write_table(pa.table({"image": [b""]}), tmp_path / "a.parquet")
+    message = "--split is of a folder of images: leave it out for Parquet files, got train"
+    with pytest.raises(UsageError, match=message):
+        run(tmp_path / "out", "--split", "train", data=tmp_path / "a.parquet")
+    run(tmp_path / "out", data=tmp_path / "a.parquet")
 
 
 def test_what_a_worker_refuses_ends_the_job_before_anything_is_written(home, ray, tmp_path, monkeypatch):

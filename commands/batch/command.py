@@ -48,11 +48,13 @@ def batch_command(configuration: Configuration, flags: Flags) -> None:
     require_ray()
     # These import pyarrow, a dependency of Ray Data.
     from cambrian.commands.batch.job import Job
-    from cambrian.commands.batch.parts import make_parts, open_images
+    from cambrian.commands.batch.parts import ParquetRows, make_parts, open_images
     from cambrian.commands.batch.report import BatchReport, print_batch_table
 
     manifest, _ = read_artifact(Path(configuration.artifact), None)
     source, notes = open_images(configuration.data, configuration.split)
+    if isinstance(source, ParquetRows) and "split" in flags.given:
+        raise UsageError(f"--split is of a folder of images: leave it out for Parquet files, got {configuration.split}")
     images, more_notes = images_of(manifest, source)
     parts = make_parts(source, manifest.input_spec.shape[0])
     report = BatchReport(

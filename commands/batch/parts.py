@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from cambrian.commands.images.file_system import FileSystem, LocalFiles, RemoteFiles
-from cambrian.commands.images.folder import FolderSource, open_folder
+from cambrian.commands.images.folder import FolderSource, by_extension, open_folder
 from cambrian.commands.images.given import GivenImages
 from cambrian.sharding import UsageError
 
@@ -42,7 +42,8 @@ class ParquetRows:
 
     @property
     def description(self) -> str:
-        return f"Parquet files in {self.folder}"
+        files = {group.file for group in self.row_groups}
+        return f"Parquet file {self._path(*files)}" if len(files) == 1 else f"Parquet files in {self.folder}"
 
     @property
     def class_names(self) -> None:
@@ -55,17 +56,25 @@ class ParquetRows:
         """Reads the images' column, row group by row group. An image's name is FILE:ROW.
 
         Raises:
-          OSError: if a file can't be read.
+          OSError: naming file and row group, if it can't be read.
         """
         from pyarrow.parquet import ParquetFile
 
         names, values = [], []
         for group in self.row_groups:
-            with self.file_system.open_input_file(os.path.join(self.folder, group.file)) as file:
-                column = ParquetFile(file).read_row_group(group.index, columns=[self.column]).column(0)
+            path = self._path(group.file)
+            try:
+                with self.file_system.open_input_file(path) as file:
+                    # By its name: a column `image.old` is read with `image`.
+                    column = ParquetFile(file).read_row_group(group.index, columns=[self.column]).column(self.column)
+            except (OSError, ValueError) as error:
+                raise OSError(f"{path}, row group {group.index}: {error}") from error
             names += [f"{group.file}:{group.first_row + row}" for row in range(group.num_rows)]
             values += column.to_pylist()
         return GivenImages(names, values)
+
+    def _path(self, file: str) -> str:
+        return os.path.join(self.folder, file)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,32 +106,34 @@ def open_images(data: str, split: str) -> tuple[FolderSource | ParquetRows, list
     Raises:
       UsageError: if there are none, or the Parquet files have no column of images.
     """
-    from pyarrow.fs import FileSelector, FileSystem as ArrowFileSystem, FileType, LocalFileSystem
+    from pyarrow.fs import FileSystem as ArrowFileSystem, FileType, LocalFileSystem
 
     try:
         if "://" in data:
             arrow_files, path = ArrowFileSystem.from_uri(data)
             files: FileSystem = RemoteFiles(arrow_files)
-        else:
-            arrow_files, path = LocalFileSystem(), os.path.abspath(data)
-            files = LocalFiles()
-        kind = arrow_files.get_file_info(path).type
-        if kind == FileType.File:
+            kind = arrow_files.get_file_info(path).type
+            exists, is_file = kind != FileType.NotFound, kind == FileType.File
+        else:  # pyarrow takes no names that aren't UTF-8
+            arrow_files, path, files = LocalFileSystem(), os.path.abspath(data), LocalFiles()
+            exists, is_file = os.path.exists(data), os.path.isfile(data)
+        if is_file:
             if not path.endswith(_PARQUET):
                 raise UsageError(f"data must be a folder, or a file that ends in {_PARQUET}, got {data}")
             return _open_parquet(arrow_files, os.path.dirname(path), [os.path.basename(path)]), []
-        if kind == FileType.NotFound:
+        if not exists:
             raise UsageError(f"data must be a folder of images, or Parquet files, got {data!r}: no such file or folder")
-        found = arrow_files.get_file_info(FileSelector(path))
-        parquet = sorted(
-            info.base_name
-            for info in found
-            if info.type == FileType.File and info.base_name.endswith(_PARQUET) and info.base_name[0] not in "._"
-        )
-        return (_open_parquet(arrow_files, path, parquet), []) if parquet else open_folder(path, split, files)
+        parquet, others = [], []
+        for entry in files.list(path):
+            if entry.name[0] not in "._":
+                (parquet if entry.is_file and entry.name.endswith(_PARQUET) else others).append(entry.name)
+        if not parquet:
+            return open_folder(path, split, files)
+        notes = [f"ignored what isn't a Parquet file in {path}: {by_extension(others)}"] if others else []
+        return _open_parquet(arrow_files, path, sorted(parquet)), notes
     except UsageError:
         raise
-    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are of these types
+    except (OSError, ValueError, NotImplementedError, ImportError) as error:  # pyarrow's errors are of these types
         raise UsageError(f"data must be a path or URI that can be read, got {data!r}: {error}") from None
 
 
@@ -163,7 +174,7 @@ def _image_column(schema: Any, file: str) -> str:
     from pyarrow import types
 
     def holds_bytes(kind: Any) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind)
+        return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
     candidates = [
         field.name

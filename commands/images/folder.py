@@ -81,11 +81,11 @@ def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tu
         files += [(os.path.join(class_folder, image), label) for image in of_class.images]
         others += [os.path.join(class_folder, other) for other in of_class.others]
     if not files:
-        got = f", but {_by_extension(others)}" if others else ""
+        got = f", but {by_extension(others)}" if others else ""
         raise UsageError(f"expected a folder with JPEG or PNG images, got {folder} without any{got}")
     notes = []
     if others:
-        notes.append(f"ignored what isn't a JPEG or PNG image in {folder}: {_by_extension(others)}")
+        notes.append(f"ignored what isn't a JPEG or PNG image in {folder}: {by_extension(others)}")
     if listing.images:
         notes.append(f"no accuracy: the images in {folder} have no labels")
     class_names = tuple(map(_as_utf8, listing.folders)) or None
@@ -116,7 +116,7 @@ def _has_splits(folder: str, listing: "_Listing", split: str, file_system: FileS
     return split not in _USUAL_SPLITS or bool(_list(os.path.join(folder, split), file_system).folders)
 
 
-def _by_extension(files: list[str]) -> str:
+def by_extension(files: list[str]) -> str:
     """Such as `3 .webp, 1 .bmp`, the most frequent first; files without extension by their names."""
     kinds = Counter(os.path.splitext(file)[1].lower() or os.path.basename(file) for file in files).most_common()
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:_MAX_LISTED])
