@@ -11,7 +11,7 @@ import pytest
 
 import cambrian
 from cambrian.commands.batch import command as batch, pool
-from cambrian.commands.batch.cluster import WorkerShare, check_reachable, share_cluster
+from cambrian.commands.batch.cluster import WorkerShare, check_reachable, cluster, share_cluster
 from cambrian.commands.batch.worker import Worker
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.run.run import run_command
@@ -216,6 +216,15 @@ def test_an_address_without_a_ray_cluster_is_refused_at_once():
             UsageError, match="ray_address must be HOST:PORT, or auto for a cluster of this machine, got"
         ):
             check_reachable(address)
+
+
+def test_sigterm_while_ray_starts_interrupts_the_job(monkeypatch):
+    def init(**_):
+        raise SystemExit(15)  # as Ray's handler does
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(KeyboardInterrupt), cluster(""):
+        pass
 
 
 def node(alive: bool = True, **resources: float) -> dict:

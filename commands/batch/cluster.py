@@ -79,6 +79,8 @@ def cluster(address: str) -> Iterator[None]:
         try:
             with _silent_descriptor():
                 ray.init(address=address or "local", **options)
+        except SystemExit:  # of Ray's own handler of SIGTERM
+            raise KeyboardInterrupt from None
         except Exception as error:  # Ray raises errors of many types
             if not address:
                 raise UsageError(f"Ray must start on this machine, got {type(error).__name__}: {error}") from None
