@@ -49,12 +49,13 @@ SWEEP_FLAGS = (
     "dry_run",
 )
 _OF_BATCH = ("workers", "ray_address")
-# Mode → flags that would have no effect in it.
-_NOT_OF_MODE = {
-    "compile": ("skip_bad_images",),
-    "plan": ("split", "num_images", "skip_bad_images"),
+_OF_IMAGES = ("data", "split", "num_images", "skip_bad_images")
+# Mode → flags that would have no effect in it. By `data` an int8 build chooses images to calibrate on.
+NOT_OF_MODE = {
+    "compile": _OF_IMAGES,
+    "plan": _OF_IMAGES,
     "train": ("artifact_dir", "signing_key", "calibrate_s", "skip_bad_images"),
-    "batch": ("num_images", "skip_bad_images", "device_memory_limit"),
+    "batch": ("num_images", "skip_bad_images", "device_memory_limit", "seed"),
     "loadgen": ("skip_bad_images",),
 }
 DECIDED_BY_ARTIFACT = (
@@ -299,6 +300,8 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
     if mode != "run" and found["coordinator"]:
         raise UsageError(f"mode {mode} runs in one process: leave --coordinator out, got {found['coordinator']!r}")
     if found["artifact"]:
+        if "artifact_dir" in found.given:
+            raise UsageError(f"an artifact is in no cache: leave --artifact_dir out, got {found['artifact_dir']!r}")
         for name in DECIDED_BY_ARTIFACT:
             if name in found.given:
                 raise UsageError(f"an artifact decides its own {name}: leave --{name} out, got {found[name]!r}")
@@ -320,8 +323,10 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
                 raise UsageError(f"--{name} belongs to a ResNet: leave it out with --model, got {found[name]!r}")
     if found["freeze"] and mode != "train":
         raise UsageError(f"--freeze belongs to mode train, got mode {mode}")
-    for name in (*_NOT_OF_MODE.get(mode, ()), *(_OF_BATCH if mode != "batch" else ())):
+    for name in (*NOT_OF_MODE.get(mode, ()), *(_OF_BATCH if mode != "batch" else ())):
         if name in found.given and found[name] != found.defaults[name]:
+            if name == "data" and "int8" in found.axes["precision"]:
+                continue
             raise UsageError(
                 f"--{name} belongs to {'mode batch' if name in _OF_BATCH else 'other modes'}, got mode {mode}"
             )

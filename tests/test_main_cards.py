@@ -47,7 +47,7 @@ def test_two_cards_build_once_and_predict_as_one_process_does(command, flags, ru
 
 
 def test_compile_makes_the_artefact_of_a_card(command, flags, run):
-    outcome = command(*flags, *CARDS, "--mode", "compile")
+    outcome = command(*flags[:-2], *CARDS, "--mode", "compile")
     assert outcome.exit_code == 0 and "building" not in outcome.stderr
     received = command.run("--artifact", outcome.stdout.strip(), "--data", "synthetic", "--num_images", 93, *CARDS)
     assert received.report["executable"] == "native" and received.predictions == run.predictions

@@ -151,21 +151,32 @@ def test_what_the_planner_can_t_cut_is_a_result(tiny):
         sweep_of(*tiny, "--mesh", "1x2,2x1", "--partition", "intra_sample", "--data", "synthetic")
 
 
+def test_an_int8_build_of_a_sweep_calibrates_on_its_data(tmp_path):
+    write_images(tmp_path, [f"{split}/{index}.png" for split in ("train", "test") for index in range(2)])
+    sweep = sweep_of("--precision", "int8,float32", "--data", tmp_path, "--mesh", "1x1", "--split", "test")
+    assert sweep.build_command is not None
+    built = {cell.flags["precision"]: sweep.build_command(cell) for cell in sweep.grid.cells}
+    assert {precision: "--data" in command for precision, command in built.items()} == {"int8": True, "float32": False}
+    for command in built.values():
+        read_configuration(parse(*command[2:]))
+
+
 def test_the_commands_of_a_sweep(tmp_path):
     config = tmp_path / "tiny.py"
     config.write_text(TINY_CONFIG.rstrip().removesuffix(")") + ', flags=(("threads", "1,2"), ("seed", "5")),\n)')
-    sweep = sweep_of("--config", config, "--mesh", "1x2,2x1", "--repeats", 2, "--fresh", "--skip_bad_images")
+    images = ("--data", "synthetic", "--skip_bad_images")
+    sweep = sweep_of("--config", config, "--mesh", "1x2,2x1", "--repeats", 2, "--fresh", *images)
     cell = sweep.grid.cells[1]
     given = ["python3", "main.py", "--config", str(config), "--mesh", "1x2", "--threads", "2"]
     assert sweep.run_command(cell, 8, tmp_path) == [
         *given,
-        *("--num_images", "8", "--output_dir", str(tmp_path), "--skip_bad_images", "--seed", "5"),
+        *("--data", "synthetic", "--num_images", "8", "--output_dir", str(tmp_path), "--skip_bad_images"),
+        *("--seed", "5"),
     ]
     assert sweep.build_command is not None
-    assert sweep.build_command(cell) == [
-        *("python3", "main.py", "--mode", "compile", *given[2:], "--noskip_bad_images", "--seed", "5")
-    ]
-    assert sweep.answer(cell) == f"python main.py {' '.join(given[2:])} --skip_bad_images --seed 5"
+    assert sweep.build_command(cell) == [*("python3", "main.py", "--mode", "compile", *given[2:], "--seed", "5")]
+    assert read_configuration(parse(*sweep.build_command(cell)[2:])).data == "auto"
+    assert sweep.answer(cell) == f"python main.py {' '.join(given[2:])} --data synthetic --skip_bad_images --seed 5"
     # Each command makes one configuration, not a sweep.
     values = parse(*sweep.run_command(cell, 8, tmp_path)[2:])
     assert not values.is_sweep

@@ -14,7 +14,14 @@ import psutil
 from cambrian.commands.command_line import command_line
 from cambrian.commands.configuration import Configuration, default_batch_size
 from cambrian.commands.executables import weights_identity
-from cambrian.commands.flags import DECIDED_BY_ARTIFACT, OF_INT8, SWEEP_FLAGS, Flags, read_configuration
+from cambrian.commands.flags import (
+    DECIDED_BY_ARTIFACT,
+    NOT_OF_MODE,
+    OF_INT8,
+    SWEEP_FLAGS,
+    Flags,
+    read_configuration,
+)
 from cambrian.commands.images import ImageSource, choose_data, for_model, open_source
 from cambrian.commands.images.folder import files_digest
 from cambrian.commands.loadgen.settings import LOADGEN_FLAGS
@@ -94,9 +101,11 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
 
     def build_command(cell: Cell) -> list[str]:
         # LoadGen's scenario has a say in the batch size.
-        chosen = dict.fromkeys(LOADGEN_FLAGS) | {"batch_size": configurations[cell].batch_size}
-        chosen |= {"output_dir": None, "max_latency_ms": None, "skip_bad_images": False}
-        return [*program, *arguments(cell, mode="compile", **chosen)]
+        chosen = dict.fromkeys((*LOADGEN_FLAGS, *NOT_OF_MODE["compile"], "output_dir", "max_latency_ms"))
+        if cell.flags["precision"] == "int8":
+            del chosen["data"]
+        chosen |= {"mode": "compile", "batch_size": configurations[cell].batch_size}
+        return [*program, *arguments(cell, **chosen)]
 
     typed = _as_typed(Path(program[-1]))
     left_out: dict[str, Any] = dict.fromkeys(_NOT_OF_THE_COMMAND)
