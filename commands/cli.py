@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from absl import app, flags, logging
@@ -169,6 +170,9 @@ def _fail(message: object, exit_code: int) -> int:
 def _parse_flags(argv: list[str]) -> list[str]:
     if any(argument in _HELP for argument in argv[1:]):
         print(help_text(FLAGS))
+        sys.exit(0)
+    if "--version" in argv[1:]:
+        print(", ".join(f"{name} {version(name)}" for name in ("cambrian", "jax")))
         sys.exit(0)
     names, own = [_name(argument) for argument in argv[1:] if argument.startswith("-")], own_flags(FLAGS)
     try:

@@ -179,6 +179,7 @@ def help_text(values: flags.FlagValues) -> str:
         "    python main.py --mesh 4x8 --threads 2",
         "",
         "Flags marked * take several values, separated by commas: every combination is run, as a sweep.",
+        "--version prints the versions of Cambrian and JAX.",
         "",
     ]
     for flag in own_flags(values).values():

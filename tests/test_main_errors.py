@@ -10,8 +10,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import pytest
 
+import cambrian
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.output import output_folder, reporting
 from cambrian.commands.report import Report
@@ -197,6 +199,12 @@ def check_refusal(outcome: Outcome, expected: str) -> None:
 
 def check_message(message: str, expected: str) -> None:
     assert message.startswith(expected) if expected.endswith((": ", " ")) else message == expected
+
+
+def test_the_version_is_that_of_the_package_and_of_jax(command):
+    outcome = command("--version")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+    assert outcome.stdout == f"cambrian {cambrian.__version__}, jax {jax.__version__}\n"
 
 
 def test_debug_shows_the_traceback(command):
