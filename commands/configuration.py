@@ -47,7 +47,7 @@ _UNITS = {"B": 1} | {
 }
 _MAX_BYTES = 2**50
 # Fields that hold a path → the values that are words instead.
-_PATHS = {
+PATHS = {
     "data": ("auto", "cifar10", "cifar10_sample", "synthetic"),
     "calibration_data": ("auto", "cifar10", "cifar10_sample"),
     "weights": ("auto", "random"),
@@ -218,7 +218,7 @@ class Configuration:
             parse_bytes(self.device_memory_limit)
         if "://" in self.output_dir:
             raise UsageError(f"output_dir must be a folder of this machine, got {self.output_dir}")
-        for name, words in _PATHS.items():
+        for name, words in PATHS.items():
             if (path := getattr(self, name)) and path not in words:
                 check_path(name, path)
 
@@ -270,7 +270,7 @@ class Configuration:
         """Raises UsageError if an output folder lies in a folder of images: it would replace files, and become data."""
         for name in ("data", "calibration_data"):
             folder = getattr(self, name)
-            if folder not in _PATHS[name] and path.resolve().is_relative_to(Path(folder).resolve()):
+            if folder not in PATHS[name] and path.resolve().is_relative_to(Path(folder).resolve()):
                 raise UsageError(f"output_dir must be a folder outside the images to read, got {path} in {folder}")
 
     @property

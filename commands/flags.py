@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import re
 import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,7 +12,15 @@ from typing import Any
 from absl import flags
 
 from cambrian.commands.config_file import DEFAULT_CONFIG, ConfigFile, read_config_file, read_reported_flags
-from cambrian.commands.configuration import CALIBRATE_S, EXECUTIONS, PRECISIONS, RANGES, Configuration, check_range
+from cambrian.commands.configuration import (
+    CALIBRATE_S,
+    EXECUTIONS,
+    PATHS,
+    PRECISIONS,
+    RANGES,
+    Configuration,
+    check_range,
+)
 from cambrian.commands.flag_parsers import Named, OneOrMore, PathParser
 from cambrian.commands.loadgen.settings import (
     DECIDED_BY_RULES,
@@ -220,6 +230,19 @@ class Flags:
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Flag → its values, for each flag that a sweep can vary."""
         return {name: value if isinstance(value := self[name], tuple) else (value,) for name in STARRED}
+
+    @property
+    def reported(self) -> dict[str, Any]:
+        """The values as a report states them: with absolute paths, so that `--config` repeats it from any folder."""
+        files = {name: () for name in ("config", "model") if re.search(r"\.py(:|$)", self[name])}  # else names
+        paths = {
+            name: os.path.abspath(value)
+            for name, words in (PATHS | files).items()
+            if (value := self[name]) and value not in words and "://" not in value
+        }
+        if not os.path.exists(self["weights"]):  # something else that the function of --model takes
+            paths.pop("weights", None)
+        return dict(self.values) | paths
 
     @property
     def is_sweep(self) -> bool:

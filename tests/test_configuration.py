@@ -79,6 +79,28 @@ def test_a_report_gives_its_flags_but_no_output_folder(preset, tmp_path):
     assert again.skip_bad_images and again.threads == 3
 
 
+def test_a_report_repeats_a_run_from_any_folder(preset, tmp_path, monkeypatch):
+    (tmp_path / "here" / "weights").mkdir(parents=True)
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    paths = ("--data", "images", "--weights", "weights", "--artifact_dir", "cache", "--config", os.path.relpath(preset))
+    report = write_report(tmp_path, **parse(*paths, "--mesh", "1x2").reported)
+    monkeypatch.chdir(tmp_path / "there")
+    again = parse("--config", report)
+    for name in ("data", "weights"):
+        assert again[name] == str(tmp_path / "here" / name.replace("data", "images"))
+    assert (again["config"], again["artifact_dir"]) == (preset, str(tmp_path / "here" / "cache"))
+    assert read_configuration(again).mesh == MeshShape(1, 2)
+
+
+def test_a_report_leaves_what_is_no_path_as_it_was():
+    words = {"data": "s3://bucket/pictures", "config": "resnet101_cifar10", "model": "nets:network", "weights": "large"}
+    reported = parse(*(f"--{name}={value}" for name, value in words.items())).reported
+    assert {name: reported[name] for name in words} == words
+    assert (reported["calibration_data"], reported["artifact"], reported["signing_key"]) == ("auto", "", "")
+    assert parse("--model", "nets.py:network").reported["model"] == os.path.abspath("nets.py") + ":network"
+
+
 def test_a_report_of_a_test_of_loadgen_keeps_its_mesh(tmp_path):
     report = write_report(tmp_path, mode="loadgen", mesh="4x8")
     assert read_configuration(parse("--config", report)).mesh == MeshShape(4, 8)

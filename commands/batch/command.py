@@ -58,11 +58,11 @@ def batch_command(configuration: Configuration, flags: Flags) -> None:
     images, more_notes = images_of(manifest, source)
     parts = make_parts(source, manifest.input_spec.shape[0])
     report = BatchReport(
-        dict(flags.values), versions(), threads=configuration.threads, workers=flags["workers"], data=images.description
+        flags.reported, versions(), threads=configuration.threads, workers=flags["workers"], data=images.description
     )
     report.describe(manifest, configuration.artifact)
     with output_folder(configuration, of_batch=True) as output_dir:
-        report.flags["output_dir"] = str(output_dir)
+        report.flags["output_dir"] = str(output_dir.absolute())
         job = Job.of(output_dir, parts, manifest)
         with reporting(report, output_dir, "; the same command goes on") as start:
             for note in (*notes, *more_notes):

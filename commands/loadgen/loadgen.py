@@ -35,9 +35,7 @@ _MEASURED_S = 1.0
 def loadgen_command(configuration: Configuration, flags: Flags) -> None:
     """Runs a test of LoadGen and prints its result; raises as `run_configuration`."""
     settings = LoadGenSettings.of(flags.values)
-    report, output_dir = run_configuration(
-        configuration, dict(flags.values), functools.partial(_answer_loadgen, settings)
-    )
+    report, output_dir = run_configuration(configuration, flags.reported, functools.partial(_answer_loadgen, settings))
     print_table(report)
     print(f"report and LoadGen's logs in {output_dir}")
 

@@ -36,7 +36,7 @@ def run_command(configuration: Configuration, flags: Flags) -> None:
         images = counted(_run_part(configuration), "image")
         print(f"process {configuration.process_id}: {images}; report and predictions are with process 0")
         return
-    report, output_dir = run_configuration(configuration, dict(flags.values))
+    report, output_dir = run_configuration(configuration, flags.reported)
     from cambrian.commands.run.table import print_table  # rich: a tenth of a second that the first result doesn't wait
 
     print_table(report)
@@ -73,7 +73,7 @@ def run_configuration(
         for_model(source, model.preprocessing, model.labels, model.num_classes)
     with output_folder(configuration) as output_dir:
         report = Report(
-            flags=flags | {"output_dir": str(output_dir)},
+            flags=flags | {"output_dir": str(output_dir.absolute())},
             threads=configuration.threads,
             cards=configuration.cards,
             num_processes=configuration.num_processes,

@@ -60,7 +60,7 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
     images, test_images, setup, more_notes = open_images(configuration, recipe, setup)
     recipe.steps_per_epoch(len(images))
     with output_folder(configuration) as output_dir:
-        report = TrainingReport(dict(flags.values) | {"output_dir": str(output_dir)}, versions())
+        report = TrainingReport(flags.reported | {"output_dir": str(output_dir.absolute())}, versions())
         report.model, report.mesh, report.platform = (
             setup.architecture.name,
             str(configuration.mesh),
