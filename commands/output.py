@@ -200,11 +200,15 @@ def failure(error: BaseException) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Delays Ctrl-C and SIGTERM until the end of this context, whose effects must be complete. Main thread only."""
+    """Delays Ctrl-C and SIGTERM until the end of this context, whose effects must be complete. Main thread only.
+
+    What the process ignores, as Ctrl-C in a job that a shell starts in the background, it goes on to ignore.
+    """
     received = []
     handlers = {
         number: signal.signal(number, lambda *signalled: received.append(signalled))
         for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield

@@ -15,7 +15,7 @@ import pytest
 
 import cambrian
 from cambrian.commands.flags import read_configuration
-from cambrian.commands.output import output_folder, reporting
+from cambrian.commands.output import deferred_interrupts, output_folder, reporting
 from cambrian.commands.report import Report
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.sharding import OutOfMemory, UsageError
@@ -277,6 +277,16 @@ def test_an_interrupt_while_the_last_report_is_written_leaves_it_whole(tmp_path,
         if ended_by is not None:
             raise ended_by
     assert read_report(tmp_path)["status"] == ("ok" if ended_by is None else "out_of_memory")
+
+
+def test_an_interrupt_that_the_process_ignores_is_ignored_while_results_are_written():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with deferred_interrupts():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_folder_is_for_one_command_at_a_time(command):
