@@ -151,6 +151,12 @@ def test_a_search_bisects_the_rate(tmp_path, monkeypatch, highest):
     assert {(tmp_path / name).read_text() for name in LOADGEN_LOGS} == {str(found.target_qps)}
 
 
+def test_one_query_of_scenario_server_has_no_rate(folder):
+    report = run(folder, "--scenario", "Server", "--target_qps", "100", "--min_query_count", "1")
+    assert (report["status"], report["loadgen"]["result"], report["loadgen"]["num_queries"]) == ("ok", "INVALID", 1)
+    assert report["images_per_second"] is None and report["latency_ms_p99"] > 0
+
+
 def test_the_result_is_read_from_the_log(tmp_path):
     values = {
         "effective_target_qps": 44,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cambrian.commands.output import LOADGEN_LOGS
 
 _, _DETAIL, _ACCURACY, _ = LOADGEN_LOGS
 _PREFIX = ":::MLLOG "
+_NO_NUMBER = re.compile(r'(?<="value": )-?(nan|inf)\b')  # as C++ writes them, such as the rate of one query
 _RATES = {
     "Offline": "result_samples_per_second",
     "Server": "result_scheduled_samples_per_sec",
@@ -29,8 +31,8 @@ class LoadGenResult:
       reasons: why it is INVALID, in LoadGen's words; empty if VALID.
       num_queries: queries of the test.
       target_qps: samples per second that LoadGen expected or sent.
-      samples_per_second: Offline: samples over the test's duration. Server: samples per second as scheduled.
-        SingleStream, MultiStream: samples over the mean time of a query.
+      samples_per_second: Offline: samples over the test's duration. Server: samples per second as scheduled, None of
+        one query. SingleStream: queries over the test's duration. MultiStream: samples over the mean time of a query.
       latency_ms_p50, latency_ms_p90, latency_ms_p99: percentiles of the time from a query's scheduled time to its
         answer; None in scenario Offline, which has one query.
     """
@@ -39,7 +41,7 @@ class LoadGenResult:
     reasons: tuple[str, ...]
     num_queries: int
     target_qps: float
-    samples_per_second: float
+    samples_per_second: float | None
     latency_ms_p50: float | None
     latency_ms_p90: float | None
     latency_ms_p99: float | None
@@ -89,7 +91,7 @@ def _read_details(folder: Path) -> tuple[dict[str, Any], list[str]]:
     errors: list[str] = []
     for line in (folder / _DETAIL).read_text().splitlines():
         if line.startswith(_PREFIX):
-            entry = json.loads(line.removeprefix(_PREFIX))
+            entry = json.loads(_NO_NUMBER.sub("null", line.removeprefix(_PREFIX)))
             values[entry["key"]] = entry["value"]
             if entry["metadata"]["is_error"]:
                 errors.append(str(entry["value"]))
