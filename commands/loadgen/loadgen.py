@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import mlperf_loadgen as loadgen  # pyright: ignore[reportMissingImports]
 import numpy as np
+import psutil
 
 from cambrian.commands.accuracy.accuracy import wilson_interval
 from cambrian.commands.configuration import Configuration
@@ -28,8 +30,10 @@ from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.engine.runtime.stream import stream
 from cambrian.sharding import UsageError
+from cambrian.sharding.host.control_groups import control_group_bytes
 
 _MEASURED_S = 1.0
+_BYTES_A_SAMPLE = 400  # that LoadGen and `Queries` hold until the end of a test, as measured in scenario Offline
 
 
 def loadgen_command(configuration: Configuration, flags: Flags) -> None:
@@ -66,6 +70,8 @@ def _answer_loadgen(
             f"scenario {settings.scenario} needs at least {needed} images{rules}, "
             f"got {len(images)} of {images.description}"
         )
+    if settings.test_mode != "AccuracyOnly":
+        _check_host_memory(settings.num_samples(test_settings))
     start()
     if is_stream and query % batch_size:
         add_note(f"each query of {settings.scenario}, {query} samples, is padded to batches of {batch_size}", report)
@@ -104,6 +110,16 @@ def _answer_loadgen(
         classes = read_classes(output_dir)
         hits = sum(samples.labels[index] == predicted for index, predicted in classes.items())
         report.top1, report.top1_interval_95 = hits / len(classes), wilson_interval(hits, len(classes))
+
+
+def _check_host_memory(num_samples: int) -> None:
+    """Raises UsageError unless the samples of a test fit the memory: LoadGen would end the process."""
+    most = int(min(psutil.virtual_memory().total, control_group_bytes() or math.inf) / _BYTES_A_SAMPLE)
+    if num_samples > most:
+        raise UsageError(
+            f"target_qps, min_duration_s and min_query_count must make a test of at most {most} samples, which fit the "
+            f"memory, got {num_samples}"
+        )
 
 
 def _seconds_a_batch(executable: Executable, threads: int) -> float:

@@ -139,6 +139,17 @@ class LoadGenSettings:
         """Seconds that a query may wait for others to fill its batch."""
         return _DELAY_SHARE * 1e-9 * test_settings.server_target_latency_ns if self.scenario == "Server" else 0.0
 
+    def num_samples(self, test_settings: Any) -> int:
+        """The least number of samples of a performance test, all of which LoadGen generates before it begins."""
+        if self.scenario == "Offline":
+            rate = test_settings.offline_expected_qps
+        elif self.scenario == "Server":
+            rate = test_settings.server_target_qps
+        else:
+            rate = 1e9 * self.samples_per_query / test_settings.single_stream_expected_latency_ns
+        least = test_settings.min_query_count * self.samples_per_query
+        return max(least, math.ceil(1e-3 * test_settings.min_duration_ms * rate))
+
     def num_images_needed(self, test_settings: Any) -> int:
         """The number of distinct images that LoadGen loads for a query or, by the rules, for a test."""
         return max(self.samples_per_query, test_settings.performance_sample_count_override)
