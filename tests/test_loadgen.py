@@ -277,6 +277,13 @@ def test_batches_fit_the_scenario_and_the_mesh():
     assert batch_size("Offline", "1x1") == 0
 
 
+@pytest.mark.parametrize("scenario", ["SingleStream", "MultiStream"])
+def test_a_stream_that_is_faster_than_measured_has_queries_for_its_duration(scenario):
+    settings = LoadGenSettings.of(flags_of("--scenario", scenario).values)
+    expected = settings.test_settings(8, 0.01)
+    assert expected.single_stream_expected_latency_ns == expected.multi_stream_expected_latency_ns < 1e7 / 4
+
+
 def test_a_sweep_runs_the_scenario_and_builds_for_its_batch():
     parsed = flags_of("--execution", "offline", "--scenario", "Server", "--test_mode", "FindPeakPerformance",
                      "--max_latency_ms", "50", "--batch_size", "1,2", "--objective", "latency_ms_p90")  # fmt: skip

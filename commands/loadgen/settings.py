@@ -19,6 +19,7 @@ _BENCHMARK = "resnet50"  # MLPerf's image classification, in LoadGen's mlperf.co
 _MULTI_STREAM_SAMPLES = 8
 _DELAY_SHARE = 0.1  # of the latency bound, that a query of scenario Server may wait for others to fill its batch
 _OFFLINE_MARGIN = 1.2  # a test that is shorter than it must be is INVALID
+_STREAM_MARGIN = 5  # times as fast as measured may a query be: a test that runs out of generated queries is INVALID
 _FIRST_RATE_SHARE = 1 / 2  # of the executable's throughput, with which a search for the highest rate starts
 _CONFIDENCE = 0.99  # of LoadGen's early stopping
 # Queries that may exceed the latency in a test of the default length. Of the streams, LoadGen wants one; in scenario
@@ -110,7 +111,7 @@ class LoadGenSettings:
             settings.server_target_latency_ns = (
                 default_ns if self.max_latency_ms is None else round(1e6 * self.max_latency_ms)
             )
-        query_ns = 1e9 * launch_s * -(-self.samples_per_query // batch_size)
+        query_ns = 1e9 * launch_s * -(-self.samples_per_query // batch_size) / _STREAM_MARGIN
         settings.single_stream_expected_latency_ns = settings.multi_stream_expected_latency_ns = query_ns
         throughput = batch_size / launch_s
         settings.offline_expected_qps = self.target_qps or _OFFLINE_MARGIN * throughput
