@@ -58,7 +58,8 @@ SWEEP_FLAGS = (
     "fresh",
     "dry_run",
 )
-_OF_BATCH = ("workers", "ray_address")
+# Mode → flags that have an effect in it alone.
+_ONLY_OF_MODE = {"batch": ("workers", "ray_address"), "plan": ("tune",), "train": ("freeze",)}
 _OF_IMAGES = ("data", "split", "num_images", "skip_bad_images")
 # Mode → flags that would have no effect in it. By `data` an int8 build chooses images to calibrate on.
 NOT_OF_MODE = {
@@ -277,7 +278,7 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
         defaults["mesh"] = None  # other commands of a sweep have another one, so its commands state the mesh
         if "mesh" not in {*given, *wanted}:
             values["mesh"] = "1x1"
-    for name in (*SWEEP_FLAGS, *LOADGEN_FLAGS, *_OF_BATCH):
+    for name in (*SWEEP_FLAGS, *LOADGEN_FLAGS, *_ONLY_OF_MODE["batch"]):
         if name in RANGES and (value := values[name]) is not None:
             check_range(name, value, *RANGES[name])
     found = Flags(MappingProxyType(values), MappingProxyType(defaults), given, config)
@@ -345,17 +346,13 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
         for name in _OF_A_RESNET:
             if found[name] != found.defaults[name]:
                 raise UsageError(f"--{name} belongs to a ResNet: leave it out with --model, got {found[name]!r}")
-    if found["freeze"] and mode != "train":
-        raise UsageError(f"--freeze belongs to mode train, got mode {mode}")
-    for name in (*NOT_OF_MODE.get(mode, ()), *(_OF_BATCH if mode != "batch" else ())):
-        if name in found.given and found[name] != found.defaults[name]:
-            if name == "data" and "int8" in found.axes["precision"]:
-                continue
-            raise UsageError(
-                f"--{name} belongs to {'mode batch' if name in _OF_BATCH else 'other modes'}, got mode {mode}"
-            )
-    if found["tune"] and mode != "plan":
-        raise UsageError(f"--tune belongs to mode plan, got mode {mode}")
+    elsewhere = dict.fromkeys(NOT_OF_MODE.get(mode, ()), "other modes")
+    elsewhere |= {name: f"mode {only}" for only, names in _ONLY_OF_MODE.items() if only != mode for name in names}
+    if "int8" in found.axes["precision"]:
+        elsewhere.pop("data", None)
+    for name, where in elsewhere.items():
+        if name in found.given and found[name] != found.defaults[name]:  # a report or a config may be of another mode
+            raise UsageError(f"--{name} belongs to {where}, got mode {mode}")
     fields = Configuration.__dataclass_fields__
     values = {name: value for name, value in found.values.items() if name in fields} | dict(chosen or {})
     if mode == "loadgen":

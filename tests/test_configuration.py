@@ -332,3 +332,5 @@ def test_launches_in_a_narrow_precision_compute_at_once_on_one_cpu_device(monkey
 def test_a_report_may_hold_flags_that_another_mode_would_ignore(tmp_path):
     report = write_report(tmp_path, num_images=32, skip_bad_images=True)
     assert read_configuration(parse("--config", report, "--mode", "plan")).mesh == MeshShape(4, 8)
+    report = write_report(tmp_path, mode="train", mesh="1x1", freeze="backbone")
+    assert read_configuration(parse("--config", report, "--mode", "run")).mesh == MeshShape(1, 1)
