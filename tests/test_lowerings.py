@@ -9,6 +9,7 @@ import pytest
 
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.activations import ACTIVATIONS
+from cambrian.models.lowerings.lowering import isolated
 from cambrian.models.lowerings.onednn import Convolution
 from cambrian.models.lowerings.onednn_forms import fused_activations
 from cambrian.models.lowerings.winograd import filtering_matrices
@@ -215,3 +216,24 @@ def test_onednn_keeps_a_float32_result_of_bfloat16_operands():
     expected = convolve(x, kernel, 1, NO_PADDING)
     assert got.dtype == jnp.float32
     assert relative_error(got, expected) <= TOLERANCE["float32"]
+
+
+def test_onednn_computes_single_pixels_in_one_row():
+    usable("onednn")
+    random = np.random.default_rng(9)
+    window = Window.square(1, 2, NO_PADDING)
+    call = Convolution((3, 4, 5, 16), 8, window, "float32", "float32", following=("BIAS", "BINARY_ADD"))
+    images, kernel, bias, residual = (
+        random.standard_normal(shape, np.float32) for shape in (call.in_shape, call.kernel_shape, (8,), call.out_shape)
+    )
+    lowered = jax.jit(call.__call__).lower(images, call.pack(kernel), [bias, residual])
+    assert "-> tensor<1x1x18x8xf32>" in lowered.as_text()
+    expected = convolve(images, kernel, 2, NO_PADDING) + bias + residual
+    assert relative_error(lowered.compile()(images, call.pack(kernel), [bias, residual]), expected) <= 2e-6
+
+
+@pytest.mark.parametrize("name", ["RELU", "RELU6", "SWISH", "ELU"])
+def test_a_function_compiled_by_itself_is_one_call_with_all_that_it_calls(name):
+    outer = jax.jit(lambda x: 2 * isolated(lambda y: ACTIVATIONS[name](y + 1))(x))
+    program = outer.lower(jax.ShapeDtypeStruct((64, 64), "float32")).compile().as_text()
+    assert program is not None and program.count(" call(") == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cambrian.models.lowerings import Window
-from cambrian.models.lowerings.pooling import max_pool
+from cambrian.models.lowerings.pooling import max_pool, pool
 
 
 def largest_of_each_window(x: np.ndarray, window: Window) -> np.ndarray:
@@ -18,7 +18,7 @@ def largest_of_each_window(x: np.ndarray, window: Window) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 2), (3, 1), (3, 2)])
-@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 1), (1, 0))])
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 1), (1, 0)), ((4, 0), (2, 3))])
 def test_max_pool_takes_the_largest_of_each_window(size, stride, padding):
     window = Window.square(size, stride, padding)
     # Negative, so that padding with anything but the lowest would be seen.
@@ -31,3 +31,13 @@ def test_max_pool_takes_the_largest_of_each_window(size, stride, padding):
     for x, got in zip(every, pooled, strict=True):
         assert got.dtype == x.dtype
         np.testing.assert_array_equal(np.asarray(got, np.float32), largest_of_each_window(x.astype(np.float32), window))
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2), (4, 3)])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_a_pool_of_either_kind_is_reduce_window(stride, padding):
+    sizes, strides, pads = (1, 3, 1), (1, stride, 1), ((0, 0), padding, (0, 0))
+    x = jnp.asarray(np.random.default_rng(1).integers(-9, -1, (2, 8, 3)), "float32")
+    for kind, start, combine in (("max", -jnp.inf, jax.lax.max), ("sum", 0.0, jax.lax.add)):
+        expected = jax.lax.reduce_window(x, start, combine, sizes, strides, pads)
+        np.testing.assert_array_equal(pool(x, sizes, strides, pads, kind), expected)

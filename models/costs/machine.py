@@ -26,7 +26,7 @@ _INSTRUCTION_SETS = {
 
 
 SHIPPED = Path(__file__).parent / "shipped"
-_FORM = 2  # of a table's lines: those of another form can't be read, and have a file of their own
+_FORM = 3  # of a table's lines and of what they time: those of another form aren't read, and have a file of their own
 _TUNED = re.compile(r'^{"tuned": "(\w+)"}$', re.MULTILINE)  # the line of a table's file that says so
 
 

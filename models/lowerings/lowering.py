@@ -191,7 +191,11 @@ class Lowering:
 
 def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The function compiled by itself: XLA:CPU fuses nothing outside into it."""
-    jitted = jax.jit(function)
+
+    @jax.jit
+    def jitted(*operands) -> jax.Array:
+        with set_xla_metadata(inlineable=None):  # or functions that it calls, such as a ReLU, were isolated in turn
+            return function(*operands)
 
     def call(*operands) -> jax.Array:
         with set_xla_metadata(inlineable="false"):

@@ -9,6 +9,9 @@ block, pair), where two bfloat16 or four int8 values form a pair. oneDNN compute
 zero at 128: what corrects each output channel for this follows the kernel, in int32. oneDNN doesn't expose the block
 size that it uses for a call. A probe finds it; if no known block size gives the correct result, the kernel isn't
 packed.
+
+oneDNN multiplies the pixels of one sample at a time by a kernel, which is slow if these are few. So a convolution of
+single pixels, with a 1×1 kernel, is passed as that of one sample with all pixels in a row.
 """
 
 import dataclasses
@@ -72,6 +75,12 @@ class Convolution:
 
     def __call__(self, images: jax.Array, kernel: jax.Array, operands: Sequence[jax.Array] = ()) -> jax.Array:
         """Computes (N, H', W', C_out) from a kernel of `kernel_shape` or from the result of `pack`."""
+        if self.in_shape[:2] != (1, 1) and self.window.size == (1, 1) and self.window.padding == ((0, 0), (0, 0)):
+            row = self._of_one_row()
+            rows, columns = self.window.stride
+            pixels = images[:, ::rows, ::columns].reshape(row.in_shape)
+            operands = [x.reshape(row.out_shape) if x.ndim == len(row.out_shape) else x for x in operands]
+            return row(pixels, kernel, operands).reshape(self.out_shape)
         configuration = self._configuration(packed=kernel.ndim == 1)
         return jax.ffi.ffi_call(
             TARGET,
@@ -96,6 +105,12 @@ class Convolution:
         of_group = out_channels // self.groups
         widest = max(-(-of_group // block) * block for block in _BLOCKS) * self.groups
         return widest * (column_bytes + (_SUM_BYTES if self.dtype == "int8" else 0))
+
+    def _of_one_row(self) -> "Convolution":
+        """The convolution of single pixels that are all in one row."""
+        pixels = math.prod(self.out_shape[:3])
+        window = Window.square(1, 1, ((0, 0), (0, 0)))
+        return dataclasses.replace(self, in_shape=(1, 1, pixels, self.in_shape[3]), window=window)
 
     @property
     def _can_pack(self) -> bool:

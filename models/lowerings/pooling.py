@@ -28,14 +28,40 @@ def pool(
       kind: max or sum.
     """
     dtype = x.dtype if kind == "max" and jnp.issubdtype(x.dtype, jnp.integer) else jnp.dtype("float32")
-    fill = lowest(dtype) if kind == "max" else 0
+    pooled = x.astype(dtype)
     # Along one dimension after another. XLA:CPU takes twice as long for `reduce_window`, and twenty times in bfloat16.
-    pooled = jnp.pad(x.astype(dtype), padding, constant_values=fill)
-    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
-        last = (pooled.shape[axis] - size) // stride * stride
-        shifted = [lax.slice_in_dim(pooled, at, at + last + 1, stride, axis) for at in range(size)]
-        pooled = functools.reduce(_COMBINED[kind], shifted)
+    for axis, (size, stride, (before, after)) in enumerate(zip(sizes, strides, padding, strict=True)):
+        if (size, stride, before, after) != (1, 1, 0, 0):
+            pooled = _pool_axis(pooled, axis, size, stride, before, after, kind)
     return pooled
+
+
+def _pool_axis(x: jax.Array, axis: int, size: int, stride: int, before: int, after: int, kind: str) -> jax.Array:
+    """Pools along one axis. Windows that reach over an end are computed by themselves: XLA:CPU pads slowly."""
+    length = x.shape[axis]
+    windows = (before + length + after - size) // stride + 1
+
+    def pooled(first: int, number: int, taps: range) -> jax.Array:
+        start = first * stride - before
+        last = (number - 1) * stride + 1
+        parts = [lax.slice_in_dim(x, start + tap, start + tap + last, stride, axis) for tap in taps]
+        return functools.reduce(_COMBINED[kind], parts)
+
+    def over_an_end(window: int) -> jax.Array:
+        start = window * stride - before
+        taps = range(max(0, -start), min(size, length - start))
+        if taps:
+            return pooled(window, 1, taps)
+        shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+        return jnp.full(shape, lowest(x.dtype) if kind == "max" else 0, x.dtype)
+
+    first = min(-(-before // stride), windows)
+    end = max(first, min(windows, (before + length - size) // stride + 1))
+    parts = [over_an_end(window) for window in range(first)]
+    if first < end:
+        parts.append(pooled(first, end - first, range(size)))
+    parts += [over_an_end(window) for window in range(end, windows)]
+    return lax.concatenate(parts, axis)
 
 
 def max_pool(x: jax.Array, window: Window) -> jax.Array:
