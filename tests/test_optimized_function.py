@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 import cambrian
 from cambrian.models.graph import optimized_function
+from cambrian.models.graph.comparison import relative_error
 from cambrian.models.graph.graph import Constant, Graph, Node, Value
 from graph_cases import conv, draw
 
@@ -184,6 +185,16 @@ def test_complex_results_are_compared_as_such():
     kernel, x = draw(4, 8), draw(2, 4)
     fast = cambrian.optimize(lambda p, x: jnp.fft.fft(x @ p), kernel)
     np.testing.assert_allclose(fast(x), np.fft.fft(x @ kernel), rtol=1e-4, atol=1e-4)
+
+
+def test_of_integers_a_few_may_differ():
+    masks = np.random.default_rng(0).integers(0, 21, (2, 500), np.int32)
+    nearly_tied = masks.copy()
+    nearly_tied[0, 0] += 1
+    assert relative_error({"mask": nearly_tied}, {"mask": masks}) == pytest.approx(1e-6)
+    assert relative_error(masks[::-1], masks) > 0.1
+    assert relative_error(masks[:0], masks[:0]) == 0
+    assert relative_error(np.full(2, 101, np.uint8), np.full(2, 100, np.uint8)) == pytest.approx(1e-2)
 
 
 def test_what_is_rewritten_is_never_differentiated(monkeypatch):

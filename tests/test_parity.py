@@ -44,6 +44,17 @@ def test_infinities_must_be_the_same():
     assert compare(np.full((2, 3), -np.inf, np.float32), reference).max_relative_error == np.inf
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
+def test_of_integers_a_few_may_differ(dtype):
+    reference = np.random.default_rng(0).integers(0, 2, (2, 100)).astype(dtype)
+    masks = reference.copy()
+    masks[0, 0] ^= True
+    assert compare(masks, reference.astype(np.float32)).max_relative_error == pytest.approx((1 / 200) ** 2)
+    assert compare(reference[::-1], reference.astype(np.float32)).max_relative_error > 0.1
+    off_by_one = np.array([[101, 199]], np.uint8)
+    assert compare(off_by_one, np.array([[100, 200]], np.float32)).max_relative_error < 1e-2
+
+
 def test_both_parts_of_complex_outputs_are_compared():
     outputs = np.array([[3.0 + 4.0j], [5.0j]], np.complex64)
     program = dataclasses.replace(toy_program(), reference=lambda inputs: outputs)

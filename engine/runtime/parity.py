@@ -26,7 +26,8 @@ class Parity:
     Attributes:
       max_relative_error: the largest, over samples and arrays, of norm(output - reference) / scale, where the scale is
         the norm of the sample's reference, or the median of these norms if that is larger: a sample whose outputs
-        nearly cancel has the rounding errors of the others.
+        nearly cancel has the rounding errors of the others. Of an array of integers, which jump where floats nearly
+        tie, it is the squared share of those that differ, if that is less.
       top1_agreement: share of samples with the same most probable class; None unless outputs are an array (N, classes).
     """
 
@@ -57,6 +58,8 @@ def compare(outputs: Any, reference: Any) -> Parity:
     norm = np.linalg.norm(np.where(np.isinf(expected), 0.0, expected), axis=1)
     scale = np.maximum(norm, np.median(norm))
     relative = np.divide(error, scale, out=np.where(error == 0, 0.0, np.inf), where=scale != 0)
+    if outputs.dtype.kind in "biu":
+        relative = np.minimum(relative, np.mean(got != expected) ** 2)
     agreement = None
     if outputs.ndim == 2:
         agreement = float(np.mean(np.argmax(outputs, axis=1) == np.argmax(reference, axis=1)))
