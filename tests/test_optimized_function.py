@@ -1,5 +1,7 @@
 """`cambrian.optimize`: functions for the user's own code, compared with the function as it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 import cambrian
-from cambrian.models.graph import optimized_function
+from cambrian.models.graph import comparison, optimized_function
 from cambrian.models.graph.comparison import relative_error
 from cambrian.models.graph.graph import Constant, Graph, Node, Value
 from graph_cases import conv, draw
@@ -195,6 +197,13 @@ def test_of_integers_a_few_may_differ():
     assert relative_error(masks[::-1], masks) > 0.1
     assert relative_error(masks[:0], masks[:0]) == 0
     assert relative_error(np.full(2, 101, np.uint8), np.full(2, 100, np.uint8)) == pytest.approx(1e-2)
+
+
+def test_a_launch_that_was_interrupted_once_is_not_taken_for_slow(monkeypatch):
+    taken = {"stock": [1.0] * 6, "rewritten": [20.0, *[0.5] * 6], "slow": [9.0, 8.0]}
+    launches = {key: functools.partial(times.pop, 0) for key, times in taken.items()}
+    monkeypatch.setattr(comparison, "_seconds", lambda launch: launch())
+    assert comparison.median_seconds(launches) == {"stock": 1.0, "rewritten": 0.5, "slow": 8.0}
 
 
 def test_what_is_rewritten_is_never_differentiated(monkeypatch):
