@@ -10,7 +10,7 @@ import pytest
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.activations import ACTIVATIONS
 from cambrian.models.lowerings.lowering import isolated
-from cambrian.models.lowerings.onednn import Convolution
+from cambrian.models.lowerings.onednn import Convolution, obstacle
 from cambrian.models.lowerings.onednn_forms import fused_activations
 from cambrian.models.lowerings.winograd import filtering_matrices
 
@@ -154,6 +154,22 @@ def test_onednn_computes_the_same_of_a_packed_kernel_of_few_channels(in_channels
     assert packed.ndim == 1
     got = jax.jit(lambda x, w: convolution(x, w))(images, packed)
     assert relative_error(got, convolve(images, kernel, 1, NO_PADDING)) <= TOLERANCE["float32"]
+
+
+def test_onednn_is_tried_and_called_under_vmap():
+    usable("onednn")
+    random = np.random.default_rng(7)
+    convolution = Convolution((2, 4, 4, 16), 16, Window.square(3, 1, NO_PADDING), "float32", "float32")
+    images = random.standard_normal((3, *convolution.in_shape), np.float32)
+    kernel = random.standard_normal(convolution.kernel_shape, np.float32)
+
+    def compute(each: jax.Array) -> jax.Array:
+        assert obstacle.__wrapped__("cpu") is None
+        return convolution(each, jnp.asarray(kernel))
+
+    got = jax.vmap(compute)(jnp.asarray(images))
+    expected = convolve(images.reshape(6, 4, 4, 16), kernel, 1, NO_PADDING)
+    assert relative_error(got, expected.reshape(got.shape)) <= TOLERANCE["float32"]
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ class OptimizedFunction:
     measured, and it is compared with the function as it is, on random inputs; so call it once before anything is timed.
     If in float32 the results differ or it isn't faster, the function is computed as it is, and `notes` say so. It may
     be called under `jax.jit`, `jax.shard_map` (with `check_vma=False`), `jax.lax.scan` and `jax.lax.map`; there the
-    parameters are constants. What is rewritten can't be differentiated, or mapped by `jax.vmap` where it calls oneDNN.
+    parameters are constants. What is rewritten can't be differentiated; `jax.vmap` maps calls of oneDNN in a loop.
 
     Attributes:
       notes: why the function is computed as it is, for shapes of inputs where it is; a warning, too, if its results

@@ -85,6 +85,7 @@ class Convolution:
         return jax.ffi.ffi_call(
             TARGET,
             jax.ShapeDtypeStruct(self.out_shape, self.out_dtype),
+            vmap_method="sequential",
             custom_call_api_version=2,
             legacy_backend_config=json.dumps({"onednn_conv_config": configuration}),
         )(images, kernel, *operands)
@@ -312,7 +313,7 @@ def output_pixel(
         elif name == "LINEAR":
             pixel = pixel * next(factors)
         elif name in ACTIVATIONS:
-            pixel = np.asarray(ACTIVATIONS[name](jax.numpy.asarray(pixel)))
+            pixel = np.asarray(jax.jit(ACTIVATIONS[name])(pixel))
     if convolution.out_dtype not in ("uint8", "int8"):
         return pixel
     limits = np.iinfo(convolution.out_dtype)
