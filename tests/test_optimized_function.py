@@ -183,6 +183,11 @@ def test_parameters_may_lie_on_any_devices(monkeypatch, place):
     np.testing.assert_allclose(fast(x), x @ kernel, rtol=1e-5, atol=1e-5)
 
 
+def test_a_batch_may_have_no_samples():
+    fast = cambrian.optimize(lambda p, x: x + jnp.broadcast_to(p, (len(x), 8)).reshape(len(x), 2, 4), draw(8))
+    assert fast(draw(0, 2, 4)).shape == (0, 2, 4) and fast.notes == []
+
+
 def test_complex_results_are_compared_as_such():
     kernel, x = draw(4, 8), draw(2, 4)
     fast = cambrian.optimize(lambda p, x: jnp.fft.fft(x @ p), kernel)

@@ -67,6 +67,8 @@ class OptimizedFunction:
         known = list(map(jnp.asarray, arrays.values()))
         stock = functools.partial(call, known)
         numbers = all(jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool for leaf in jax.tree.leaves(inputs))
+        if not all(leaf.size for leaf in jax.tree.leaves(inputs)):  # of no samples nothing can be measured
+            return stock
         graph, results = trace(self._function, self._params, *inputs)
         if not numbers or any(node.has_effects for node in graph.nodes):
             reason = "it takes random keys, or has side effects, and so can't be compared"
