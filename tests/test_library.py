@@ -221,6 +221,10 @@ def test_a_function_without_finite_outputs_is_named():
 def test_a_function_needs_its_spec_and_with_rules_has_its_own_precision():
     with pytest.raises(cambrian.UsageError, match="spec"):
         cambrian.compile(lambda params, x: x, {})
+    with pytest.raises(cambrian.UsageError, match=r"a function must take \(params, inputs\), got .*<lambda>\(x\)"):
+        cambrian.compile(lambda x: 2 * x, spec=SPEC)
+    with pytest.raises(cambrian.UsageError, match="partition must be one of .*, got 'columns'"):
+        cambrian.compile(lambda params, x: x, {}, SPEC, partition="columns")
     with pytest.raises(cambrian.UsageError, match="precision"):
         cambrian.compile(lambda params, x: x, {}, SPEC, rules=(), precision="bfloat16")
     with pytest.raises(cambrian.UsageError, match="expected a function, or a model of Flax, .*, got int"):

@@ -1,6 +1,8 @@
 """The program of a user's function, model of a JAX library, or classifier."""
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,6 +52,8 @@ def function_program(
     if spec is None:
         raise UsageError("expected spec, the shape and dtype of one sample, with a function or module, got None")
     function, values = as_function(model, params)
+    if function is model:
+        _check_arguments(function)
     name = name or _name_of(model)
     named_arrays("spec", spec)
     batch_size = options.batch_size or default_batch_size(mesh_shape(mesh), mesh.local_devices[0].platform)
@@ -109,6 +113,17 @@ def classifier_program(
     return dataclasses.replace(
         program, probe_samples=probe_pictures(classifier.preprocessing), metadata={**program.metadata, **facts}
     )
+
+
+def _check_arguments(function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of a builtin
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise UsageError(f"a function must take (params, inputs), got {_name_of(function)}{signature}") from error
 
 
 def _name_of(model: Any) -> str:

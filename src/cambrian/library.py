@@ -30,7 +30,7 @@ from cambrian.commands.program.options import BuildOptions
 from cambrian.commands.program.resnet import model_program
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.executable import Cards, Executable
-from cambrian.sharding import MeshShape, Rules, UsageError, make_mesh, shape_and_devices
+from cambrian.sharding import PARTITIONS, MeshShape, Rules, UsageError, make_mesh, shape_and_devices
 from cambrian.sharding.host import (
     acquire_devices,
     divide_host,
@@ -165,6 +165,8 @@ def compile(
         raise UsageError(f"platform must be that of the mesh's devices, {devices[0].platform}, got {platform}")
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if partition not in PARTITIONS:
+        raise UsageError(f"partition must be one of {', '.join(PARTITIONS)}, got {partition!r}")
     for argument, number in (("threads", threads), ("batch_size", batch_size)):
         if not isinstance(number, numbers.Integral):
             raise UsageError(f"{argument} must be a whole number, got {number!r}")
