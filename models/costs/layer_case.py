@@ -69,10 +69,10 @@ class LayerCase:
             self.window,
             self.dtype,
             self.out_dtype,
+            self.groups,
             self.residual,
             activation,
-            summed,
-            self.groups,
+            summed=summed,
         )
 
     @property

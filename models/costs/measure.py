@@ -173,7 +173,7 @@ def _kernel(case: LayerCase, values: Callable[..., np.ndarray]) -> list[np.ndarr
         return []
     shape = (case.kernel, case.kernel, case.in_channels // case.groups, case.out_channels)
     kernel = values(shape, "float32", math.prod(shape[:3]) ** -0.5)
-    return LOWERINGS[case.lowering].prepare(kernel, case.dtype, _call(case))
+    return LOWERINGS[case.lowering].prepare(kernel, _call(case))
 
 
 def _on_each_device(array: np.ndarray | None, mesh: Mesh) -> jax.Array | None:

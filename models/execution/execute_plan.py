@@ -135,12 +135,13 @@ def layer_function(
             Window.square(layer.kernel, layer.stride, padding),
             str(x.dtype),
             made,
+            layer.groups * x.shape[3] // layer.in_shape[2] if layer.groups > 1 else 1,
             residual is not None,
             layer.activation,
+            scales,
             summed=plan.partition == Partition.INPUT_CHANNELS,
-            groups=layer.groups * x.shape[3] // layer.in_shape[2] if layer.groups > 1 else 1,
         )
-        return LOWERINGS[plan.lowering].apply(x, kernel, Finish(call, bias, residual, scales))
+        return LOWERINGS[plan.lowering].apply(x, kernel, Finish(call, bias, residual))
 
     return compute
 

@@ -56,13 +56,12 @@ def place_params(
         case = case_of(layer, partition, layer_plan.lowering, samples, dtype_of(layer, dtype), mesh)
         call = case.call(layer.activation, summed=partition == Partition.INPUT_CHANNELS)
         kernel_shards = _cut(folded[f"{layer.name}.kernel"], _KERNEL_CUT.get(partition), mesh.model)
-        of_shards = [LOWERINGS[layer_plan.lowering].prepare(shard, case.dtype, call) for shard in kernel_shards]
+        lowering = LOWERINGS[layer_plan.lowering]
+        of_shards = [lowering.prepare(shard, call) for shard in kernel_shards]
         kernels = list(zip(*of_shards, strict=True))
         for number, shards in enumerate(kernels):
             add(f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else ""), shards)
-        bias = folded[f"{layer.name}.bias"]
-        if LOWERINGS[layer_plan.lowering].opaque and not call.summed and not layer.quantized:
-            bias = bias.astype(case.out_dtype)
+        bias = lowering.prepare_bias(folded[f"{layer.name}.bias"], call)
         add(f"{layer.name}.bias", _cut(bias, _BIAS_CUT.get(partition), mesh.model))
     return arrays, tuple(specs)
 

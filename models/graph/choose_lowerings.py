@@ -22,7 +22,9 @@ from cambrian.models.costs.machine import own_table_path, text_of
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, rewritten
 from cambrian.models.graph.scan import nodes_and_repetitions, rewrite_bodies
+from cambrian.models.lowerings import lowerings_for
 from cambrian.models.lowerings.onednn import output_pixel, telling_pixels
+from cambrian.models.lowerings.onednn_direct import convolution_of
 from cambrian.sharding.host import cpu_threads, without_compilation_cache
 
 _LAUNCHES, _SECONDS = 5, 0.05
@@ -125,7 +127,7 @@ def fastest(
 
 def _candidates(operation: FusedConvolution, platform: str) -> list[FusedConvolution]:
     """The operation with each lowering worth measuring, the most promising first."""
-    names = operation.candidates(platform)
+    names = lowerings_for(operation, platform)
     if platform == "cpu" and "matmul" in names and operation.flops < _TINY_FLOPS:
         names = ["matmul"]
     elif "onednn" in names:
@@ -184,10 +186,10 @@ def _is_right(
     got: np.ndarray, operation: FusedConvolution, images: np.ndarray, kernel: np.ndarray, operands: Sequence[np.ndarray]
 ) -> bool:
     """Whether some pixels of the last image are those that NumPy computes."""
-    last, exact, seen = len(images) - 1, [], []
+    last, exact, seen, convolution = len(images) - 1, [], [], convolution_of(operation)
     bias, *residual = operands
-    for row, column in {(0, 0), *telling_pixels(operation.onednn)}:
+    for row, column in {(0, 0), *telling_pixels(convolution)}:
         added = [bias, *(array[last, row, column].astype(np.float32) for array in residual)]
-        exact.append(output_pixel(images[last].astype(np.float32), kernel, operation.onednn, row, column, added))
+        exact.append(output_pixel(images[last].astype(np.float32), kernel, convolution, row, column, added))
         seen.append(got[last, row, column].astype(np.float32))
     return bool(np.linalg.norm(np.subtract(seen, exact)) <= _TOLERANCE * (np.linalg.norm(exact) + _TOLERANCE**2))

@@ -165,7 +165,7 @@ def _fused(
 ) -> Value:
     dtypes = str(images.dtype), str(node.output.dtype)
     precision = node.params["precision"]
-    operation = FusedConvolution(images.shape, kernel.shape[3], window, groups, *dtypes, precision=precision)
+    operation = FusedConvolution(images.shape, kernel.shape[3], window, *dtypes, groups, precision=precision)
     output = Value(operation.out_shape, node.output.dtype)
     bias = np.zeros(kernel.shape[3], np.float32)
     operands = (images, Constant.of(kernel.astype(np.float32, copy=False), path), Constant.of(bias))

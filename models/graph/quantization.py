@@ -19,7 +19,7 @@ from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
 from cambrian.models.graph.quantize import kernel_scale, quantizable, quantize, with_shared_scales
 from cambrian.models.graph.read_layers import read_layers
-from cambrian.models.lowerings import Scale
+from cambrian.models.lowerings import Scale, lowerings_for
 from cambrian.sharding import Network, UsageError
 
 LEAST_INPUTS = 16
@@ -267,7 +267,7 @@ def _by_onednn(graph: Graph) -> Graph:
 
     def rewrite(node: Node) -> list[Node] | None:
         operation = node.operation
-        if not isinstance(operation, FusedConvolution) or "onednn" not in operation.candidates("cpu"):
+        if not isinstance(operation, FusedConvolution) or "onednn" not in lowerings_for(operation, "cpu"):
             return None
         return [Node(dataclasses.replace(operation, lowering="onednn"), node.inputs, node.outputs)]
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from cambrian.models.graph.constants import uniform_value
 from cambrian.models.graph.find_poolings import Pool, is_max_pool
@@ -179,6 +180,7 @@ def _on_integers(node: Node, images: Scale, residual: Scale, out: Scale) -> tupl
         out_dtype=out.dtype,
         activation="RELU" if operation.activation in _SATURATING else operation.activation,
         scales=(unit / residual.scale, residual.scale / out.scale),
+        precision=lax.Precision.HIGHEST,
     )
     integers = np.rint(kernel.array / scale)
     zeros = out.zero * out.scale - residual.zero * residual.scale * operation.residual

@@ -11,16 +11,18 @@ from cambrian.models.lowerings.lowering import Call, Finish, Lowering, pad
 
 
 def _native(x: jax.Array, kernel: Sequence[jax.Array], finish: Finish) -> jax.Array:
-    window = finish.call.window
+    call, window = finish.call, finish.call.window
+    dtype = "float32" if call.is_integer else call.dtype
     return finish(
         lax.conv_general_dilated(
-            x,
-            kernel[0],
+            x.astype(dtype),
+            kernel[0].astype(dtype),
             window_strides=window.stride,
             padding=window.padding,
+            rhs_dilation=window.dilation,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=finish.call.groups,
-            precision=lax.Precision.HIGHEST,
+            feature_group_count=call.groups,
+            precision=call.precision,
             preferred_element_type=jnp.float32,
         )
     )

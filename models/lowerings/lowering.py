@@ -49,29 +49,46 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """The static description of an application of a lowering.
+    """The static description of a convolution, then bias, residual and activation, as a lowering computes them.
 
     Attributes:
       in_shape: shape (N, H, W, C_in) of the images.
-      out_channels: number of output channels.
+      out_channels: number of output channels of all groups.
       window: window of the convolution.
-      dtype: dtype of the images, and of the kernel unless they are integers, see `kernel_dtype`.
-      out_dtype: dtype of the result.
-      residual: whether a residual is added.
-      activation: name in ACTIVATIONS of what follows; None for nothing.
-      summed: whether the products are summed over the model axis.
+      dtype: dtype of the images, and of the kernel, which is int8 with images of uint8 or int8.
+      out_dtype: dtype of the result and, but with integers, of the residual; products accumulate in float32.
       groups: number of channel groups.
+      residual: whether a residual (N, H', W', C_out) is added.
+      activation: name in ACTIVATIONS of what follows; None for nothing.
+      scales: two factors, of integers, see `Finish`.
+      summed: whether the products are summed over the model axis.
+      precision: of XLA's products, as JAX takes it. CPUs compute in full.
     """
 
     in_shape: tuple[int, ...]
     out_channels: int
     window: Window
-    dtype: str
-    out_dtype: str
+    dtype: str = "float32"
+    out_dtype: str = "float32"
+    groups: int = 1
     residual: bool = False
     activation: str | None = None
+    scales: tuple[float, float] = (1.0, 1.0)
     summed: bool = False
-    groups: int = 1
+    precision: lax.Precision | tuple[lax.Precision, lax.Precision] | None = lax.Precision.HIGHEST
+
+    @property
+    def kernel_shape(self) -> tuple[int, int, int, int]:
+        """Shape (kh, kw, C_in per group, C_out of all groups)."""
+        return *self.window.size, self.in_shape[3] // self.groups, self.out_channels
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.in_shape[0], *self.window.out_size(self.in_shape), self.out_channels
+
+    @property
+    def is_integer(self) -> bool:
+        return kernel_dtype(self.dtype) == "int8"
 
     @property
     def is_ungrouped_square(self) -> bool:
@@ -92,19 +109,17 @@ class Finish:
       call: whose products these are.
       bias: (C_out,) float32.
       residual: (N, H', W', C_out), or None.
-      scales: two factors, of integers.
     """
 
     call: Call
     bias: jax.Array
     residual: jax.Array | None = None
-    scales: tuple[float, float] = (1.0, 1.0)
 
     def __call__(self, products: jax.Array) -> jax.Array:
         """Turns products (N, H', W', C_out), float32 or int32, into the layer's output of the same shape."""
         if self.call.summed:
             products = sum_over_model_axis(products)
-        scale, out_scale = self.scales
+        scale, out_scale = self.call.scales
         y = products.astype(jnp.float32) + self.bias
         if scale != 1:
             # Rounded before the sum below, as oneDNN does: in one instruction with it, integers would differ at times.
@@ -183,10 +198,15 @@ class Lowering:
     opaque: bool = False
     packed_bytes: Callable[[Call], int] | None = None
 
-    def prepare(self, kernel: np.ndarray, dtype: str, call: Call) -> list[np.ndarray]:
+    def prepare(self, kernel: np.ndarray, call: Call) -> list[np.ndarray]:
         """Transforms and packs a device's shard (kh, kw, C_in, C_out) of a kernel."""
-        arrays = [array.astype(kernel_dtype(dtype)) for array in self.transform(kernel)]
+        arrays = [array.astype(kernel_dtype(call.dtype)) for array in self.transform(kernel)]
         return arrays if self.pack is None else [self.pack(array, call) for array in arrays]
+
+    def prepare_bias(self, bias: np.ndarray, call: Call) -> np.ndarray:
+        """Casts a bias (C_out,) float32 to the dtype in which it is added."""
+        keeps_float32 = not self.opaque or call.summed or call.is_integer
+        return bias if keeps_float32 else bias.astype(call.out_dtype)
 
 
 def isolated(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -150,8 +150,8 @@ def _multiplies_int8() -> bool:
         residual = residual if residual.dtype == np.uint8 else residual.astype(np.float32)
         following = ("BIAS", "LINEAR", "BINARY_ADD", "LINEAR", "RELU")
         call = Convolution(plain.in_shape, 64, _WINDOW, "uint8", "uint8", following=following, factors=scales)
-        described = Call(plain.in_shape, 64, _WINDOW, "uint8", "uint8", residual=True, activation="RELU")
+        described = Call(plain.in_shape, 64, _WINDOW, "uint8", "uint8", residual=True, activation="RELU", scales=scales)
         got = np.asarray(jax.jit(call.__call__)(images, kernel, [bias, residual]), np.int32)
-        finish = Finish(described, bias, jax.numpy.asarray(residual), scales)
+        finish = Finish(described, bias, jax.numpy.asarray(residual))
         is_right &= bool((abs(got - np.asarray(finish(exact), np.int32)) <= 1).all())
     return is_right
