@@ -23,6 +23,7 @@ from cambrian.commands import cli
 from cambrian.commands.flags import define_flags
 from cambrian.models.checkpoints.naming import torchvision_name
 from cambrian.models.costs.files import line_of, read_table
+from cambrian.models.costs.layer_case import LayerCase
 from cambrian.models.costs.machine import SHIPPED, own_table_path, this_machine
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.models.resnet.architecture import Architecture
@@ -178,10 +179,10 @@ def costs_of_native_plans() -> str:
     """
     avoided = {name for name, lowering in LOWERINGS.items() if lowering.custom_call or "winograd" in name}
     table = read_table(SHIPPED / "amd_epyc.jsonl", "cpu")
-    cases = {case: ms * (1000 if case.lowering in avoided else 1) for case, ms in table.cases.items()}
     lines = [json.dumps({"machine": dataclasses.asdict(this_machine("cpu"))})]
     lines += [json.dumps({"tuned": precision}) for precision in sorted(table.tuned)]
-    lines += [line_of(measured, ms) for measured, ms in (*cases.items(), *table.transitions.items())]
+    for timed, ms in table.times.items():
+        lines.append(line_of(timed, ms * 1000 if isinstance(timed, LayerCase) and timed.lowering in avoided else ms))
     return "\n".join(lines) + "\n"
 
 

@@ -39,20 +39,19 @@ class PretendedMachine:
     def __init__(self, machine: Machine, times: CostTable, faster: dict[str, float]):
         self.machine, self.clock_s, self.measured = machine, 0.0, []
         self.table = CostTable("cpu", machine)
-        for case, milliseconds in times.cases.items():
-            self.table.add(case, milliseconds / faster.get(f"{case.lowering}__{case.dtype}", 1.0))
-        for transition, milliseconds in times.transitions.items():
-            self.table.add(transition, milliseconds)
+        for timed, milliseconds in times.times.items():
+            is_faster = isinstance(timed, LayerCase) and faster.get(f"{timed.lowering}__{timed.dtype}")
+            self.table.add(timed, milliseconds / (is_faster or 1.0))
 
     def measure_cases(self, cases: list[LayerCase], mesh, launches_at_once: int, *, brief: bool) -> list[float]:
         self.measured += cases
         self.clock_s += CASE_S * len(cases)
-        return [self.table.case_ms(case) for case in cases]
+        return [self.table.milliseconds(case) for case in cases]
 
     def measure_transition(self, transition: Transition, mesh, launches_at_once: int) -> float:
         self.measured.append(transition)
         self.clock_s += CASE_S
-        return self.table.transition_ms(transition)
+        return self.table.milliseconds(transition)
 
 
 @pytest.fixture
@@ -127,7 +126,7 @@ def test_what_was_measured_is_kept_and_not_measured_again(on_machine):
     here = on_machine(**EPYC_S)
     first = calibrate_on(seconds=60)
     kept, measured = own_table("cpu"), list(here.measured)
-    assert kept.cases.keys() | kept.transitions.keys() == set(measured) and len(set(measured)) == len(measured)
+    assert kept.times.keys() == set(measured) and len(set(measured)) == len(measured)
     again = calibrate_on(seconds=60)
 
     assert (again.setting, again.plans.plan(again.setting)) == (first.setting, first.plans.plan(first.setting))
@@ -170,9 +169,9 @@ def tuned_in(here: PretendedMachine, precision: str, dtypes: set[str]) -> None:
     """Has the pretended machine tuned: the user's file says so and holds its times in `dtypes`."""
     own, path = CostTable("cpu"), own_table_path("cpu")
     with recording(own, path) as keep:
-        for case, milliseconds in here.table.cases.items():
-            if case.dtype in dtypes:
-                keep(case, milliseconds)
+        for timed, milliseconds in here.table.times.items():
+            if isinstance(timed, LayerCase) and timed.dtype in dtypes:
+                keep(timed, milliseconds)
     mark_as_tuned(own, path, precision)
 
 
@@ -211,7 +210,7 @@ def test_on_a_full_disk_measurements_serve_once(on_machine):
         chosen = calibrate_on(seconds=2.0, batch_sizes=[8])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(here.measured) > len(own_table("cpu").cases) > 0
+    assert len(here.measured) > len(own_table("cpu").times) > 0
     assert chosen.notes[0].startswith("plan measured on this machine")
 
 

@@ -33,6 +33,10 @@ NETWORK = network(Architecture("cifar", (1, 1), True, 10, width=64), 32)
 TINY = network(Architecture("cifar", blocks=(1,), bottleneck=False, num_classes=4, width=4), 8)
 
 
+def cases_of(table: CostTable) -> list[LayerCase]:
+    return [timed for timed in table.times if isinstance(timed, LayerCase)]
+
+
 def test_a_case_is_the_layer_as_a_device_computes_it():
     layer = network(Architecture("imagenet", (1,), False, 10, width=8), 32)[0]
     mesh, same = MeshShape(4, 2), ((3, 3), (3, 3))
@@ -51,14 +55,14 @@ def test_a_case_is_the_layer_as_a_device_computes_it():
 def test_a_measured_case_is_what_was_measured_and_a_similar_one_is_scaled():
     table = CostTable("cpu")
     table.add(CASE, 3.0)
-    assert table.case_ms(CASE) == 3.0
-    assert table.case_ms(dataclasses.replace(CASE, samples=8)) == pytest.approx(6.0)
-    assert table.case_ms(dataclasses.replace(CASE, devices=32)) == pytest.approx(96.0)  # on the same cores
+    assert table.milliseconds(CASE) == 3.0
+    assert table.milliseconds(dataclasses.replace(CASE, samples=8)) == pytest.approx(6.0)
+    assert table.milliseconds(dataclasses.replace(CASE, devices=32)) == pytest.approx(96.0)  # on the same cores
     nearer = dataclasses.replace(CASE, samples=16)
     table.add(nearer, 10.0)
-    assert table.case_ms(dataclasses.replace(CASE, samples=32)) == pytest.approx(20.0)
+    assert table.milliseconds(dataclasses.replace(CASE, samples=32)) == pytest.approx(20.0)
     other = dataclasses.replace(CASE, lowering="native")
-    assert table.case_ms(other) == CostTable("cpu").case_ms(other)  # nothing comparable: nominal
+    assert table.milliseconds(other) == CostTable("cpu").milliseconds(other)  # nothing comparable: nominal
 
 
 def test_channel_groups_are_estimated_from_layers_without_until_some_are_measured():
@@ -78,7 +82,7 @@ def test_a_large_batch_is_estimated_from_the_same_layer_with_64_samples():
     table = CostTable("cpu")
     table.add(dataclasses.replace(CASE, samples=64), 3.0)
     table.add(dataclasses.replace(CASE, rows=16, columns=16, samples=64), 70.0)  # as many pixels as 256 samples
-    assert table.case_ms(dataclasses.replace(CASE, samples=256)) == pytest.approx(12.0)
+    assert table.milliseconds(dataclasses.replace(CASE, samples=256)) == pytest.approx(12.0)
 
 
 def test_transitions_are_interpolated_on_their_mesh():
@@ -87,7 +91,7 @@ def test_transitions_are_interpolated_on_their_mesh():
         table.add(Transition("halo", "4x2", values, "float32"), milliseconds)
 
     def halo(values: int, mesh: str = "4x2") -> float:
-        return table.transition_ms(Transition("halo", mesh, values, "float32"))
+        return table.milliseconds(Transition("halo", mesh, values, "float32"))
 
     assert [halo(values) for values in (500, 1000, 2000, 3000, 5000)] == [1.0, 1.0, 1.5, 2.0, 3.0]
     assert halo(1000, "8x1") not in (0.0, 1.0)  # nominal
@@ -101,9 +105,9 @@ def test_a_single_transition_says_how_long_larger_ones_on_its_mesh_take():
     def halo(values: int, mesh: str) -> Transition:
         return Transition("halo", mesh, values, "float32")
 
-    assert table.transition_ms(halo(2**20 + 4, "3x2")) == pytest.approx(500, rel=1e-3)
-    assert table.transition_ms(halo(2**22, "3x2")) == pytest.approx(2000, rel=0.2)
-    assert 0 < table.transition_ms(halo(1, "3x2")) < 500
+    assert table.milliseconds(halo(2**20 + 4, "3x2")) == pytest.approx(500, rel=1e-3)
+    assert table.milliseconds(halo(2**22, "3x2")) == pytest.approx(2000, rel=0.2)
+    assert 0 < table.milliseconds(halo(1, "3x2")) < 500
     assert table.uncertainty(halo(2**22, "3x2")) < table.uncertainty(halo(2**22, "5x2"))  # which is nominal
 
 
@@ -117,8 +121,8 @@ def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
     ]
     path.write_text("\n".join(lines) + "\n" + line_of(CASE, 7.0)[:-9])
     table = read_table(path, "cpu")
-    assert (table.cases, table.transitions, table.machine) == ({CASE: 1.25}, {transition: 2.0}, MACHINE)
-    assert read_table(path, "gpu").cases == {}  # another platform's
+    assert (table.times, table.machine) == ({CASE: 1.25, transition: 2.0}, MACHINE)
+    assert read_table(path, "gpu").times == {}  # another platform's
 
 
 DAMAGES = {
@@ -134,19 +138,18 @@ def test_a_damaged_line_of_a_table_s_file_is_left_out(tmp_path, damage):
     path = tmp_path / "costs.jsonl"
     path.write_bytes(b"\n".join([damage, line_of(CASE, 1.25).encode(), damage, b'{"tuned": "int8"}', damage]))
     table = read_table(path, "cpu")
-    assert (table.cases, table.transitions, table.tuned) == ({CASE: 1.25}, {}, {"int8"})
+    assert (table.times, table.tuned) == ({CASE: 1.25}, {"int8"})
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.jsonl")), ids=lambda path: path.stem)
 def test_no_line_of_a_shipped_table_is_damaged(path):
     table = read_table(path, "cpu")
-    parts = [table.cases, table.transitions, table.tuned]
-    assert len(path.read_text().splitlines()) == 1 + sum(map(len, parts)) and table.machine is not None
+    assert len(path.read_text().splitlines()) == 1 + len(table.times) + len(table.tuned) and table.machine is not None
 
 
 def test_a_cache_folder_that_cannot_be_searched_holds_no_table(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ("x" * 300)))
-    assert own_table("cpu").cases == {} and machine.tuned_part("cpu") == ""
+    assert own_table("cpu").times == {} and machine.tuned_part("cpu") == ""
 
 
 def test_a_table_is_complete_in_the_precisions_that_were_tuned():
@@ -165,12 +168,12 @@ def test_a_table_is_complete_in_the_precisions_that_were_tuned():
 
 def test_the_own_table_comes_before_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert len(current_cost_table("cpu").cases) > 100
+    assert len(current_cost_table("cpu").times) > 100
     own = own_table_path("cpu")
     own.parent.mkdir(parents=True)
     own.write_text(json.dumps({"machine": dataclasses.asdict(this_machine("cpu"))}) + "\n" + line_of(CASE, 1e6) + "\n")
     table = current_cost_table("cpu")
-    assert table.case_ms(CASE) == 1e6 and len(table.cases) > 100
+    assert table.milliseconds(CASE) == 1e6 and len(table.times) > 100
 
 
 def test_a_table_belongs_to_a_number_of_threads_and_a_version_of_jaxlib(monkeypatch):
@@ -210,8 +213,8 @@ WITH_AMX = dataclasses.replace(MACHINE, instruction_sets=("amx_bf16", "amx_int8"
 )
 def test_a_shipped_table_is_that_of_the_machine_it_was_measured_on_alone(machine, is_its_own):
     table = in_force(own_of(machine))
-    case = next(iter(EPYC.cases))
-    assert (table.is_measured(case), table.case_ms(case)) == (is_its_own, EPYC.cases[case])
+    case = next(iter(EPYC.times))
+    assert (table.is_measured(case), table.milliseconds(case)) == (is_its_own, EPYC.times[case])
     assert table.tuned == ({"float32", "bfloat16", "int8"} if is_its_own else set())
 
 
@@ -230,10 +233,10 @@ def test_a_table_with_the_same_instruction_sets_chooses_lowerings():
 
 
 def test_estimates_are_uncertain_until_something_alike_is_measured():
-    case, layer = next((case, case) for case in EPYC.cases if case.kernel == 3 and case.dtype == "bfloat16")
+    case = next(case for case in cases_of(EPYC) if case.kernel == 3 and case.dtype == "bfloat16")
     own, foreign = own_of(dataclasses.replace(MACHINE, cores=4)), own_of(WITH_AMX)
     assert 1 < in_force(own).uncertainty(case) < in_force(foreign).uncertainty(case)
-    foreign.add(dataclasses.replace(layer, samples=5), 1.0)
+    foreign.add(dataclasses.replace(case, samples=5), 1.0)
     assert 1 < in_force(foreign).uncertainty(case) < in_force(own).uncertainty(case)
     foreign.add(case, 1.0)
     assert in_force(foreign).uncertainty(case) == 1
@@ -251,18 +254,18 @@ def test_a_table_is_filled_up_by_another_machine_s_in_proportion():
     own.add(Transition("halo", "4x2", 1000, "float32"), 0.5)
     full = own.filled_up(other)
     assert full.machine == MACHINE
-    assert [full.cases[dataclasses.replace(CASE, samples=samples)] for samples in (1, 2, 4)] == [3.0, 10.0, 16.0]
-    assert full.transitions[Transition("halo", "4x2", 2000, "float32")] == 1.0
-    assert full.cases[dataclasses.replace(CASE, dtype="bfloat16")] == 3.0  # nothing alike: the median of all
-    assert CostTable("cpu").filled_up(other).cases == other.cases
-    assert len(other.cases) == 4 and len(own.cases) == 2
+    assert [full.times[dataclasses.replace(CASE, samples=samples)] for samples in (1, 2, 4)] == [3.0, 10.0, 16.0]
+    assert full.times[Transition("halo", "4x2", 2000, "float32")] == 1.0
+    assert full.times[dataclasses.replace(CASE, dtype="bfloat16")] == 3.0  # nothing alike: the median of all
+    assert CostTable("cpu").filled_up(other).times == other.times
+    assert len(other.times) == 6 and len(own.times) == 3
 
 
 def test_costs_measured_in_one_precision_leave_the_plan_in_the_other_as_it_was():
     own = CostTable("cpu")
-    for case, milliseconds in EPYC.cases.items():
+    for case in cases_of(EPYC):
         if case.dtype == "float32" and case.samples == 1:
-            own.add(case, 2 * milliseconds)
+            own.add(case, 2 * EPYC.times[case])
     assert plan_of(EPYC, NETWORK) == plan_of(own.filled_up(EPYC), NETWORK)
 
 
@@ -285,14 +288,14 @@ def test_tuning_measures_what_is_lacking_and_no_more(tmp_path, briefly):
     tune(table, path, TINY[:1], mesh, 2, "float32", progress=progress)
     lines = path.read_text().splitlines()
     assert json.loads(lines[0])["machine"]["jax"] == jax.__version__
-    assert len(lines) == 2 + len(table.cases) + len(table.transitions) and parts[0] > 0
+    assert len(lines) == 2 + len(table.times) and parts[0] > 0
     assert json.loads(lines[-1]) == {"tuned": "float32"} and table.tuned == read_table(path, "cpu").tuned == {"float32"}
-    assert all(milliseconds > 0 for milliseconds in (*table.cases.values(), *table.transitions.values()))
-    lowerings = {case.lowering for case in table.cases if case.rows == 8 and case.out_channels == 4}
+    assert all(milliseconds > 0 for milliseconds in table.times.values())
+    lowerings = {case.lowering for case in cases_of(table) if case.rows == 8 and case.out_channels == 4}
     assert lowerings == set(lowerings_of(TINY[0], "cpu", "float32"))
     path.write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:10])  # cut short
     tune(read_table(path, "cpu"), path, TINY[:1], mesh, 2, "float32")
-    assert read_table(path, "cpu").cases.keys() == table.cases.keys()
+    assert read_table(path, "cpu").times.keys() == table.times.keys()
     before = path.read_text()
     tune(read_table(path, "cpu"), path, TINY[:1], mesh, 2, "float32")
     assert path.read_text() == before
@@ -305,7 +308,7 @@ def test_a_dense_layer_is_a_matrix_product_or_onednn_s(tmp_path, briefly, dtype)
     table = CostTable("cpu")
     tune(table, tmp_path / "own.jsonl", TINY[-1:], make_mesh(MeshShape(1, 1), jax.devices()), 2, dtype)
     usable = ["matmul"] + ["onednn"] * (LOWERINGS["onednn"].obstacle("cpu") is None)
-    assert sorted({case.lowering for case in table.cases}) == usable == lowerings_of(TINY[-1], "cpu", dtype)
+    assert sorted({case.lowering for case in cases_of(table)}) == usable == lowerings_of(TINY[-1], "cpu", dtype)
     assert lowerings_of(TINY[-1], "gpu", dtype) == ["matmul"]
 
 

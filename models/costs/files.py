@@ -39,7 +39,7 @@ def in_force(own: CostTable) -> CostTable:
     if not distances:
         return own
     nearest = min(distances, key=distances.__getitem__)
-    largest = max(distances, key=lambda path: len(tables[path].cases))
+    largest = max(distances, key=lambda path: len(tables[path].times))
     return functools.reduce(CostTable.filled_up, [tables[path] for path in dict.fromkeys((nearest, largest))], own)
 
 

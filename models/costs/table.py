@@ -7,6 +7,7 @@ import functools
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -55,19 +56,17 @@ class CostTable:
       machine: where the times were measured; None for nowhere in particular.
       tuned: precisions in which `--tune` measured it.
       is_foreign: whether times were filled up from a machine with other instruction sets, where other lowerings win.
-      cases: times of cases.
-      transitions: times of transitions.
+      times: times of cases and transitions.
     """
 
     platform: str
     machine: Machine | None = None
     tuned: frozenset[str] = frozenset()
     is_foreign: bool = False
-    cases: dict[LayerCase, float] = dataclasses.field(default_factory=dict)
-    transitions: dict[Transition, float] = dataclasses.field(default_factory=dict)
+    times: dict[Measurable, float] = dataclasses.field(default_factory=dict)
     _measured: set[Measurable] = dataclasses.field(default_factory=set)
     _measured_families: set[tuple] = dataclasses.field(default_factory=set)
-    _alike: dict[tuple, list[LayerCase]] = dataclasses.field(default_factory=dict)
+    _alike: dict[tuple, list[Any]] = dataclasses.field(default_factory=dict)
     _estimates: dict[Measurable, float] = dataclasses.field(default_factory=dict)
 
     def add(self, measured: Measurable, milliseconds: float) -> None:
@@ -78,12 +77,9 @@ class CostTable:
 
     def _add(self, timed: Measurable, milliseconds: float) -> None:
         self._estimates.clear()
-        if isinstance(timed, Transition):
-            self.transitions[timed] = milliseconds
-        else:
-            if timed not in self.cases:
-                self._alike.setdefault(_family(timed), []).append(timed)
-            self.cases[timed] = milliseconds
+        if timed not in self.times:
+            self._alike.setdefault(_family(timed), []).append(timed)
+        self.times[timed] = milliseconds
 
     def has_measured(self, precision: str) -> bool:
         """Whether convolutions in this precision were measured on this table's machine.
@@ -127,21 +123,19 @@ class CostTable:
         Times from `base` are scaled by the median ratio of this table's measurements to what `base` measured or
         estimates of them: of those that are most alike.
         """
-        own: dict[Measurable, float] = {**self.cases, **self.transitions}
         ratios = collections.defaultdict(list)
-        known = {_family(timed) for timed in (*base.cases, *base.transitions)}
-        for timed, milliseconds in own.items():
-            if _family(timed) in known:
+        for timed, milliseconds in self.times.items():
+            if _family(timed) in base._alike:
                 for group in _groups(timed):
                     ratios[group].append(milliseconds / base.milliseconds(timed))
         medians = {group: statistics.median(found) for group, found in ratios.items()}
         full = CostTable(self.platform, self.machine, self.tuned, self.is_foreign)
         if self.machine is not None and base.machine is not None:
             full.is_foreign |= self.machine.instruction_sets != base.machine.instruction_sets
-        for timed, milliseconds in own.items():
+        for timed, milliseconds in self.times.items():
             full._add(timed, milliseconds)
-        for timed, milliseconds in {**base.cases, **base.transitions}.items():
-            if timed not in own:
+        for timed, milliseconds in base.times.items():
+            if timed not in self.times:
                 ratio = next((medians[group] for group in _groups(timed) if group in medians), 1.0)
                 full._add(timed, milliseconds * ratio)
         full._measured |= self._measured
@@ -154,39 +148,27 @@ class CostTable:
 
     def milliseconds(self, timed: Measurable) -> float:
         """Returns the milliseconds of a case or a transition, measured or estimated."""
-        return self.transition_ms(timed) if isinstance(timed, Transition) else self.case_ms(timed)
+        if timed in self.times:
+            return self.times[timed]
+        if timed not in self._estimates:
+            is_transition = isinstance(timed, Transition)
+            self._estimates[timed] = self._estimate_transition(timed) if is_transition else self._estimate_case(timed)
+        return self._estimates[timed]
 
-    def case_ms(self, case: LayerCase) -> float:
-        """Returns the milliseconds of a case: measured, else scaled from the most similar one, else nominal."""
-        if case in self.cases:
-            return self.cases[case]
-        if case not in self._estimates:
-            alike = self._alike.get(_family(case))
-            if alike is None:  # with channel groups it is taken to be as efficient as without
-                alike = self._alike.get(_family(dataclasses.replace(case, groups=1)))
-            if alike:
-                nearest = min(alike, key=lambda other: _distance(case, other))
-                self._estimates[case] = self.cases[nearest] * _work(case) / _work(nearest)
-            elif kernel_dtype(case.dtype) == "int8":
-                self._estimates[case] = self.case_ms(dataclasses.replace(case, dtype="float32")) / _INT8_SPEEDUP
-            else:
-                self._estimates[case] = self._nominal_ms(case)
-        return self._estimates[case]
-
-    def transition_ms(self, wanted: Transition) -> float:
-        """Returns the milliseconds of a transition: measured or estimated from the same mesh, else nominal."""
-        if wanted in self.transitions:
-            return self.transitions[wanted]
-        if wanted not in self._estimates:
-            self._estimates[wanted] = self._estimate_transition(wanted)
-        return self._estimates[wanted]
+    def _estimate_case(self, case: LayerCase) -> float:
+        """Scaled from the most similar case, else nominal."""
+        # With channel groups it is taken to be as efficient as without.
+        alike = self._alike.get(_family(case)) or self._alike.get(_family(dataclasses.replace(case, groups=1)))
+        if alike:
+            nearest = min(alike, key=lambda other: _distance(case, other))
+            return self.times[nearest] * _work(case) / _work(nearest)
+        if kernel_dtype(case.dtype) == "int8":
+            return self.milliseconds(dataclasses.replace(case, dtype="float32")) / _INT8_SPEEDUP
+        return self._nominal_ms(case)
 
     def _estimate_transition(self, wanted: Transition) -> float:
-        points = sorted(
-            (other.values, milliseconds)
-            for other, milliseconds in self.transitions.items()
-            if (other.operation, other.mesh, other.dtype) == (wanted.operation, wanted.mesh, wanted.dtype)
-        )
+        """From the same mesh, else nominal."""
+        points = sorted((other.values, self.times[other]) for other in self._alike.get(_family(wanted), ()))
         if not points:
             return self._nominal_transition_ms(wanted)
         if len(points) == 1:

@@ -62,20 +62,20 @@ def tune(
         *_groups(network, shape, batch_size, precision, platform),
         *_transitions(shape, "float32" if precision == "int8" else precision),
     ]
-    known = len(table.cases) + len(table.transitions)
+    known = len(table.times)
     with recording(table, path) as keep:
 
         def measure(cases: Sequence[LayerCase]) -> None:
-            lacking = [case for case in cases if case not in table.cases]
+            lacking = [case for case in cases if case not in table.times]
             for case, milliseconds in zip(lacking, measure_cases(lacking, mesh, launches_at_once), strict=True):
                 keep(case, milliseconds)
 
         for part in progress(parts):
             if isinstance(part, CaseGroup):
                 _measure_group(part, table, measure)
-            elif part not in table.transitions:
+            elif part not in table.times:
                 keep(part, measure_transition(part, mesh, launches_at_once))
-    if precision not in table.tuned or len(table.cases) + len(table.transitions) > known:
+    if precision not in table.tuned or len(table.times) > known:
         mark_as_tuned(table, path, precision)
 
 
@@ -85,8 +85,8 @@ def _measure_group(group: CaseGroup, table: CostTable, measure: Callable[[Sequen
     for samples in (smallest, middle):
         cases = [group.case(lowering, samples) for lowering in group.lowerings]
         measure(cases)
-        limit = _HOPELESS * min(table.cases[case] for case in cases)
-        promising |= {case.lowering for case in cases if table.cases[case] <= limit}
+        limit = _HOPELESS * min(table.times[case] for case in cases)
+        promising |= {case.lowering for case in cases if table.times[case] <= limit}
     for samples in group.samples:
         measure([group.case(lowering, samples) for lowering in sorted(promising)])
 

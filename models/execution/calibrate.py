@@ -273,7 +273,7 @@ class _Calibration:
         """Returns the first cases, as many as there is time for, at least one."""
         left_s, kept = self._left_s, []
         for case in cases:
-            left_s -= _COMPILATION_S + _LAUNCHES * self.plans.table.case_ms(case) / 1e3
+            left_s -= _COMPILATION_S + _LAUNCHES * self.plans.table.milliseconds(case) / 1e3
             if kept and left_s < 0:
                 break
             kept.append(case)

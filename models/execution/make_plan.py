@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from cambrian.models.costs.files import current_cost_table
-from cambrian.models.costs.layer_case import call_of
+from cambrian.models.costs.layer_case import LayerCase, call_of
 from cambrian.models.costs.layer_options import Outlook, TableCosts
 from cambrian.models.costs.table import CostTable
 from cambrian.models.lowerings import LOWERINGS
@@ -80,7 +80,7 @@ def is_left_out(lowering: str, table: CostTable) -> bool:
 
 
 def _knows_custom_calls(table: CostTable) -> bool:
-    return any(case.lowering in _CUSTOM_CALLS for case in table.cases)
+    return any(isinstance(timed, LayerCase) and timed.lowering in _CUSTOM_CALLS for timed in table.times)
 
 
 def check_lowerings(network: Network, plan: Plan) -> None:

@@ -86,7 +86,7 @@ class Plans:
             cases = (case_of(layer, Partition.WHOLE, lowering, 1, dtype, self.mesh) for lowering in lowerings)
             return any(map(self.table.knows, cases))
 
-        return not self.table.cases or all(is_known(layer) for layer in self.network if layer.has_weights)
+        return not self.table.times or all(is_known(layer) for layer in self.network if layer.has_weights)
 
     def largest(self, precisions: Sequence[str], batch_sizes: Sequence[int]) -> Setting:
         """Returns the fastest precision with the largest batch that fits and that a launch computes in a few seconds.
