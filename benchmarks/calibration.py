@@ -38,7 +38,7 @@ from cambrian.commands.program.resnet import precisions_of
 from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.models.costs import files
 from cambrian.models.costs.machine import SHIPPED, Machine, this_machine
-from cambrian.models.execution.calibrate import Calibrated
+from cambrian.models.execution.choose_setting import Chosen
 from cambrian.models.resnet.architecture import IMAGE_CHANNELS
 from cambrian.sharding import MeshShape, UsageError, make_mesh, mesh_shape
 from cambrian.sharding.host import acquire_devices, host, launches_at_once, low_cpu_latency, return_freed_memory
@@ -59,12 +59,12 @@ class Side:
     """A planned network, compiled.
 
     Attributes:
-      calibrated: its plan, precision and batch size.
+      chosen: its plan, precision and batch size.
       taken_s: seconds that choosing them took.
     """
 
     name: str
-    calibrated: Calibrated
+    chosen: Chosen
     taken_s: float
     executable: engine.Executable
     images: np.ndarray
@@ -115,8 +115,8 @@ def measure(_: list[str]) -> None:
     for side in sides:
         table.add_row(
             side.name,
-            side.calibrated.setting.precision,
-            str(side.calibrated.setting.batch_size),
+            side.chosen.setting.precision,
+            str(side.chosen.setting.batch_size),
             f"{side.taken_s:.1f}",
             f"{statistics.median(side.rates):.1f}",
             str(Ratio.of(side.rates, sides[0].rates)),
@@ -129,13 +129,13 @@ def make_side(name: str, problem: Problem, mesh: Mesh, at_once: int) -> Side:
     memory_bytes = device_memory_bytes(list(mesh.devices.flat))
     plans = models.Plans(problem.network, shape, models.current_cost_table("cpu"), "auto", at_once, memory_bytes)
     sizes = [_BATCH.value] if _BATCH.value else batch_sizes(shape, "cpu")
-    chosen = models.calibrated(plans, precisions_of(_PRECISION.value, "cpu"), sizes, mesh, _SECONDS.value)
+    chosen = models.choose_setting(plans, precisions_of(_PRECISION.value, "cpu"), sizes, mesh, _SECONDS.value)
     taken_s = time.perf_counter() - start
     print(f"{name}: {chosen.setting} in {taken_s:.1f} s; {' '.join(chosen.notes)}", flush=True)
     program = models.build_program(
         problem.architecture,
         problem.variables,
-        chosen.plans.plan(chosen.setting),
+        chosen.plan,
         mesh,
         image_size=problem.images.shape[1],
         batch_size=chosen.setting.batch_size,

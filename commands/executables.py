@@ -125,14 +125,14 @@ def cached(
     Raises:
       UsageError: if the weights can't be read.
     """
-    from cambrian.commands.program.build import build_program, calibration_s
+    from cambrian.commands.program.build import build_program, measuring_s
     from cambrian.commands.program.digests import build_digest
 
     directory = Path(configuration.artifact_dir) if configuration.artifact_dir else default_artifact_dir()
     identity = _resnet_identity(configuration) if user_model is None else user_model.identity()
     identity["calibration"] = calibration_identity(configuration)
     source = build_digest(configuration.platform)
-    key = artifact_key(_facts(configuration, identity, source, calibration_s(configuration)))
+    key = artifact_key(_facts(configuration, identity, source, measuring_s(configuration)))
 
     def build() -> Program:
         if not may_build:

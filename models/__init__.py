@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cambrian.models.costs.files import current_cost_table as current_cost_table, read_table as read_table
     from cambrian.models.costs.table import CostTable as CostTable
     from cambrian.models.costs.tune import tune as tune
-    from cambrian.models.execution.calibrate import calibrated as calibrated
+    from cambrian.models.execution.choose_setting import choose_setting as choose_setting
     from cambrian.models.execution.make_plan import make_plan as make_plan
     from cambrian.models.execution.settings import Plans as Plans, Setting as Setting
     from cambrian.models.graph.quantization import Calibration as Calibration
@@ -35,7 +35,7 @@ _MODULES = {
     "Setting": "execution.settings",
     "Weights": "checkpoints.weights",
     "build_program": "resnet.build_program",
-    "calibrated": "execution.calibrate",
+    "choose_setting": "execution.choose_setting",
     "current_cost_table": "costs.files",
     "export_hugging_face": "checkpoints.export",
     "load_variables": "resnet.flax_resnet",

@@ -7,7 +7,7 @@ from cambrian import engine
 from cambrian.commands.executables import cached, make_executable
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.program import resnet
-from cambrian.commands.program.build import calibration_s
+from cambrian.commands.program.build import measuring_s
 from cambrian.commands.program.digests import build_digest
 from cambrian.models.costs import machine
 from cambrian.models.costs.machine import own_table_path
@@ -39,7 +39,7 @@ def test_the_seconds_of_calibration_count_where_a_precision_was_not_tuned(tmp_pa
     (path := own_table_path("cpu")).parent.mkdir(parents=True)
 
     def seconds(precision: str) -> float | None:
-        return calibration_s(read_configuration(parse("--platform", "cpu", "--precision", precision)))
+        return measuring_s(read_configuration(parse("--platform", "cpu", "--precision", precision)))
 
     path.write_text('{"tuned": "bfloat16"}\n')
     assert [seconds(name) for name in ("auto", "float32", "bfloat16", "int8")] == [15.0, 15.0, None, 15.0]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cambrian.models.graph.calibrate import METHODS, Observed, evaluator, largest_of_channels, observe
 from cambrian.models.graph.equalize import equalize
+from cambrian.models.graph.observe import METHODS, Observed, evaluator, largest_of_channels, observe
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.quantization import Calibration, _Judge, quantized
 from cambrian.models.graph.quantize import quantizable, quantize as quantize_pass

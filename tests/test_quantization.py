@@ -14,9 +14,9 @@ from cambrian.models.costs.table import CostTable
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.execution.make_plan import make_plan
 from cambrian.models.graph.build_program import build_program as build_function
-from cambrian.models.graph.calibrate import evaluator
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
 from cambrian.models.graph.fused_convolution import layer_name
+from cambrian.models.graph.observe import evaluator
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.quantization import Calibration, Quantized, quantized
 from cambrian.models.graph.quantize import quantizable

@@ -28,11 +28,11 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
     quantized = _quantized(problem) if precision == "int8" else None
     network = problem.network if quantized is None else quantized.layers()
     plans = models.Plans(network, shape, models.current_cost_table("cpu"), launches_at_once=at_once)
-    chosen = models.calibrated(plans, [precision], [batch], mesh, CALIBRATE_S)
+    chosen = models.choose_setting(plans, [precision], [batch], mesh, CALIBRATE_S)
     program = models.build_program(
         problem.architecture,
         problem.variables,
-        chosen.plans.plan(chosen.setting),
+        chosen.plan,
         mesh,
         image_size=problem.images.shape[1],
         batch_size=batch,

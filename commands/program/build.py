@@ -79,7 +79,7 @@ def check_int8(platform: str) -> None:
         raise UsageError(f"precision int8 requires products of 8-bit integers by oneDNN: {reason}")
 
 
-def calibration_s(configuration: Configuration) -> float | None:
+def measuring_s(configuration: Configuration) -> float | None:
     """The seconds that a build on a known platform may measure; None where this machine's cost table is complete."""
     precisions = precisions_of(configuration.precision, configuration.platform)
     is_complete = tuned_precisions(configuration.platform).issuperset(precisions)

@@ -47,11 +47,11 @@ def model_program(model: Model, mesh: Mesh, options: BuildOptions, *, compile_re
         sizes = [options.batch_size] if options.batch_size else batch_sizes(shape, platform)
         seconds = round(options.calibrate_s) if calibrates else 0
         with progress_bar(seconds, "measuring this machine", unit="s") as show_progress:
-            chosen = models.calibrated(
+            chosen = models.choose_setting(
                 plans, precisions, sizes, mesh, options.calibrate_s, lambda done: show_progress(round(done))
             )
         notes.extend(chosen.notes)
-        return chosen.plans.plan(chosen.setting), chosen.setting
+        return chosen.plan, chosen.setting
 
     program = models.build_program(
         model.architecture,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from cambrian.models.costs.files import current_cost_table
 from cambrian.models.execution import build_program as planned
-from cambrian.models.execution.calibrate import calibrated
+from cambrian.models.execution.choose_setting import choose_setting
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.execution.settings import Plans
 from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerings
@@ -222,10 +222,10 @@ def _program_of_layers(network: LayeredNetwork, plans: Plans, stock: Program, ca
     if not isinstance(stock.input_spec, TensorSpec) or not isinstance(stock.output_spec, TensorSpec):
         raise NotLayered("inputs or results in a pytree")
     inputs = jax.ShapeDtypeStruct(stock.input_spec.shape, stock.input_spec.dtype)
-    chosen = calibrated(plans, [precision], [inputs.shape[0]], mesh, calibrate_s)
+    chosen = choose_setting(plans, [precision], [inputs.shape[0]], mesh, calibrate_s)
     program = planned.build_program(
         network,
-        chosen.plans.plan(chosen.setting),
+        chosen.plan,
         mesh,
         name=stock.name,
         inputs=inputs,

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cambrian.models.graph.calibrate import METHODS, evaluator, largest_of_channels, observe
 from cambrian.models.graph.comparison import default_tolerance, relative_error
 from cambrian.models.graph.equalize import equalize, without_bounds
 from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
+from cambrian.models.graph.observe import METHODS, evaluator, largest_of_channels, observe
 from cambrian.models.graph.quantize import kernel_scale, quantizable, quantize, with_shared_scales
 from cambrian.models.graph.read_layers import read_layers
 from cambrian.models.lowerings import Scale, lowerings_for

@@ -1,4 +1,4 @@
-"""Calibration: few measurements, taken from the table of a pretended machine, lead to about its fastest plan."""
+"""Few measurements, taken from the table of a pretended machine, lead to about its fastest plan."""
 
 import dataclasses
 import re
@@ -15,8 +15,8 @@ from cambrian.models.costs.layer_case import LayerCase
 from cambrian.models.costs.layer_options import TableCosts
 from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this_machine
 from cambrian.models.costs.table import CostTable, Transition
-from cambrian.models.execution import calibrate
-from cambrian.models.execution.calibrate import Calibrated, calibrated
+from cambrian.models.execution import choose_setting as module
+from cambrian.models.execution.choose_setting import Chosen, choose_setting
 from cambrian.models.execution.settings import Plans, Setting
 from cambrian.models.lowerings import LOWERINGS
 from cambrian.models.resnet.architecture import Architecture
@@ -65,31 +65,30 @@ def on_machine(tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setattr(files, "SHIPPED", tmp_path / "shipped")
         monkeypatch.setattr(files, "this_machine", lambda platform: machine)
-        monkeypatch.setattr(calibrate, "measure_cases", here.measure_cases)
-        monkeypatch.setattr(calibrate, "measure_transition", here.measure_transition)
-        monkeypatch.setattr(calibrate, "time", types.SimpleNamespace(perf_counter=lambda: here.clock_s))
+        monkeypatch.setattr(module, "measure_cases", here.measure_cases)
+        monkeypatch.setattr(module, "measure_transition", here.measure_transition)
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: here.clock_s))
         return here
 
     return pretend
 
 
-def calibrate_on(
+def choose_on(
     mesh: str = "1x1", seconds: float = 15.0, batch_sizes=(8, 32), precisions=PRECISIONS, network=NETWORK
-) -> Calibrated:
+) -> Chosen:
     shape = MeshShape.parse(mesh)
     plans = Plans(network, shape, current_cost_table("cpu"))
-    return calibrated(plans, precisions, batch_sizes, make_mesh(shape, jax.devices()), seconds)
+    return choose_setting(plans, precisions, batch_sizes, make_mesh(shape, jax.devices()), seconds)
 
 
-def true_ms(here: PretendedMachine, chosen: Calibrated) -> float:
+def true_ms(here: PretendedMachine, chosen: Chosen) -> float:
     """The milliseconds for a sample that the pretended machine takes by a plan."""
     mesh, batch_size = chosen.plans.planned(chosen.setting)
     costs = TableCosts(here.table, mesh, batch_size, chosen.setting.precision)
-    plan = chosen.plans.plan(chosen.setting)
-    return total_ms(plan_costs(plan, NETWORK, mesh, costs, batch_size=batch_size, element_bytes=4)) / batch_size
+    return total_ms(plan_costs(chosen.plan, NETWORK, mesh, costs, batch_size=batch_size, element_bytes=4)) / batch_size
 
 
-def least_ms(here: PretendedMachine, chosen: Calibrated) -> float:
+def least_ms(here: PretendedMachine, chosen: Chosen) -> float:
     """The same by the plan from the machine's own complete table, with the same batch size."""
     plans = chosen.plans.with_table(here.table)
     return min(plans.ms_per_sample(Setting(name, chosen.setting.batch_size)) for name in PRECISIONS)
@@ -113,7 +112,7 @@ FLOAT32_S = {"nearest": "amd_epyc.jsonl", "machine": WITH_AMX, "times": EPYC, "o
 def test_a_few_seconds_of_measuring_lead_to_about_the_fastest_plan(on_machine, pretended, precision, mesh):
     here = on_machine(**pretended)
     sizes = (8, 32) if mesh == "1x1" else (64, 256)
-    chosen = calibrate_on(mesh, batch_sizes=sizes)
+    chosen = choose_on(mesh, batch_sizes=sizes)
     assert chosen.setting.precision == precision
     assert true_ms(here, chosen) <= least_ms(here, chosen) / 0.95
     assert here.clock_s <= 15 + 4 * CASE_S
@@ -124,18 +123,18 @@ def test_a_few_seconds_of_measuring_lead_to_about_the_fastest_plan(on_machine, p
 
 def test_what_was_measured_is_kept_and_not_measured_again(on_machine):
     here = on_machine(**EPYC_S)
-    first = calibrate_on(seconds=60)
+    first = choose_on(seconds=60)
     kept, measured = own_table("cpu"), list(here.measured)
     assert kept.times.keys() == set(measured) and len(set(measured)) == len(measured)
-    again = calibrate_on(seconds=60)
+    again = choose_on(seconds=60)
 
-    assert (again.setting, again.plans.plan(again.setting)) == (first.setting, first.plans.plan(first.setting))
+    assert (again.setting, again.plan) == (first.setting, first.plan)
     assert again.notes == ("plan from what earlier builds measured on this machine",) and here.measured == measured
 
 
 def test_with_no_time_the_nearest_table_decides_and_a_note_says_so(on_machine):
     here = on_machine(**WITH_AMX_S)
-    chosen = calibrate_on(seconds=0)
+    chosen = choose_on(seconds=0)
     assert chosen.notes == ("plan from the table of another machine: --calibrate_s 0",)
     assert not here.measured and not own_table_path("cpu").exists()
     assert chosen.setting.precision == PRECISIONS[0]  # the expected one
@@ -143,7 +142,7 @@ def test_with_no_time_the_nearest_table_decides_and_a_note_says_so(on_machine):
 
 def test_little_time_measures_what_weighs_most_and_scales_the_rest(on_machine):
     here = on_machine(**EPYC_S)
-    chosen = calibrate_on(seconds=2.0, precisions=["bfloat16"], batch_sizes=(8,))
+    chosen = choose_on(seconds=2.0, precisions=["bfloat16"], batch_sizes=(8,))
     assert "in part scaled from another machine's table" in chosen.notes[0]
     flops = [case.flops for case in here.measured if isinstance(case, LayerCase)]
     assert len(flops) <= 10 and flops[0] > sum(flops) / len(flops) / 2
@@ -152,16 +151,16 @@ def test_little_time_measures_what_weighs_most_and_scales_the_rest(on_machine):
 
 def test_nothing_is_measured_where_a_table_of_this_machine_is_there(on_machine):
     here = on_machine(**{**EPYC_S, "nearest": "amd_epyc.jsonl"})
-    chosen = calibrate_on()
+    chosen = choose_on()
     assert not chosen.notes and not here.measured and not own_table_path("cpu").exists()
 
 
 def test_int8_is_measured_where_the_table_of_this_machine_lacks_it(on_machine):
     here = on_machine(nearest="intel_xeon.jsonl", machine=XEON_MACHINE, times=XEON)
-    calibrate_on(precisions=["int8"], network=QUANTIZED)
+    choose_on(precisions=["int8"], network=QUANTIZED)
     first = [case for case in here.measured if isinstance(case, LayerCase)]
     assert {case.dtype for case in first} >= {"uint8"} and own_table("cpu").has_measured("int8")
-    calibrate_on()
+    choose_on()
     assert len(here.measured) == len(first)
 
 
@@ -175,15 +174,15 @@ def tuned_in(here: PretendedMachine, precision: str, dtypes: set[str]) -> None:
     mark_as_tuned(own, path, precision)
 
 
-def test_a_precision_that_was_not_tuned_is_calibrated(on_machine):
+def test_a_precision_that_was_not_tuned_is_measured(on_machine):
     here = on_machine(**WITH_AMX_S)
     tuned_in(here, "float32", {"float32"})
     digest = build_digest("cpu")
-    assert calibrate_on(precisions=["float32"], batch_sizes=[8]).notes == () and not here.measured
-    assert calibrate_on(batch_sizes=[8]).setting.precision == "bfloat16"  # the faster one
+    assert choose_on(precisions=["float32"], batch_sizes=[8]).notes == () and not here.measured
+    assert choose_on(batch_sizes=[8]).setting.precision == "bfloat16"  # the faster one
     assert (few := len(here.measured)) > 0 and {case.dtype for case in here.measured} == {"bfloat16"}
     other = network(dataclasses.replace(ARCHITECTURE, width=32), 32)
-    calibrate_on(precisions=["bfloat16"], batch_sizes=[8], seconds=2.0, network=other)
+    choose_on(precisions=["bfloat16"], batch_sizes=[8], seconds=2.0, network=other)
     assert len(here.measured) > few  # another network isn't planned by what the first one's build measured
     assert build_digest("cpu") == digest  # so the artefacts stay
 
@@ -191,14 +190,14 @@ def test_a_precision_that_was_not_tuned_is_calibrated(on_machine):
 def test_tuning_in_int8_tunes_no_other_precision(on_machine):
     here = on_machine(**{**EPYC_S, "nearest": "intel_xeon.jsonl"})
     tuned_in(here, "int8", {"uint8", "int8"})
-    calibrate_on()
+    choose_on()
     assert {case.dtype for case in here.measured} == {"bfloat16", "float32"}
 
 
 def test_without_a_folder_for_them_measurements_serve_once(on_machine, tmp_path):
     here = on_machine(**EPYC_S)
     (tmp_path / "cambrian").write_text("no folder")
-    chosen = calibrate_on(seconds=2.0)
+    chosen = choose_on(seconds=2.0)
     assert here.measured and chosen.notes
 
 
@@ -207,7 +206,7 @@ def test_on_a_full_disk_measurements_serve_once(on_machine):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
     try:
-        chosen = calibrate_on(seconds=2.0, batch_sizes=[8])
+        chosen = choose_on(seconds=2.0, batch_sizes=[8])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(here.measured) > len(own_table("cpu").times) > 0

@@ -1,4 +1,4 @@
-"""Calibration: measures, in a few seconds, the costs that decide how a network is computed on this machine.
+"""Chooses precision, batch size and plan by the costs of this machine; measures in a few seconds what decides them.
 
 The fastest plan is a shortest path whose costs take long to measure, so they are measured lazily (Dellin and
 Srinivasa, "A Unifying Formalism for Shortest Path Problems with Expensive Edge Evaluations via Lazy Best-First Search
@@ -25,20 +25,20 @@ from cambrian.models.costs.measure import measure_cases, measure_transition
 from cambrian.models.costs.table import CostTable, Measurable, Transition
 from cambrian.models.execution.make_plan import is_left_out
 from cambrian.models.execution.settings import Plans, Setting
-from cambrian.sharding import LayerSpec, Layout, Partition, local_samples
+from cambrian.sharding import LayerSpec, Layout, Partition, Plan, local_samples
 from cambrian.sharding.host import low_cpu_latency
 from cambrian.sharding.planner import plan_costs
 
 _NEGLIGIBLE = 0.02  # of a plan's time: what is uncertain beyond it is left so
 _MOST_RIVALS = 4
-_NOT_CALIBRATED = "plan from the table of another machine: --calibrate_s 0"
+_NOT_MEASURED = "plan from the table of another machine: --calibrate_s 0"
 _COMPILATION_S = 0.25  # of a case, roughly
 _LAUNCHES = 4  # of a case, roughly
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Calibrated:
-    """Plans by the costs of this machine, and how they came about.
+class Chosen:
+    """A setting and its plan by the costs of this machine, and how they came about.
 
     Attributes:
       plans: plans by all that is known.
@@ -50,15 +50,19 @@ class Calibrated:
     setting: Setting
     notes: tuple[str, ...] = ()
 
+    @property
+    def plan(self) -> Plan:
+        return self.plans.plan(self.setting)
 
-def calibrated(
+
+def choose_setting(
     plans: Plans,
     precisions: Sequence[str],
     batch_sizes: Sequence[int],
     mesh: Mesh,
     seconds: float,
     progress: Callable[[float], None] = lambda seconds: None,
-) -> Calibrated:
+) -> Chosen:
     """Chooses precision, batch size and plan; measures first what decides them, unless this machine's table is there.
 
     Measurements are kept in the user's cache folder, from which later calls go on.
@@ -78,7 +82,7 @@ def calibrated(
     if is_complete or plans.table.platform != "cpu" or seconds == 0:
         setting = plans.fastest(precisions, batch_sizes)
         elsewhere = plans.table.platform == "cpu" and not is_complete and _Unmeasured.of(plans, setting).decides
-        return Calibrated(plans, setting, (_NOT_CALIBRATED,) if elsewhere else ())
+        return Chosen(plans, setting, (_NOT_MEASURED,) if elsewhere else ())
     with contextlib.ExitStack() as stack:
         own = own_table(plans.table.platform)
         try:
@@ -87,9 +91,9 @@ def calibrated(
             keep = own.add
         stack.enter_context(low_cpu_latency(plans.table.platform))
         plans = _plausible(plans, precisions, batch_sizes)
-        calibration = _Calibration(plans, own, keep, mesh, seconds, progress)
-        setting = calibration.fastest(precisions, batch_sizes)
-        return Calibrated(calibration.plans, setting, (calibration.note(setting),))
+        measuring = _Measuring(plans, own, keep, mesh, seconds, progress)
+        setting = measuring.fastest(precisions, batch_sizes)
+        return Chosen(measuring.plans, setting, (measuring.note(setting),))
 
 
 def _plausible(plans: Plans, precisions: Sequence[str], batch_sizes: Sequence[int]) -> Plans:
@@ -158,7 +162,7 @@ def _costs(plans: Plans, setting: Setting) -> TableCosts:
     return TableCosts(plans.table, *plans.planned(setting), setting.precision, outlook=Outlook.OPTIMISTIC)
 
 
-class _Calibration:
+class _Measuring:
     """Measures into this machine's own table until the time is over."""
 
     def __init__(
