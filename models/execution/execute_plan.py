@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cambrian.models.costs.layer_case import out_dtype
-from cambrian.models.execution.in_chunks import in_chunks
 from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 from cambrian.models.lowerings.lowering import Padding, isolated
@@ -102,6 +102,16 @@ def _run_part(
     micro_batch = plan[part[0].name].micro_batch or samples
     made = in_chunks(compute, list(outside.values()), max(1, samples // micro_batch))
     tensors.values |= zip(names, made, strict=True)
+
+
+def in_chunks(
+    function: Callable[[Sequence[jax.Array]], list[jax.Array]], arrays: Sequence[jax.Array], chunks: int
+) -> list[jax.Array]:
+    """Computes arrays (N, …) from arrays (N, …) in chunks of samples, whose activations stay in the caches."""
+    if chunks == 1:
+        return function(arrays)
+    stacked = lax.map(function, [array.reshape(chunks, -1, *array.shape[1:]) for array in arrays])
+    return [array.reshape(-1, *array.shape[2:]) for array in stacked]
 
 
 def layer_function(

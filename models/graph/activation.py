@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cambrian.models.graph.constants import uniform_value
-from cambrian.models.graph.elementwise import is_elementwise
-from cambrian.models.graph.graph import Constant, Node, Uses, Value
+from cambrian.models.graph.graph import Constant, Node, Uses, Value, is_elementwise
 from cambrian.models.lowerings.activations import ACTIVATIONS
 
 _MOST_NODES = 24

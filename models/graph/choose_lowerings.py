@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from cambrian.models.costs.machine import own_table_path, text_of
-from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.fused_convolution import FusedConvolution, weights
 from cambrian.models.graph.graph import Constant, Graph, Node, rewritten
 from cambrian.models.graph.scan import nodes_and_repetitions, rewrite_bodies
 from cambrian.models.lowerings import lowerings_for
@@ -104,9 +104,8 @@ def with_lowering(node: Node, lowering: str) -> Node:
     """The node of a fused convolution with a lowering, and its kernel and bias prepared for it."""
     assert isinstance(node.operation, FusedConvolution)
     operation = dataclasses.replace(node.operation, lowering=lowering)
-    images, kernel, bias, *residual = node.inputs
-    assert isinstance(kernel, Constant)
-    assert isinstance(bias, Constant)
+    images, _, _, *residual = node.inputs
+    kernel, bias = weights(node)
     prepared = [Constant.of(array) for array in operation.prepare(kernel.array, bias.array)]
     return Node(operation, (images, *prepared, *residual), node.outputs)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cambrian.models.graph.find_poolings import Pool
-from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.fused_convolution import FusedConvolution, weights
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, rewritten
 
 _ROUNDS = 10
@@ -56,9 +56,8 @@ def equalize(graph: Graph, largest: Mapping[Value, np.ndarray]) -> Graph:
     def rewrite(node: Node) -> list[Node] | None:
         if node not in ranges:
             return None
-        images, kernel, bias, *residual = node.inputs
-        assert isinstance(kernel, Constant)
-        assert isinstance(bias, Constant)
+        images, _, _, *residual = node.inputs
+        kernel, bias = weights(node)
         read, made = factor(images), factor(node.output)
         by_channel = read / made if kernel.shape[2] == 1 else read[:, None] / made
         new_kernel = (kernel.array * by_channel).astype(np.float32)
@@ -81,9 +80,7 @@ def without_bounds(graph: Graph) -> Graph:
 
 
 def _ranges(node: Node) -> np.ndarray:
-    kernel = node.inputs[1]
-    assert isinstance(kernel, Constant)
-    largest = np.abs(kernel.array).max(axis=(0, 1))
+    largest = np.abs(weights(node)[0].array).max(axis=(0, 1))
     assert isinstance(node.operation, FusedConvolution)
     return np.diag(largest[0]) if node.operation.groups > 1 else largest
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from cambrian.models.graph.activation import activation_after
 from cambrian.models.graph.constants import compact
-from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.fused_convolution import FusedConvolution, weights
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value
 
 Fused = tuple[Node, list[Node]]  # the new convolution, and the nodes after the old one that it stands for
@@ -42,11 +42,9 @@ def _affine(node: Node, operation: FusedConvolution, uses: Uses) -> Fused | None
 
     Where a network computes in bfloat16, normalisations compute in float32: the conversions are folded, too.
     """
-    images, kernel, bias = node.inputs[:3]
     if operation.residual or operation.activation:
         return None
-    assert isinstance(kernel, Constant)
-    assert isinstance(bias, Constant)
+    kernel, bias = weights(node)
     scale, shift = np.ones(operation.out_channels), bias.array.astype(np.float64)
     output, absorbed = node.output, []
     # `1 / (1 + exp(-x))` is the sigmoid of x, not an exponential of what -1 was folded into.
@@ -62,7 +60,7 @@ def _affine(node: Node, operation: FusedConvolution, uses: Uses) -> Fused | None
     if not absorbed:
         return None
     operands = (
-        images,
+        node.inputs[0],
         kernel if (scale == 1).all() else Constant.of(kernel.array * scale.astype(np.float32), kernel.path),
         Constant.of(shift.astype(np.float32)),
     )

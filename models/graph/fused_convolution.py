@@ -51,8 +51,13 @@ class FusedConvolution(Call):
         return [LOWERINGS[self.lowering].apply(images, kernel, finish)]
 
 
+def weights(node: Node) -> tuple[Constant, Constant]:
+    """The kernel and the bias of a fused convolution."""
+    _, kernel, bias = node.inputs[:3]
+    assert isinstance(kernel, Constant) and isinstance(bias, Constant)
+    return kernel, bias
+
+
 def layer_name(node: Node) -> str:
     """The name of a fused convolution: that of its kernel in the parameters, less the last part."""
-    kernel = node.inputs[1]
-    assert isinstance(kernel, Constant)
-    return re.sub(r"[./][^./]*$", "", kernel.path) or "layer"
+    return re.sub(r"[./][^./]*$", "", weights(node)[0].path) or "layer"

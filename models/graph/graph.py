@@ -8,6 +8,15 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+# Primitives that compute each element of their result from the same element of their operands.
+_ELEMENTWISE = frozenset(
+    """
+    abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos cosh div eq erf erf_inv
+    erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg nextafter not or
+    pow rem round rsqrt select_n sign sin sinh sqrt square sub tan tanh xor
+    """.split()  # noqa: SIM905
+)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Value:
@@ -135,6 +144,11 @@ class Uses:
 
     def is_result(self, value: Value) -> bool:
         return self._results[value] > 0
+
+
+def is_elementwise(node: Node) -> bool:
+    """Whether each element of the result is computed from the same element of the operands."""
+    return isinstance(node.operation, Primitive) and node.name in _ELEMENTWISE
 
 
 def without_dead_nodes(graph: Graph) -> Graph:

@@ -9,9 +9,8 @@ import dataclasses
 
 import numpy as np
 
-from cambrian.models.graph.elementwise import is_elementwise
 from cambrian.models.graph.fused_convolution import FusedConvolution
-from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Value, without_dead_nodes
+from cambrian.models.graph.graph import Constant, Graph, Node, Primitive, Value, is_elementwise, without_dead_nodes
 from cambrian.models.graph.views import Reshape, Transpose, View, apply_view, array_view, is_identity, view_of
 
 _REDUCTIONS = ("reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum")

@@ -16,10 +16,9 @@ import numpy as np
 from jax import lax
 
 from cambrian.models.graph.constants import compact
-from cambrian.models.graph.elementwise import is_elementwise
 from cambrian.models.graph.find_poolings import Pool
 from cambrian.models.graph.fused_convolution import FusedConvolution
-from cambrian.models.graph.graph import Constant, Graph, Node, Operation, Primitive, Uses, Value
+from cambrian.models.graph.graph import Constant, Graph, Node, Operation, Primitive, Uses, Value, is_elementwise
 from cambrian.models.graph.views import Reshape, view_of
 
 _WIDE, _NARROW = jnp.dtype("float32"), jnp.dtype("bfloat16")

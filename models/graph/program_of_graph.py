@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from cambrian.models.execution.in_chunks import in_chunks
+from cambrian.models.execution.execute_plan import in_chunks
 from cambrian.models.graph.choose_lowerings import MeasuredCosts
 from cambrian.models.graph.constants import compact
 from cambrian.models.graph.fused_convolution import FusedConvolution
@@ -61,7 +61,6 @@ def program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples
     calls = {LOWERINGS[lowering].custom_call for lowering in lowerings}
     partition = Partition.SAMPLES if mesh_shape(mesh).model > 1 else Partition.WHOLE
     plan = plan_of_graph(graph, partition, costs, chunks)
-    metadata = {**stock.metadata, "layer_costs": [dataclasses.asdict(cost) for cost in plan.costs]}
     return dataclasses.replace(
         stock,
         apply=refusing_other_inputs(apply, stock.input_spec),
@@ -69,6 +68,5 @@ def program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples
         param_specs=specs,
         plan=plan,
         custom_calls=tuple(sorted(call for call in calls if call)),
-        metadata=metadata,
         notes=(*stock.notes, *plan.notes),
     )

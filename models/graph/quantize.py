@@ -22,7 +22,7 @@ from jax import lax
 
 from cambrian.models.graph.constants import uniform_value
 from cambrian.models.graph.find_poolings import Pool, is_max_pool
-from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.fused_convolution import FusedConvolution, weights
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, without_dead_nodes
 from cambrian.models.graph.views import view_of
 from cambrian.models.lowerings.lowering import Scale
@@ -168,10 +168,8 @@ def with_shared_scales(graph: Graph, scales: Mapping[Value, Scale]) -> dict[Valu
 
 def _on_integers(node: Node, images: Scale, residual: Scale, out: Scale) -> tuple[FusedConvolution, Constant, Constant]:
     """The operation, kernel and bias of a convolution on integers; no residual has the scale of the result."""
-    operation, (_, kernel, bias, *_) = node.operation, node.inputs
+    operation, (kernel, bias) = node.operation, weights(node)
     assert isinstance(operation, FusedConvolution)
-    assert isinstance(kernel, Constant)
-    assert isinstance(bias, Constant)
     scale = kernel_scale(node)
     unit = images.scale * scale  # of a product
     on_integers = dataclasses.replace(
@@ -215,6 +213,4 @@ def _is_padded(node: Node) -> bool:
 
 def kernel_scale(node: Node) -> float:
     """The scale that maps the largest magnitude of a convolution's kernel to 127."""
-    kernel = node.inputs[1]
-    assert isinstance(kernel, Constant)
-    return float(np.abs(kernel.array).max()) / _LARGEST_INT8 or 1.0
+    return float(np.abs(weights(node)[0].array).max()) / _LARGEST_INT8 or 1.0

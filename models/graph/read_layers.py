@@ -16,10 +16,9 @@ import numpy as np
 
 from cambrian.models.execution.layered_network import Integers, LayeredNetwork
 from cambrian.models.graph.constants import compact, uniform_value
-from cambrian.models.graph.elementwise import is_elementwise
 from cambrian.models.graph.find_poolings import Pool
-from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name
-from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value
+from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name, weights
+from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, is_elementwise
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.quantize import Dequantize, Quantize
 from cambrian.models.graph.trace import trace
@@ -152,16 +151,15 @@ class _Reader:
             self.stored[self.tensor(value)] = operation.scale
 
     def read_convolution(self, node: Node, operation: FusedConvolution) -> None:
-        images, kernel, bias, *residuals = node.inputs
-        assert isinstance(kernel, Constant)
-        assert isinstance(bias, Constant)
-        window, weights = operation.window, kernel.array
+        images, _, _, *residuals = node.inputs
+        kernel, bias = (constant.array for constant in weights(node))
+        window = operation.window
         is_dense = images in self.flat or images in self.flattened
         if is_dense and not operation.is_dense:
             raise NotLayered("convolutions of flattened images")
         if images in self.flattened:  # a window as large as the images
             images = self.flattened[images]
-            weights = weights.reshape(*images.shape[1:], -1)
+            kernel = kernel.reshape(*images.shape[1:], -1)
             window = Window.square(images.shape[1], 1, ((0, 0), (0, 0)))
         if window.dilation != (1, 1):
             raise NotLayered("convolutions with dilation")
@@ -184,7 +182,7 @@ class _Reader:
             activation=operation.activation,
             quantized=operation.dtype if operation.is_integer else "",
         )
-        self.params |= {f"{name}.kernel": weights, f"{name}.bias": bias.array}
+        self.params |= {f"{name}.kernel": kernel, f"{name}.bias": bias}
         if operation.is_integer:
             self.integers[name] = Integers(operation.scales, operation.out_dtype, self.quantized.get(node.inputs[0]))
         if is_dense:
