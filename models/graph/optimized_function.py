@@ -64,29 +64,45 @@ class OptimizedFunction:
     def _choose(self, inputs: Any) -> Callable[..., Any]:
         """The rewritten function, or the function as it is."""
         call, arrays = of_arrays(self._function, self._params)
-        known = list(map(jnp.asarray, arrays.values()))
-        stock = functools.partial(call, known)
-        numbers = all(jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool for leaf in jax.tree.leaves(inputs))
+        stock = functools.partial(call, list(map(jnp.asarray, arrays.values())))
         if not all(leaf.size for leaf in jax.tree.leaves(inputs)):  # of no samples nothing can be measured
             return stock
         graph, results = trace(self._function, self._params, *inputs)
-        if not numbers or any(node.has_effects for node in graph.nodes):
+        if not _is_comparable(graph):
             reason = "it takes random keys, or has side effects, and so can't be compared"
             if self._precision == "bfloat16":
                 warnings.warn(f"computed as JAX compiles it, in its own precision: {reason}", stacklevel=3)
             return self._as_it_is(stock, inputs, reason)
-        tolerance = default_tolerance(graph, self._precision)
-        graph = self._rewritten(graph)
-        constants = {constant: jnp.asarray(constant.array) for constant in graph.constants()}
+        rewritten = self._rewritten(graph, results)
+        reason = self._reason_against(rewritten, stock, inputs, default_tolerance(graph, self._precision))
+        if reason is not None:
+            return self._as_it_is(stock, inputs, reason)
+        once = jax.custom_jvp(rewritten.func)
+        once.defjvp(_refuse_derivative)
+        return functools.partial(once, *rewritten.args)
+
+    def _rewritten(self, graph: Graph, results: Any) -> functools.partial[Any]:
+        """The function of inputs that a rewritten graph computes, with its constants as the first argument."""
+        graph = optimized(graph)
+        if self._precision == "bfloat16":
+            graph = in_bfloat16(graph)
+        graph = choose_lowerings(graph, self._device, MeasuredCosts.of_machine(self._device.platform), _SECONDS)
+        constants = graph.constants()
 
         def compute(arrays: Any, *inputs: Any) -> Any:
             values = dict(zip(constants, arrays, strict=True))
             return jax.tree.unflatten(results, graph.evaluate(values, jax.tree.leaves(inputs)))
 
+        return functools.partial(compute, [jnp.asarray(constant.array) for constant in constants])
+
+    def _reason_against(
+        self, rewritten: functools.partial[Any], stock: functools.partial[Any], inputs: Any, tolerance: float
+    ) -> str | None:
+        """Why the function is to be computed as it is; None if the rewritten one is right and, in float32, faster."""
         drawn = jax.tree.map(_as_typed, random_inputs(inputs), inputs)
         launches = {
-            "stock": functools.partial(jax.jit(call), known, *drawn),
-            "rewritten": functools.partial(jax.jit(compute), list(constants.values()), *drawn),
+            name: functools.partial(jax.jit(function.func), *function.args, *drawn)
+            for name, function in (("stock", stock), ("rewritten", rewritten))
         }
         error = relative_error(launches["rewritten"](), launches["stock"]())
         if not error <= tolerance:
@@ -98,27 +114,24 @@ class OptimizedFunction:
             reason = f"the optimised function's outputs differ by {error:.1e}"
             if np.isnan(error):
                 reason = "some outputs for random inputs aren't finite, so that they can't be compared"
-            warnings.warn(f"computed as JAX compiles it: {reason}", stacklevel=3)
-            return self._as_it_is(stock, inputs, reason)
-        if self._precision != "bfloat16":
-            seconds = median_seconds(launches)
-            gain = seconds["stock"] / seconds["rewritten"]
-            if gain < LEAST_GAIN:
-                return self._as_it_is(stock, inputs, f"the optimised function was measured {gain:.2f} times as fast")
-        once = jax.custom_jvp(compute)
-        once.defjvp(_refuse_derivative)
-        return functools.partial(once, list(constants.values()))
-
-    def _rewritten(self, graph: Graph) -> Graph:
-        graph = optimized(graph)
+            warnings.warn(f"computed as JAX compiles it: {reason}", stacklevel=4)
+            return reason
         if self._precision == "bfloat16":
-            graph = in_bfloat16(graph)
-        return choose_lowerings(graph, self._device, MeasuredCosts.of_machine(self._device.platform), _SECONDS)
+            return None
+        seconds = median_seconds(launches)
+        gain = seconds["stock"] / seconds["rewritten"]
+        return f"the optimised function was measured {gain:.2f} times as fast" if gain < LEAST_GAIN else None
 
     def _as_it_is(self, stock: Callable[..., Any], inputs: Any, reason: str) -> Callable[..., Any]:
         shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
         self.notes.append(f"{shapes}: computed as JAX compiles it: {reason}")
         return stock
+
+
+def _is_comparable(graph: Graph) -> bool:
+    """Whether a graph computes on numbers, without side effects."""
+    are_numbers = all(jnp.issubdtype(value.dtype, np.number) or value.dtype == bool for value in graph.inputs)
+    return are_numbers and not any(node.has_effects for node in graph.nodes)
 
 
 def _as_typed(array: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
