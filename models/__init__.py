@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cambrian.models.costs.files import current_cost_table as current_cost_table, read_table as read_table
     from cambrian.models.costs.table import CostTable as CostTable
     from cambrian.models.costs.tune import tune as tune
-    from cambrian.models.execution.choose_setting import choose_setting as choose_setting
+    from cambrian.models.execution.choose_setting import Chosen as Chosen, choose_setting as choose_setting
     from cambrian.models.execution.make_plan import make_plan as make_plan
     from cambrian.models.execution.settings import Plans as Plans, Setting as Setting
     from cambrian.models.graph.quantization import Calibration as Calibration
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Architecture": "resnet.architecture",
     "Calibration": "graph.quantization",
+    "Chosen": "execution.choose_setting",
     "CostTable": "costs.table",
     "Plans": "execution.settings",
     "ResNet": "resnet.flax_resnet",

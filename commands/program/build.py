@@ -1,7 +1,6 @@
 """The program of a configuration."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from jax.sharding import Mesh
 
@@ -13,10 +12,7 @@ from cambrian.commands.program.options import BuildOptions
 from cambrian.commands.program.resnet import model_program, precisions_of
 from cambrian.commands.user_model import UserModel
 from cambrian.models.costs.machine import tuned_precisions
-from cambrian.sharding import Preprocessing, Program, UsageError
-
-if TYPE_CHECKING:
-    from cambrian.models import Calibration
+from cambrian.sharding import Program, UsageError
 
 
 def build_program(configuration: Configuration, mesh: Mesh, model: Model | UserModel) -> Program:
@@ -31,7 +27,15 @@ def build_program(configuration: Configuration, mesh: Mesh, model: Model | UserM
     else:
         classifier, num_logits = model.classifier, model.stock.output_spec.shape[1]
         facts = classifier.preprocessing, classifier.labels, num_logits, classifier.trained
-    calibration, notes = _calibration(configuration, *facts)
+    calibration, notes = None, ()
+    if configuration.precision == "int8":
+        check_int8(configuration.platform)
+        calibration, notes = read_calibration(
+            *facts,
+            calibration_data=configuration.calibration_data,
+            data=configuration.data,
+            max_top1_drop=configuration.max_top1_drop,
+        )
     options = BuildOptions(
         batch_size=configuration.batch_size,
         precision=configuration.precision,
@@ -48,27 +52,6 @@ def build_program(configuration: Configuration, mesh: Mesh, model: Model | UserM
         weights = configuration.weights if configuration.weights not in ("auto", "random") else configuration.user_model
         program = dataclasses.replace(program, metadata={**program.metadata, "weights": weights})
     return dataclasses.replace(program, notes=(*notes, *program.notes))
-
-
-def _calibration(
-    configuration: Configuration,
-    preprocessing: Preprocessing,
-    labels: tuple[str, ...],
-    num_logits: int,
-    trained: bool,
-) -> tuple["Calibration | None", tuple[str, ...]]:
-    if configuration.precision != "int8":
-        return None, ()
-    check_int8(configuration.platform)
-    return read_calibration(
-        preprocessing,
-        labels,
-        num_logits,
-        trained,
-        calibration_data=configuration.calibration_data,
-        data=configuration.data,
-        max_top1_drop=configuration.max_top1_drop,
-    )
 
 
 def check_int8(platform: str) -> None:

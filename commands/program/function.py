@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from cambrian.commands.classifier import Classifier
 from cambrian.commands.configuration import default_batch_size
-from cambrian.commands.program.facts import plan_facts, probe_pictures
+from cambrian.commands.program.facts import of_classifier, with_plan_facts
 from cambrian.commands.program.options import BuildOptions
 from cambrian.sharding import Program, Rules, UsageError, mesh_shape, named_arrays, program_from_function
 
@@ -74,7 +74,7 @@ def function_program(
             calibrate_s=options.calibrate_s,
             calibration=options.calibration,
         )
-        return dataclasses.replace(program, metadata={**program.metadata, **plan_facts(program, options.partition)})
+        return with_plan_facts(program, options.partition)
     if options.partition != "auto":
         raise UsageError(f"sharding rules decide the partition: expected auto, got {options.partition!r}")
     if precision != "float32":
@@ -105,14 +105,7 @@ def classifier_program(
     spec = jax.ShapeDtypeStruct(pixels.shape[1:], pixels.dtype)
     name = name or _name_of(classifier.model)
     program = function_program(function, params, spec, mesh, options, name=name, tolerance=tolerance)
-    facts = {
-        "labels": list(classifier.labels),
-        "preprocessing": classifier.preprocessing.to_json(),
-        "trained": classifier.trained,
-    }
-    return dataclasses.replace(
-        program, probe_samples=probe_pictures(classifier.preprocessing), metadata={**program.metadata, **facts}
-    )
+    return of_classifier(program, classifier.preprocessing, classifier.labels, classifier.trained)
 
 
 def _check_arguments(function: Callable[..., Any]) -> None:

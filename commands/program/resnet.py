@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 from cambrian.commands.configuration import batch_sizes
 from cambrian.commands.console import progress_bar
 from cambrian.commands.model import Model
-from cambrian.commands.program.facts import plan_facts, probe_pictures
+from cambrian.commands.program.facts import of_classifier, with_plan_facts
 from cambrian.commands.program.options import BuildOptions
-from cambrian.sharding import Network, Plan, Program, mesh_shape
+from cambrian.sharding import Network, Program, mesh_shape
 from cambrian.sharding.host import computes_bfloat16
 
 
@@ -27,7 +27,7 @@ def model_program(model: Model, mesh: Mesh, options: BuildOptions, *, compile_re
     """
     from cambrian import models
 
-    shape, platform, notes = mesh_shape(mesh), mesh.local_devices[0].platform, []
+    shape, platform = mesh_shape(mesh), mesh.local_devices[0].platform
     table = models.current_cost_table(platform)
     precisions = precisions_of(options.precision, platform)
     calibrates = options.calibrate_s > 0 and platform == "cpu" and not table.is_complete(precisions)
@@ -40,40 +40,30 @@ def model_program(model: Model, mesh: Mesh, options: BuildOptions, *, compile_re
     if options.calibration is not None:
         quantized = models.quantize(model.architecture, model.variables, options.calibration, **pixels)
 
-    def plan(network: Network) -> tuple[Plan, models.Setting]:
+    def choose(network: Network) -> models.Chosen:
         plans = models.Plans(
             network, shape, table, options.partition, options.launches_at_once, options.limit_bytes(mesh)
         )
         sizes = [options.batch_size] if options.batch_size else batch_sizes(shape, platform)
         seconds = round(options.calibrate_s) if calibrates else 0
         with progress_bar(seconds, "measuring this machine", unit="s") as show_progress:
-            chosen = models.choose_setting(
+            return models.choose_setting(
                 plans, precisions, sizes, mesh, options.calibrate_s, lambda done: show_progress(round(done))
             )
-        notes.extend(chosen.notes)
-        return chosen.plan, chosen.setting
 
     program = models.build_program(
         model.architecture,
         model.variables,
-        plan,
+        choose,
         mesh,
         quantized=quantized,
         **pixels,
-        metadata={
-            "labels": list(model.config.labels),
-            "preprocessing": model.config.preprocessing.to_json(),
-            "weights": model.weights,
-            "trained": model.trained,
-        },
         compile_reference=compile_reference and not calibrates,
     )
-    return dataclasses.replace(
-        program,
-        metadata={**program.metadata, **plan_facts(program, options.partition)},
-        probe_samples=probe_pictures(model.config.preprocessing),
-        notes=(*model.notes, *program.notes, *notes),
-    )
+    program = with_plan_facts(program, options.partition)
+    config = model.config
+    program = of_classifier(program, config.preprocessing, config.labels, model.trained, weights=model.weights)
+    return dataclasses.replace(program, notes=(*model.notes, *program.notes))
 
 
 def precisions_of(precision: str, platform: str) -> list[str]:

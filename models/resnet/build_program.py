@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cambrian.models.execution import build_program as planned
+from cambrian.models.execution.choose_setting import Chosen
 from cambrian.models.execution.settings import Setting
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.quantization import Calibration, Quantized, quantized
@@ -27,7 +28,7 @@ _REFERENCE_BATCH = 8  # one small executable serves any number of images
 def build_program(
     architecture: Architecture,
     variables: Mapping[str, np.ndarray],
-    plan: Plan | Callable[[Network], tuple[Plan, Setting]],
+    plan: Plan | Callable[[Network], Chosen],
     mesh: Mesh,
     *,
     image_size: int | tuple[int, int],
@@ -35,7 +36,6 @@ def build_program(
     precision: str = "float32",
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
-    metadata: Mapping[str, Any] | None = None,
     compile_reference: bool = False,
     quantized: Quantized | None = None,
 ) -> Program:
@@ -47,14 +47,13 @@ def build_program(
     Args:
       architecture: architecture of the network.
       variables: weights, as returned by `models.random_variables` or `models.read_weights`.
-      plan: plan of the network, or a function that plans its layers and chooses the setting.
+      plan: plan of the network, or a function that chooses it and the setting for its layers.
       mesh: mesh from `make_mesh`.
       image_size: height and width of the images in pixels; one number for squares.
       batch_size: global number of images per launch, with a plan.
       precision: float32 in full precision, bfloat16 operands with float32 accumulation, or int8, with a plan.
       mean: mean of each channel, of pixels scaled to 0…1.
       std: standard deviation of each channel, of pixels scaled to 0…1.
-      metadata: JSON-compatible facts stored with the program.
       compile_reference: whether to compile the reference meanwhile, in a thread, because it will be called.
       quantized: the same network from `quantize`, for int8.
 
@@ -68,10 +67,10 @@ def build_program(
         network = layered_network(function, params, _pixels(1, image_size))
     else:
         network, reference = read_layers(quantized.graph), quantized.reference
-        metadata = {**(metadata or {}), "quantization": quantized.facts}
-    setting = Setting(precision, batch_size)
+    setting, notes = Setting(precision, batch_size), ()
     if not isinstance(plan, Plan):
-        plan, setting = plan(network.layers)
+        chosen = plan(network.layers)
+        plan, setting, notes = chosen.plan, chosen.setting, chosen.notes
     program = planned.build_program(
         network,
         plan,
@@ -81,9 +80,10 @@ def build_program(
         reference=reference,
         precision=setting.precision,
         tolerance=None if quantized is None else quantized.tolerance,
-        metadata=metadata,
+        metadata={} if quantized is None else {"quantization": quantized.facts},
     )
-    return program if quantized is None else dataclasses.replace(program, notes=(*quantized.notes, *program.notes))
+    before = () if quantized is None else quantized.notes
+    return dataclasses.replace(program, notes=(*before, *program.notes, *notes))
 
 
 def quantize(
