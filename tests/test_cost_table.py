@@ -18,6 +18,7 @@ from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this
 from cambrian.models.costs.measure import measure_transition
 from cambrian.models.costs.table import CostTable, Transition
 from cambrian.models.costs.tune import tune
+from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.execution.make_plan import make_plan
 from cambrian.models.execution.place_params import place_params
 from cambrian.models.lowerings import LOWERINGS
@@ -360,8 +361,8 @@ def test_weights_count_as_large_as_onednn_pads_them(lowering, quantized, in_chan
     (option,) = (each for each in costs.layer(layer, Partition.CHANNELS) if each.lowering == lowering)
     kernel = np.ones((3, 3, in_channels, 32), "int8" if quantized else "float32")
     plan = Plan((("a", LayerPlan(Partition.CHANNELS, lowering)),))
-    folded = {"a.kernel": kernel, "a.bias": np.zeros(32, np.float32)}
-    arrays, _ = place_params((layer,), plan, folded, mesh, 2, precision)
+    weights = {"a.kernel": kernel, "a.bias": np.zeros(32, np.float32)}
+    arrays, _ = place_params(LayeredNetwork((layer,), weights, lambda images: images), plan, mesh, 2, precision)
     assert option.weight_bytes == sum(array.nbytes for array in arrays) // 2
 
 

@@ -77,8 +77,10 @@ class LayerCase:
 
     @property
     def out_dtype(self) -> str:
-        """The dtype of the output."""
-        return out_dtype(self.kind, self.dtype)
+        """The dtype of the output: the input's, except that logits are float32 and integers uint8."""
+        if self.kind == Kind.DENSE:
+            return "float32"
+        return "uint8" if kernel_dtype(self.dtype) == "int8" else self.dtype
 
     @property
     def has_weights(self) -> bool:
@@ -91,11 +93,6 @@ class LayerCase:
             return 0
         samples, rows, columns, channels = self.out_shape
         return 2 * samples * rows * columns * channels * self.kernel**2 * self.in_channels // self.groups
-
-
-def out_dtype(kind: str, dtype: str) -> str:
-    """Returns the output dtype of a layer on activations of `dtype`: the same, except that logits are float32."""
-    return "float32" if kind == Kind.DENSE else "uint8" if kernel_dtype(dtype) == "int8" else dtype
 
 
 def dtype_of(layer: LayerSpec, precision: str) -> str:

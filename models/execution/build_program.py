@@ -73,7 +73,7 @@ def build_program(
     plan.check(layers, shape, batch_size)
     check_lowerings(layers, plan)
     dtype = "float32" if precision == "int8" else precision
-    params, param_specs = place_params(layers, plan, network.params, shape, batch_size, precision)
+    params, param_specs = place_params(network, plan, shape, batch_size, precision)
 
     layout = images_layout(layers[0], plan[layers[0].name].partition)
     input_spec = TensorSpec("images", inputs.shape, str(inputs.dtype), _BATCH_SPEC[layout])
@@ -93,7 +93,7 @@ def build_program(
     def local_apply(params: Sequence[jax.Array], images: jax.Array) -> jax.Array:
         local = [param[0] if is_cut else param for param, is_cut in zip(params, cut, strict=True)]
         images = network.prepare(images).astype(dtype)
-        outputs = apply_planned(network, plan, params_by_layer(names, local), images, layout, isolate)
+        outputs = apply_planned(network, plan, params_by_layer(names, local), images, layout, shape, isolate)
         return (outputs.reshape(outputs.shape[0], -1) if is_flat else outputs).astype("float32")
 
     apply = jax.shard_map(

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cambrian.models.costs.layer_case import out_dtype
 from cambrian.models.execution.layered_network import LayeredNetwork
-from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
-from cambrian.models.lowerings.lowering import Padding, isolated
+from cambrian.models.lowerings import LOWERINGS, Finish
+from cambrian.models.lowerings.lowering import isolated
 from cambrian.models.lowerings.pooling import lowest, max_pool, mean_pool
 from cambrian.sharding import (
     Kind,
     LayerPlan,
     LayerSpec,
     Layout,
+    MeshShape,
     Partition,
     Plan,
     halo_exchange,
@@ -30,7 +30,13 @@ _Values = dict[tuple[str | None, Layout], jax.Array]
 
 
 def apply_planned(
-    network: LayeredNetwork, plan: Plan, params: LayerParams, images: jax.Array, images_layout: Layout, isolate: bool
+    network: LayeredNetwork,
+    plan: Plan,
+    params: LayerParams,
+    images: jax.Array,
+    images_layout: Layout,
+    mesh: MeshShape,
+    isolate: bool,
 ) -> jax.Array:
     """Computes the output of `network` on one device, with the collectives of `plan` over the model axis.
 
@@ -40,6 +46,7 @@ def apply_planned(
       params: local parameters, as placed by `place_params`.
       images: local normalised images (N, H, W, C), of the dtype of the activations.
       images_layout: layout of the images over the model axis.
+      mesh: sizes of the mesh axes.
       isolate: whether XLA compiles each layer separately. Otherwise XLA:CPU recomputes a residual stream in each of its
         readers, back to the start of the stage.
 
@@ -49,7 +56,7 @@ def apply_planned(
     tensors, last = _Tensors({(None, images_layout): images}), network.layers[-1]
     for number, part in enumerate(parts := loops(network.layers, plan)):
         later = {name for other in parts[number + 1 :] for layer in other for name in (layer.input, layer.residual)}
-        _run_part(part, network, plan, params, tensors, later | {last.name}, images.dtype, isolate)
+        _run_part(part, network, plan, params, tensors, later | {last.name}, images.dtype, mesh, isolate)
     return tensors.read(last.name, layouts(last, plan[last.name].partition)[1])
 
 
@@ -74,6 +81,7 @@ def _run_part(
     tensors: _Tensors,
     later: set[str | None],
     dtype: jnp.dtype,
+    mesh: MeshShape,
     isolate: bool,
 ) -> None:
     """Computes the layers of one loop and adds the outputs that are read `later` to `tensors`."""
@@ -91,7 +99,7 @@ def _run_part(
         for layer in part:
             layer_plan = plan[layer.name]
             operands = [local.read(name, layout) for name, layout in reads(layer, layer_plan.partition)]
-            run = layer_function(layer, layer_plan, dtype, network)
+            run = layer_function(layer, layer_plan, dtype, network, mesh)
             run = isolated(run) if isolate and not LOWERINGS[layer_plan.lowering].opaque else run
             made = layouts(layer, layer_plan.partition)[1]
             local.values[layer.name, made] = run(params.get(layer.name, ()), *operands)
@@ -115,7 +123,7 @@ def in_chunks(
 
 
 def layer_function(
-    layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype, network: LayeredNetwork
+    layer: LayerSpec, plan: LayerPlan, dtype: jnp.dtype, network: LayeredNetwork, mesh: MeshShape
 ) -> Callable[..., jax.Array]:
     """Returns the function (params, input, optional residual) → output of a layer on one device."""
     integers = network.integers.get(layer.name)
@@ -124,40 +132,21 @@ def layer_function(
         is_float = jnp.issubdtype(x.dtype, jnp.floating)  # float32 from a dense layer, whatever `dtype`
         return x.astype(dtype) if is_float else network.stored[name].restore(x, dtype)
 
+    def with_halo(x: jax.Array, fill: float) -> jax.Array:
+        return halo_exchange(x, *halo_rows(layer), fill) if plan.partition == Partition.ROWS else x
+
     def compute(params: Sequence[jax.Array], x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         if layer.kind == Kind.MEAN_POOL:
             pooled = mean_pool(restored(x, layer.input), layer.in_shape[:2], plan.partition == Partition.ROWS)
             return pooled.astype(dtype)
+        call = network.call(layer, plan, len(x), str(dtype), mesh)
         if layer.kind == Kind.MAX_POOL:
-            x, padding = _pad_window(layer, plan.partition, x, fill=lowest(x.dtype))
-            return max_pool(x, Window.square(layer.kernel, layer.stride, padding))
+            return max_pool(with_halo(x, lowest(x.dtype)), call.window)
         *kernel, bias = params
         if integers is None:
             x, residual = restored(x, layer.input), None if residual is None else restored(residual, layer.residual)
-            made, scales = out_dtype(layer.kind, str(dtype)), (1.0, 1.0)
-        else:
-            x = integers.images.quantize(x) if integers.images is not None else x
-            made, scales = integers.out_dtype, integers.scales
-        x, padding = _pad_window(layer, plan.partition, x, fill=0)
-        call = Call(
-            x.shape,
-            len(bias),
-            Window.square(layer.kernel, layer.stride, padding),
-            str(x.dtype),
-            made,
-            layer.groups * x.shape[3] // layer.in_shape[2] if layer.groups > 1 else 1,
-            residual is not None,
-            layer.activation,
-            scales,
-            summed=plan.partition == Partition.INPUT_CHANNELS,
-        )
-        return LOWERINGS[plan.lowering].apply(x, kernel, Finish(call, bias, residual))
+        elif integers.images is not None:
+            x = integers.images.quantize(x)
+        return LOWERINGS[plan.lowering].apply(with_halo(x, 0), kernel, Finish(call, bias, residual))
 
     return compute
-
-
-def _pad_window(layer: LayerSpec, partition: Partition, x: jax.Array, fill: float) -> tuple[jax.Array, Padding]:
-    if partition != Partition.ROWS:
-        return x, (layer.padding, layer.padding)
-    above, below = halo_rows(layer)
-    return halo_exchange(x, above, below, fill), ((0, 0), layer.padding)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from cambrian.models.lowerings import Scale
-from cambrian.sharding import Network
+from cambrian.models.costs.layer_case import case_of, dtype_of
+from cambrian.models.lowerings import Call, Scale
+from cambrian.sharding import LayerPlan, LayerSpec, MeshShape, Network, Partition
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,3 +44,11 @@ class LayeredNetwork:
     prepare: Callable[[jax.Array], jax.Array]
     integers: Mapping[str, Integers] = dataclasses.field(default_factory=dict)
     stored: Mapping[str | None, Scale] = dataclasses.field(default_factory=dict)
+
+    def call(self, layer: LayerSpec, plan: LayerPlan, samples: int, precision: str, mesh: MeshShape) -> Call:
+        """Returns the call that computes a layer on one device of the mesh, `samples` at a time."""
+        case = case_of(layer, plan.partition, plan.lowering, samples, dtype_of(layer, precision), mesh)
+        call = case.call(layer.activation, summed=plan.partition == Partition.INPUT_CHANNELS)
+        if (integers := self.integers.get(layer.name)) is None:
+            return call
+        return dataclasses.replace(call, out_dtype=integers.out_dtype, scales=integers.scales)

@@ -1,15 +1,15 @@
 """Places parameters for a plan: cuts each kernel for its partition, then transforms it for its lowering."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from cambrian.models.costs.layer_case import case_of, dtype_of
+from cambrian.models.execution.layered_network import LayeredNetwork
 from cambrian.models.lowerings import LOWERINGS
-from cambrian.sharding import MODEL_AXIS, MeshShape, Network, Partition, Plan, TensorSpec, local_samples
+from cambrian.sharding import MODEL_AXIS, MeshShape, Partition, Plan, TensorSpec, local_samples
 
 _T = TypeVar("_T")
 
@@ -19,7 +19,7 @@ _BIAS_CUT = {Partition.CHANNELS: -1}
 
 
 def place_params(
-    network: Network, plan: Plan, folded: Mapping[str, np.ndarray], mesh: MeshShape, batch_size: int, dtype: str
+    network: LayeredNetwork, plan: Plan, mesh: MeshShape, batch_size: int, precision: str
 ) -> tuple[list[np.ndarray], tuple[TensorSpec, ...]]:
     """Cuts and transforms the weights of `network`.
 
@@ -27,13 +27,11 @@ def place_params(
     memory, so that devices of the host share them without a copy.
 
     Args:
-      network: layers in the order of computation.
+      network: layers and weights.
       plan: plan of the network.
-      folded: `LAYER.kernel` (kh, kw, C_in, C_out) and `LAYER.bias` (C_out,), float32; kernels of quantised layers are
-        int8.
       mesh: sizes of the mesh axes.
       batch_size: global number of samples per launch.
-      dtype: precision: dtype of the kernels, or int8. Biases stay float32, the dtype in which they are added, except
+      precision: dtype of the kernels, or int8. Biases stay float32, the dtype in which they are added, except
         for opaque lowerings.
 
     Returns:
@@ -47,21 +45,19 @@ def place_params(
         arrays.append(array)
         specs.append(TensorSpec(name, array.shape, str(array.dtype), P(MODEL_AXIS) if len(shards) > 1 else P()))
 
-    for layer in network:
+    for layer in network.layers:
         if not layer.has_weights:
             continue
         layer_plan = plan[layer.name]
-        partition = layer_plan.partition
+        partition, lowering = layer_plan.partition, LOWERINGS[layer_plan.lowering]
         samples = layer_plan.micro_batch or local_samples(partition, mesh, batch_size)
-        case = case_of(layer, partition, layer_plan.lowering, samples, dtype_of(layer, dtype), mesh)
-        call = case.call(layer.activation, summed=partition == Partition.INPUT_CHANNELS)
-        kernel_shards = _cut(folded[f"{layer.name}.kernel"], _KERNEL_CUT.get(partition), mesh.model)
-        lowering = LOWERINGS[layer_plan.lowering]
+        call = network.call(layer, layer_plan, samples, precision, mesh)
+        kernel_shards = _cut(network.params[f"{layer.name}.kernel"], _KERNEL_CUT.get(partition), mesh.model)
         of_shards = [lowering.prepare(shard, call) for shard in kernel_shards]
         kernels = list(zip(*of_shards, strict=True))
         for number, shards in enumerate(kernels):
             add(f"{layer.name}.kernel" + (f".{number}" if len(kernels) > 1 else ""), shards)
-        bias = lowering.prepare_bias(folded[f"{layer.name}.bias"], call)
+        bias = lowering.prepare_bias(network.params[f"{layer.name}.bias"], call)
         add(f"{layer.name}.bias", _cut(bias, _BIAS_CUT.get(partition), mesh.model))
     return arrays, tuple(specs)
 
