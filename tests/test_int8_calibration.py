@@ -70,6 +70,20 @@ def test_rescaled_channels_give_the_same_and_lose_less():
     assert error(equalized) < 0.02 < 0.2 < error(graph)
 
 
+def test_channels_are_rescaled_alike_in_each_build():
+    params, shape = [RANDOM.standard_normal((16, 16), np.float32) for _ in range(6)], jax.ShapeDtypeStruct((2, 16), "f")
+
+    def function(params, x):
+        for kernel in params:
+            x = jnp.maximum(x @ kernel, 0)
+        return x
+
+    graphs = [optimized(trace(function, params, shape)[0]) for _ in range(6)]
+    made = [equalize(graph, {}).constants() for graph in graphs]
+    for first, *others in zip(*made, strict=True):
+        assert all((other.array == first.array).all() for other in others)
+
+
 def function_with_a_layer_that_loses() -> tuple:
     """A classifier one of whose layers has an outlier in its kernel, so that 8 bits leave nothing of the rest.
 

@@ -29,7 +29,7 @@ def equalize(graph: Graph, largest: Mapping[Value, np.ndarray]) -> Graph:
     shared = _shared_factors(graph)
     convolutions = [node for node in graph.nodes if _is_scalable(node)]
     ranges = {node: _ranges(node) for node in convolutions}  # (C_in, C_out)
-    factors = {value: np.ones(value.shape[-1]) for value in set(shared.values())}
+    factors = {value: np.ones(value.shape[-1]) for value in shared.values()}
 
     def factor(value: Value) -> np.ndarray:
         return factors[shared[value]] if value in shared else np.ones(value.shape[-1])
