@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.sides.problem import Problem, Runner
 from cambrian import engine, models
 from cambrian.commands.configuration import CALIBRATE_S
+from cambrian.models.graph.read_layers import read_layers
 from cambrian.sharding import MeshShape, make_mesh
 from cambrian.sharding.host import acquire_devices, host, launches_at_once, return_freed_memory
 
@@ -26,7 +27,7 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
     devices = acquire(mode, precision)
     mesh = make_mesh(shape, devices)
     quantized = _quantized(problem) if precision == "int8" else None
-    network = problem.network if quantized is None else quantized.layers()
+    network = problem.network if quantized is None else read_layers(quantized.graph).layers
     plans = models.Plans(network, shape, models.current_cost_table("cpu"), launches_at_once=at_once)
     chosen = models.choose_setting(plans, [precision], [batch], mesh, CALIBRATE_S)
     program = models.build_program(

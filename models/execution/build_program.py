@@ -115,7 +115,7 @@ def build_program(
         tolerance=TOLERANCE[precision] if tolerance is None else tolerance,
         network=layers,
         plan=plan,
-        custom_calls=_custom_calls(plan),
+        custom_calls=custom_calls(plan),
         metadata={**(metadata or {}), "precision": precision},
         notes=plan.notes,
     )
@@ -127,5 +127,7 @@ def _output_spec(layout: Layout, is_flat: bool) -> P:
     return _BATCH_SPEC[layout]
 
 
-def _custom_calls(plan: Plan) -> tuple[str, ...]:
-    return tuple(sorted({call for _, layer in plan.layers if (call := LOWERINGS[layer.lowering].custom_call)}))
+def custom_calls(plan: Plan) -> tuple[str, ...]:
+    """Returns the targets of the custom calls that the lowerings of a plan make; what is left to XLA has none."""
+    lowerings = {LOWERINGS[layer.lowering] for _, layer in plan.layers if layer.lowering in LOWERINGS}
+    return tuple(sorted({lowering.custom_call for lowering in lowerings if lowering.custom_call}))

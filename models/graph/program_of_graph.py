@@ -9,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from cambrian.models.execution.build_program import custom_calls
 from cambrian.models.execution.execute_plan import in_chunks
 from cambrian.models.graph.choose_lowerings import MeasuredCosts
 from cambrian.models.graph.constants import compact
-from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.plan_of_graph import plan_of_graph
-from cambrian.models.graph.scan import nodes_and_repetitions
-from cambrian.models.lowerings import LOWERINGS
 from cambrian.sharding import DATA_AXIS, MODEL_AXIS, Partition, Program, TensorSpec, mesh_shape, refusing_other_inputs
 
 BY_SAMPLES = P((DATA_AXIS, MODEL_AXIS))
@@ -56,9 +54,6 @@ def program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples
         out_specs=BY_SAMPLES,
         check_vma=False,  # JAX's rules don't know the custom calls
     )
-    operations = [node.operation for node, _ in nodes_and_repetitions(graph)]
-    lowerings = {operation.lowering for operation in operations if isinstance(operation, FusedConvolution)}
-    calls = {LOWERINGS[lowering].custom_call for lowering in lowerings}
     partition = Partition.SAMPLES if mesh_shape(mesh).model > 1 else Partition.WHOLE
     plan = plan_of_graph(graph, partition, costs, chunks)
     return dataclasses.replace(
@@ -67,6 +62,6 @@ def program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples
         params=[np.asarray(array, order="C") for array in small],
         param_specs=specs,
         plan=plan,
-        custom_calls=tuple(sorted(call for call in calls if call)),
+        custom_calls=custom_calls(plan),
         notes=(*stock.notes, *plan.notes),
     )

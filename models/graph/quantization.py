@@ -18,9 +18,8 @@ from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
 from cambrian.models.graph.observe import METHODS, evaluator, largest_of_channels, observe
 from cambrian.models.graph.quantize import kernel_scale, quantizable, quantize, with_shared_scales
-from cambrian.models.graph.read_layers import read_layers
 from cambrian.models.lowerings import Scale, lowerings_for
-from cambrian.sharding import Network, UsageError
+from cambrian.sharding import UsageError
 
 LEAST_INPUTS = 16
 _FEW_INPUTS = 64  # suffice for the ranges of channels, and to compare rules
@@ -73,10 +72,6 @@ class Quantized:
     facts: dict[str, Any]
     tolerance: float
     notes: tuple[str, ...] = ()
-
-    def layers(self) -> Network:
-        """The layers of a graph that consists of layers."""
-        return read_layers(self.graph).layers
 
     def reference(self, inputs: np.ndarray) -> np.ndarray:
         """Computes the outputs (M, …) for inputs (M, …) on one device, its integers in float32."""
