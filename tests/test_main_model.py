@@ -55,7 +55,8 @@ def test_a_users_model_runs_and_its_artifact_runs_without_it(command, monkeypatc
     assert {"classes.csv", "confusion.png"} <= {path.name for path in run.output_dir.iterdir()}
 
     again = read_configuration(parse("--config", run.output_dir / "report.json"))
-    assert (again.user_model, str(again.mesh), again.batch_size) == ("nets.py:network", "2x2", 8)
+    assert again.user_model.endswith("/nets.py:network")  # from any folder
+    assert (str(again.mesh), again.batch_size) == ("2x2", 8)
 
     (artifact,) = command.artifacts
     note = f"each start makes the model by nets.py:network: --artifact {artifact} starts sooner"
