@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -62,7 +62,7 @@ SWEEP_FLAGS = (
 _ONLY_OF_MODE = {"batch": ("workers", "ray_address"), "plan": ("tune",), "train": ("freeze",)}
 _OF_IMAGES = ("data", "split", "num_images", "skip_bad_images")
 # Mode → flags that would have no effect in it. By `data` an int8 build chooses images to calibrate on.
-NOT_OF_MODE = {
+_NOT_OF_MODE = {
     "compile": _OF_IMAGES,
     "plan": _OF_IMAGES,
     "train": ("artifact_dir", "signing_key", "calibrate_s", "skip_bad_images"),
@@ -302,6 +302,15 @@ def _parse(flag: Any, value: Any, source: str) -> Any:
         raise UsageError(f"{source}: {error}") from None
 
 
+def flags_elsewhere(mode: str, precisions: Collection[str]) -> dict[str, str]:
+    """Flag → where it belongs, for each that would have no effect in a mode."""
+    elsewhere = dict.fromkeys(_NOT_OF_MODE.get(mode, ()), "other modes")
+    elsewhere |= {name: f"mode {only}" for only, names in _ONLY_OF_MODE.items() if only != mode for name in names}
+    if "int8" in precisions:
+        elsewhere.pop("data", None)
+    return elsewhere
+
+
 def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) -> Configuration:
     """Makes the configuration that flags describe.
 
@@ -346,11 +355,7 @@ def read_configuration(found: Flags, chosen: Mapping[str, Any] | None = None) ->
         for name in _OF_A_RESNET:
             if found[name] != found.defaults[name]:
                 raise UsageError(f"--{name} belongs to a ResNet: leave it out with --model, got {found[name]!r}")
-    elsewhere = dict.fromkeys(NOT_OF_MODE.get(mode, ()), "other modes")
-    elsewhere |= {name: f"mode {only}" for only, names in _ONLY_OF_MODE.items() if only != mode for name in names}
-    if "int8" in found.axes["precision"]:
-        elsewhere.pop("data", None)
-    for name, where in elsewhere.items():
+    for name, where in flags_elsewhere(mode, found.axes["precision"]).items():
         if name in found.given and found[name] != found.defaults[name]:  # a report or a config may be of another mode
             raise UsageError(f"--{name} belongs to {where}, got mode {mode}")
     fields = Configuration.__dataclass_fields__

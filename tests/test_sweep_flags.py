@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,21 @@ def test_an_int8_build_of_a_sweep_calibrates_on_its_data(tmp_path):
     assert {precision: "--data" in command for precision, command in built.items()} == {"int8": True, "float32": False}
     for command in built.values():
         read_configuration(parse(*command[2:]))
+
+
+@pytest.mark.parametrize(
+    ("mode", "reported"), [("run", {"freeze": "backbone"}), ("loadgen", {"skip_bad_images": True})]
+)
+def test_the_commands_of_a_sweep_leave_out_what_a_report_holds_for_another_mode(tmp_path, mode, reported):
+    (tmp_path / "report.json").write_text(json.dumps({"flags": reported | {"weights": "random", "image_size": 8}}))
+    given = ("--config", tmp_path / "report.json", "--mode", mode, "--data", "synthetic")
+    sweep = sweep_of(*given, "--mesh", "1x1,1x2")
+    cell = sweep.grid.cells[0]
+    assert sweep.build_command is not None
+    for command in (sweep.run_command(cell, 8, tmp_path / "out"), sweep.build_command(cell)):
+        assert read_configuration(parse(*command[2:])).image_size == 8
+    resumed = parse(*shlex.split(sweep.resume)[2:])
+    assert resumed.is_sweep and read_configuration(resumed, cell.flags).image_size == 8
 
 
 def test_the_commands_of_a_sweep(tmp_path):

@@ -16,10 +16,10 @@ from cambrian.commands.configuration import Configuration, default_batch_size
 from cambrian.commands.executables import weights_identity
 from cambrian.commands.flags import (
     DECIDED_BY_ARTIFACT,
-    NOT_OF_MODE,
     OF_INT8,
     SWEEP_FLAGS,
     Flags,
+    flags_elsewhere,
     read_configuration,
 )
 from cambrian.commands.images import ImageSource, choose_data, for_model, open_source
@@ -89,10 +89,14 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         if flags["scenario"] == "Server":
             del without_sweep["max_latency_ms"]
     if artifact:
-        without_sweep |= dict.fromkeys(DECIDED_BY_ARTIFACT)
+        without_sweep |= dict.fromkeys((*DECIDED_BY_ARTIFACT, "artifact_dir"))
 
-    def arguments(cell: Cell, **chosen: Any) -> list[str]:
-        unused = {} if cell.flags["precision"] == "int8" else dict.fromkeys(OF_INT8)
+    def arguments(cell: Cell, mode: str = mode, **chosen: Any) -> list[str]:
+        precision = cell.flags["precision"]
+        # A config or a report may hold flags that this mode ignores.
+        unused = dict.fromkeys(flags_elsewhere(mode, [precision]))
+        unused |= {} if precision == "int8" else dict.fromkeys(OF_INT8)
+        chosen["mode"] = mode
         return command_line(flags, cell.flags | without_sweep | unused | chosen)
 
     def run_command(cell: Cell, num_images: int, output_dir: Path) -> list[str]:
@@ -101,14 +105,12 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
 
     def build_command(cell: Cell) -> list[str]:
         # LoadGen's scenario has a say in the batch size.
-        chosen = dict.fromkeys((*LOADGEN_FLAGS, *NOT_OF_MODE["compile"], "output_dir", "max_latency_ms"))
-        if cell.flags["precision"] == "int8":
-            del chosen["data"]
-        chosen |= {"mode": "compile", "batch_size": configurations[cell].batch_size}
-        return [*program, *arguments(cell, **chosen)]
+        chosen = dict.fromkeys((*LOADGEN_FLAGS, "output_dir", "max_latency_ms"))
+        chosen |= {"batch_size": configurations[cell].batch_size}
+        return [*program, *arguments(cell, "compile", **chosen)]
 
     typed = _as_typed(Path(program[-1]))
-    left_out: dict[str, Any] = dict.fromkeys(_NOT_OF_THE_COMMAND)
+    left_out: dict[str, Any] = dict.fromkeys((*_NOT_OF_THE_COMMAND, *flags_elsewhere(mode, flags.axes["precision"])))
     ranking = dict.fromkeys(_OF_THE_RANKING) if mode == "run" and flags["search"] == "grid" else {}
     command = shlex.join([*typed, *command_line(flags, left_out | ranking)])
     directory = hashlib.sha256(os.fsencode(command)).hexdigest()[:8]
