@@ -53,6 +53,7 @@ def test_of_integers_a_few_may_differ(dtype):
     assert compare(reference[::-1], reference.astype(np.float32)).max_relative_error > 0.1
     off_by_one = np.array([[101, 199]], np.uint8)
     assert compare(off_by_one, np.array([[100, 200]], np.float32)).max_relative_error < 1e-2
+    assert compare(np.zeros((4, 0, 3), dtype), np.zeros((4, 0, 3), np.float32)).max_relative_error == 0
 
 
 def test_both_parts_of_complex_outputs_are_compared():

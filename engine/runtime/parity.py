@@ -58,7 +58,7 @@ def compare(outputs: Any, reference: Any) -> Parity:
     norm = np.linalg.norm(np.where(np.isinf(expected), 0.0, expected), axis=1)
     scale = np.maximum(norm, np.median(norm))
     relative = np.divide(error, scale, out=np.where(error == 0, 0.0, np.inf), where=scale != 0)
-    if outputs.dtype.kind in "biu":
+    if outputs.dtype.kind in "biu" and outputs.size:
         relative = np.minimum(relative, np.mean(got != expected) ** 2)
     agreement = None
     if outputs.ndim == 2:
