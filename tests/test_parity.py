@@ -49,11 +49,20 @@ def test_of_integers_a_few_may_differ(dtype):
     reference = np.random.default_rng(0).integers(0, 2, (2, 100)).astype(dtype)
     masks = reference.copy()
     masks[0, 0] ^= True
-    assert compare(masks, reference.astype(np.float32)).max_relative_error == pytest.approx((1 / 200) ** 2)
+    assert compare(masks, reference.astype(np.float32)).max_relative_error == pytest.approx((1 / 100) ** 2)
     assert compare(reference[::-1], reference.astype(np.float32)).max_relative_error > 0.1
     off_by_one = np.array([[101, 199]], np.uint8)
     assert compare(off_by_one, np.array([[100, 200]], np.float32)).max_relative_error < 1e-2
     assert compare(np.zeros((4, 0, 3), dtype), np.zeros((4, 0, 3), np.float32)).max_relative_error == 0
+
+
+def test_of_integers_no_whole_sample_may_differ_but_a_class():
+    reference = np.random.default_rng(0).integers(1, 9, (64, 100)).astype(np.int32)
+    masks = reference.copy()
+    masks[-1] = 0
+    assert compare(masks, reference.astype(np.float32)).max_relative_error > 0.5
+    classes, few = reference.reshape(-1), masks.reshape(-1)
+    assert compare(few, classes.astype(np.float32)).max_relative_error == pytest.approx((1 / 64) ** 2)
 
 
 def test_both_parts_of_complex_outputs_are_compared():

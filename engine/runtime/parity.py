@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 NUM_PROBE_SAMPLES = 64  # distinct ones
+_MANY_VALUES = 100  # of a sample: one of them that differs is within a tolerance of 1e-4
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,8 +27,8 @@ class Parity:
     Attributes:
       max_relative_error: the largest, over samples and arrays, of norm(output - reference) / scale, where the scale is
         the norm of the sample's reference, or the median of these norms if that is larger: a sample whose outputs
-        nearly cancel has the rounding errors of the others. Of an array of integers, which jump where floats nearly
-        tie, it is the squared share of those that differ, if that is less.
+        nearly cancel has the rounding errors of the others. Of integers, which jump where floats nearly tie, it is the
+        squared share of those that differ, if that is less: of a sample's if it has many, else of the array's.
       top1_agreement: share of samples with the same most probable class; None unless outputs are an array (N, classes).
     """
 
@@ -59,7 +60,8 @@ def compare(outputs: Any, reference: Any) -> Parity:
     scale = np.maximum(norm, np.median(norm))
     relative = np.divide(error, scale, out=np.where(error == 0, 0.0, np.inf), where=scale != 0)
     if outputs.dtype.kind in "biu" and outputs.size:
-        relative = np.minimum(relative, np.mean(got != expected) ** 2)
+        differs = got != expected
+        relative = np.minimum(relative, differs.mean(axis=1 if differs.shape[1] >= _MANY_VALUES else None) ** 2)
     agreement = None
     if outputs.ndim == 2:
         agreement = float(np.mean(np.argmax(outputs, axis=1) == np.argmax(reference, axis=1)))
