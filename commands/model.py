@@ -143,15 +143,18 @@ def model_of_weights(configuration: Configuration, told: Mapping[str, Any]) -> M
         # Labels of a preset would name other classes.
         return dataclasses.replace(default_model(told["stem"]), **{"labels": (), **told})
     chosen = configuration.model
-    asked = with_image_size(chosen, configuration)
-    for (name, ours, value), (_, with_flags, _) in zip(_pairs(chosen, told), _pairs(asked, told), strict=True):
-        if name == "labels" and not ours:
-            chosen = dataclasses.replace(chosen, labels=value)
-        elif not _agree(ours, value) and not _agree(with_flags, value):
-            raise UsageError(
-                f"--config needs weights with {name} {_shown(ours)}, got {_shown(value)} in {configuration.weights}"
-            )
-    return chosen
+    compared = told if chosen.labels else {name: value for name, value in told.items() if name != "labels"}
+
+    def contradictions(model: ModelConfig) -> list[tuple[str, Any, Any]]:
+        return [(name, ours, value) for name, ours, value in _pairs(model, compared) if not _agree(ours, value)]
+
+    found = contradictions(chosen)
+    if found and contradictions(with_image_size(chosen, configuration)):
+        name, ours, value = found[0]
+        raise UsageError(
+            f"--config needs weights with {name} {_shown(ours)}, got {_shown(value)} in {configuration.weights}"
+        )
+    return dataclasses.replace(chosen, labels=chosen.labels or told.get("labels", ()))
 
 
 def _pairs(chosen: ModelConfig, told: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

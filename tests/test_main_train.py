@@ -161,6 +161,10 @@ def test_weights_of_the_image_size_that_flags_ask_of_a_configuration(monkeypatch
     for image_size in (0, 16):
         with pytest.raises(UsageError, match="--config needs weights with size 32, 32, got 24, 24 in given"):
             set_up(dataclasses.replace(configuration, image_size=image_size), Recipe())
+    resized = models.Weights(weights.architecture, {}, Description(Preprocessing((24, 24), (32, 32))))
+    monkeypatch.setattr(models, "read_weights", lambda path: resized)
+    with pytest.raises(UsageError, match="--config needs weights with size 32, 32, got 24, 24 in given"):
+        set_up(configuration, Recipe())  # whose images become 24×24 pixels before the crop
 
 
 def test_the_curves_of_data_in_a_folder_with_dollars_in_its_name(tmp_path):
