@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import pickle
 
 import flax.linen as nn
@@ -216,6 +217,15 @@ def test_nothing_is_said_about_rules_where_none_were_given():
 def test_a_function_without_finite_outputs_is_named():
     executable = cambrian.compile(lambda p, x: jnp.log(x @ p), -np.eye(4, dtype=np.float32), VECTOR)
     assert any("for random inputs aren't finite" in note for note in executable.notes)
+
+
+@pytest.mark.parametrize("transform", [lambda function: function, jax.jit])
+def test_a_decorator_may_pass_arguments_of_its_own(transform):
+    def scaled(function):
+        return functools.wraps(function)(lambda *arguments: function(3, *arguments))
+
+    function = transform(scaled(lambda scale, params, x: scale * x))
+    np.testing.assert_array_equal(cambrian.compile(function, {}, VECTOR)(np.ones((3, 4), np.float32)), 3)
 
 
 def test_a_function_needs_its_spec_and_with_rules_has_its_own_precision():

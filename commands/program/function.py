@@ -109,8 +109,9 @@ def classifier_program(
 
 
 def _check_arguments(function: Callable[..., Any]) -> None:
+    inner = getattr(function, "__wrapped__", function) if isinstance(function, jax.stages.Wrapped) else function
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(inner, follow_wrapped=False)  # a decorator may have arguments of its own
     except ValueError:  # of a builtin
         return
     try:
