@@ -30,6 +30,7 @@ FOR_EXAMPLE = {
     "CARDS": "1",
     "THREADS": "2",
     "head.py": "resnet101_cifar10",
+    "small.py": "resnet101_cifar10",
     "runs/…/report.json": "resnet101_cifar10",
 }
 
