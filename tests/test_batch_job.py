@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import os
 import pickle
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -47,6 +49,13 @@ def home(tmp_path_factory):
     write_images(home / "images", NAMES)
     (home / "images" / "elk" / "2.png").write_bytes(b"no picture")
     return home
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Restores the variables that a batch job sets for Ray: later tests start Ray by its own defaults."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture
