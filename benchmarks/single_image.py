@@ -85,7 +85,8 @@ def own_layers(problem: Problem, precision: str) -> Seconds:
         for layer in problem.network
     }
     different = list(dict.fromkeys(cases.values()))  # most layers are equal
-    milliseconds = dict(zip(different, measure_cases(different, mesh), strict=True))
+    times, _ = measure_cases(different, mesh)
+    milliseconds = dict(zip(different, times, strict=True))
     return {name: milliseconds[case] / 1e3 for name, case in cases.items()}
 
 

@@ -2,11 +2,12 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from cambrian.models.costs import measure
-from cambrian.sharding import time_launches
+from cambrian.sharding import MeshShape, make_mesh, time_launches
 
 
 @pytest.mark.parametrize(("threads", "least"), [(1, 1), (1, 4), (3, 2)])
@@ -24,6 +25,14 @@ def test_cases_that_are_compared_take_turns():
         order.append(name)
         return jnp.float32(0)
 
-    milliseconds = measure._in_turns([lambda: launch("one"), lambda: launch("other")], threads=1)
+    mesh = make_mesh(MeshShape(1, 1), jax.devices())
+    milliseconds, _ = measure._in_turns([lambda: launch("one"), lambda: launch("other")], mesh, threads=1)
     assert [name for name, _ in itertools.groupby(order)] == ["one", "other"] * 4  # once to be compiled
     assert all(time > 0 for time in milliseconds)
+
+
+def test_the_fastest_round_counts_and_the_slowest_reference(monkeypatch):
+    rounds = iter([[9.0], [3.0, 5.0, 4.0], [7.0], [8.0], [6.0, 90.0, 5.0]])  # the reference before and after three
+    monkeypatch.setattr(measure, "time_launches", lambda *arguments, **options: next(rounds))
+    mesh = make_mesh(MeshShape(1, 1), jax.devices())
+    assert measure._in_turns([lambda: jnp.float32(0)], mesh, threads=1) == ([4.0], 9.0)

@@ -1,9 +1,9 @@
 """The files of cost tables, and the table in force on this machine.
 
 A file holds one JSON value per line, so that an interrupted measurement loses nothing: first the machine, then
-`{"case": [the fields of LayerCase], "ms": …}` and `{"transition": [operation, mesh, values, dtype], "ms": …}`, and
-`{"tuned": precision}` once `--tune` has measured all that it wanted in a precision. A line that can't be read, such as
-after a power failure, is left out, and measured anew.
+`{"case": [the fields of LayerCase], "ms": …}` and `{"transition": [operation, mesh, values, dtype], "ms": …}`, each
+with `"reference_ms"`, see `measure.measure_cases`, and `{"tuned": precision}` once `--tune` has measured all that it
+wanted in a precision. A line that can't be read, such as after a power failure, is left out, and measured anew.
 """
 
 import contextlib
@@ -65,20 +65,24 @@ def _take(table: CostTable, entry: dict[str, Any]) -> None:
             table.machine = Machine.from_json(machine)
         case {"tuned": str(precision)}:
             table.tuned |= {precision}
-        case {"case": [*fields], "ms": milliseconds}:
+        case {"case": [*fields], "ms": milliseconds, **others}:
             names = [field.name for field in dataclasses.fields(LayerCase)]
             case: dict[str, Any] = dict(zip(names, fields, strict=True))
             case["padding"] = tuple(map(tuple, case["padding"]))
-            table.add(LayerCase(**case), float(milliseconds))
-        case {"transition": [*fields], "ms": milliseconds}:
-            table.add(Transition(*fields), float(milliseconds))
+            table.add(LayerCase(**case), float(milliseconds), _reference_ms(others))
+        case {"transition": [*fields], "ms": milliseconds, **others}:
+            table.add(Transition(*fields), float(milliseconds), _reference_ms(others))
         case _:
             raise ValueError(f"got {entry}")
 
 
+def _reference_ms(entry: dict[str, Any]) -> float | None:
+    return float(entry["reference_ms"]) if "reference_ms" in entry else None
+
+
 @contextlib.contextmanager
-def recording(table: CostTable, path: Path) -> Iterator[Callable[[Measurable, float], None]]:
-    """Yields a function that adds a measurement to `table` and, immediately, to its file.
+def recording(table: CostTable, path: Path) -> Iterator[Callable[[Measurable, float, float], None]]:
+    """Yields a function that adds a measurement to `table` as `CostTable.add` does and, immediately, to its file.
 
     Raises:
       OSError: if the file can't be written; the function raises it, too.
@@ -90,9 +94,9 @@ def recording(table: CostTable, path: Path) -> Iterator[Callable[[Measurable, fl
             table.machine = this_machine(table.platform)
             file.write(json.dumps({"machine": dataclasses.asdict(table.machine)}).encode() + b"\n")
 
-        def keep(measured: Measurable, milliseconds: float) -> None:
-            table.add(measured, milliseconds)
-            file.write(line_of(measured, milliseconds).encode() + b"\n")
+        def keep(measured: Measurable, milliseconds: float, reference_ms: float) -> None:
+            table.add(measured, milliseconds, reference_ms)
+            file.write(line_of(measured, milliseconds, reference_ms).encode() + b"\n")
 
         yield keep
 
@@ -104,7 +108,8 @@ def mark_as_tuned(table: CostTable, path: Path, precision: str) -> None:
         file.write(json.dumps({"tuned": precision}) + "\n")
 
 
-def line_of(measured: Measurable, milliseconds: float) -> str:
+def line_of(measured: Measurable, milliseconds: float, reference_ms: float | None = None) -> str:
     """Formats a measurement as a line of a table's file."""
     kind = "transition" if isinstance(measured, Transition) else "case"
-    return json.dumps({kind: list(dataclasses.astuple(measured)), "ms": round(milliseconds, 4)})
+    entry = {kind: list(dataclasses.astuple(measured)), "ms": round(milliseconds, 4)}
+    return json.dumps(entry if reference_ms is None else entry | {"reference_ms": round(reference_ms, 4)})

@@ -1,5 +1,6 @@
 """Measures the times of cases and transitions on the available devices."""
 
+import functools
 import itertools
 import math
 import statistics
@@ -35,42 +36,62 @@ _FLOPS = 2**30
 # weights that fill this many bytes, several times a last-level cache. Weights that need more copies are too small to
 # matter.
 _WEIGHTS_BYTES, _MOST_COPIES = 2**27, 16
-# The machine may be slower for seconds. So cases that are compared take turns, in this many rounds.
+# Other processes slow the machine for moments. So cases that are compared take turns, and the fastest round counts.
 _ROUNDS, _SECONDS = 3, 0.04
 # For a brief measurement: fewer rounds of fewer layers, and a single one if it is large enough.
 _BRIEF_ROUNDS, _BRIEF_SECONDS, _BRIEF_MOST_LAYERS = 2, 0.015, 4
 _CHUNKS = 4
+_REFERENCE_SIZE, _REFERENCE_SECONDS = 1024, 0.015
 _MOST_DRAWN = 2**20  # random values, then the same again: drawing takes longer than computing with them
 
 
 def measure_cases(
     cases: Sequence[LayerCase], mesh: Mesh, launches_at_once: int = 1, *, brief: bool = False
-) -> list[float]:
+) -> tuple[list[float], float]:
     """Measures the milliseconds in which all devices of `mesh` compute one layer of each case.
 
     Each launch computes a few layers that depend on each other, on separate samples for each device. The cases take
-    turns; the results are medians over several rounds.
+    turns; the times are medians of the fastest of several rounds.
 
     Args:
       cases: cases to measure.
       mesh: devices to measure on.
       launches_at_once: number of host threads that launch concurrently.
       brief: whether to be done soon, with more noise.
+
+    Returns:
+      The times, and the milliseconds of a small matrix product meanwhile, the reference: how fast the machine was.
     """
     launches = [_layers_of(case, mesh, _num_layers(case, mesh, brief)) for case in cases]
-    times = _in_turns([launch for launch, _ in launches], launches_at_once, brief)
-    return [milliseconds / num_layers for milliseconds, (_, num_layers) in zip(times, launches, strict=True)]
+    times, reference_ms = _in_turns([launch for launch, _ in launches], mesh, launches_at_once, brief)
+    return [ms / num_layers for ms, (_, num_layers) in zip(times, launches, strict=True)], reference_ms
 
 
-def _in_turns(launches: Sequence[Callable[[], jax.Array]], threads: int, brief: bool = False) -> list[float]:
-    """Returns the median milliseconds of each launch, launched by `threads` threads at once."""
+def _in_turns(
+    launches: Sequence[Callable[[], jax.Array]], mesh: Mesh, threads: int, brief: bool = False
+) -> tuple[list[float], float]:
+    """Returns the median milliseconds of each launch by `threads` threads in its fastest round, and the reference's."""
     rounds, seconds = (_BRIEF_ROUNDS, _BRIEF_SECONDS) if brief else (_ROUNDS, _SECONDS)
     for launch in launches:
         jax.block_until_ready(launch())  # compiles
-    times = [[] for _ in launches]
-    for _, (launch, taken) in itertools.product(range(rounds), zip(launches, times, strict=True)):
-        taken += time_launches(launch, threads, least=1, seconds=seconds)
-    return [statistics.median(taken) for taken in times]
+    before_ms = _reference_ms(mesh.devices.flat[0])
+    times = [math.inf] * len(launches)
+    for _, (place, launch) in itertools.product(range(rounds), enumerate(launches)):
+        taken = statistics.median(time_launches(launch, threads, least=1, seconds=seconds))
+        times[place] = min(times[place], taken)
+    return times, max(before_ms, _reference_ms(mesh.devices.flat[0]))
+
+
+def _reference_ms(device: jax.Device) -> float:
+    return statistics.median(time_launches(_reference(device), 1, least=1, seconds=_REFERENCE_SECONDS))
+
+
+@functools.cache
+def _reference(device: jax.Device) -> Callable[[], jax.Array]:
+    matrix = jax.device_put(np.ones((_REFERENCE_SIZE, _REFERENCE_SIZE), np.float32), device)
+    product = jax.jit(jnp.dot).lower(matrix, matrix).compile()
+    jax.block_until_ready(product(matrix, matrix))  # the first launch takes longer
+    return lambda: product(matrix, matrix)
 
 
 def _num_layers(case: LayerCase, mesh: Mesh, brief: bool) -> int:
@@ -123,8 +144,12 @@ def _layers_of(case: LayerCase, mesh: Mesh, num_layers: int) -> tuple[Callable[[
     return lambda: function(next(copies), *operands), len(kernels)
 
 
-def measure_transition(wanted: Transition, mesh: Mesh, launches_at_once: int = 1) -> float:
-    """Measures the milliseconds in which all groups of `mesh` do a transition, on a tensor of about `wanted.values`."""
+def measure_transition(wanted: Transition, mesh: Mesh, launches_at_once: int = 1) -> tuple[list[float], float]:
+    """Measures the milliseconds in which all groups of `mesh` do a transition, on a tensor of about `wanted.values`.
+
+    Returns:
+      As `measure_cases`, of one time.
+    """
     model = mesh.shape[MODEL_AXIS]
     operation, held = _operation(wanted.operation), wanted.values
     if ">" in wanted.operation and not wanted.operation.startswith(Layout.WHOLE):
@@ -138,7 +163,7 @@ def measure_transition(wanted: Transition, mesh: Mesh, launches_at_once: int = 1
         jax.shard_map(lambda x: operation(x[0])[None], mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
     )
     placed = jax.device_put(x, NamedSharding(mesh, spread))
-    return _in_turns([lambda: function(placed)], launches_at_once)[0]
+    return _in_turns([lambda: function(placed)], mesh, launches_at_once)
 
 
 def _operation(name: str) -> Callable[[jax.Array], jax.Array]:

@@ -23,6 +23,8 @@ _NOMINAL = {"cpu": (1e11, 1e10, 0.02), "gpu": (1e14, 1e12, 0.005), "tpu": (1e14,
 # How many times smaller or larger than its estimate a time may be: by the same lowering on this machine, on another
 # machine with the same instruction sets, and on one with others.
 _UNCERTAINTY, _UNCERTAINTY_UNTRIED, _UNCERTAINTY_FOREIGN = 1.25, 1.5, 3.0
+# Other processes slowed a measurement if the reference took this many times longer meanwhile than at its fastest.
+_SLOWED = 1.25
 # From this number on, the time of a layer is proportional to its samples: a larger batch is as alike as this one.
 _MANY_SAMPLES = 64
 
@@ -51,12 +53,16 @@ Measurable = LayerCase | Transition
 class CostTable:
     """Times in milliseconds.
 
+    A time that was measured while other processes slowed the machine counts as an estimate, divided by how much slower
+    it was, once a faster reference shows that.
+
     Attributes:
       platform: cpu, gpu or tpu.
       machine: where the times were measured; None for nowhere in particular.
       tuned: precisions in which `--tune` measured it.
       is_foreign: whether times were filled up from a machine with other instruction sets, where other lowerings win.
-      times: times of cases and transitions.
+      times: times of cases and transitions, as they were measured.
+      references_ms: the reference's time during each measurement (see `measure.measure_cases`), where it is known.
     """
 
     platform: str
@@ -64,14 +70,20 @@ class CostTable:
     tuned: frozenset[str] = frozenset()
     is_foreign: bool = False
     times: dict[Measurable, float] = dataclasses.field(default_factory=dict)
+    references_ms: dict[Measurable, float] = dataclasses.field(default_factory=dict)
     _measured: set[Measurable] = dataclasses.field(default_factory=set)
     _measured_families: set[tuple] = dataclasses.field(default_factory=set)
     _alike: dict[tuple, list[Any]] = dataclasses.field(default_factory=dict)
     _estimates: dict[Measurable, float] = dataclasses.field(default_factory=dict)
+    _fastest_reference_ms: float = math.inf
 
-    def add(self, measured: Measurable, milliseconds: float) -> None:
-        """Adds a measurement."""
+    def add(self, measured: Measurable, milliseconds: float, reference_ms: float | None = None) -> None:
+        """Adds a measurement, and the reference's time meanwhile."""
         self._add(measured, milliseconds)
+        self.references_ms.pop(measured, None)
+        if reference_ms:
+            self.references_ms[measured] = reference_ms
+            self._fastest_reference_ms = min(self._fastest_reference_ms, reference_ms)
         self._measured.add(measured)
         self._measured_families.add(_family(measured))
 
@@ -94,8 +106,13 @@ class CostTable:
         return self.tuned.issuperset(precisions)
 
     def is_measured(self, timed: Measurable) -> bool:
-        """Whether the time was measured on this table's machine, rather than filled up or estimated."""
-        return timed in self._measured
+        """Whether the time was measured on this table's machine, not slowed, rather than filled up or estimated."""
+        return timed in self._measured and self.slowdown(timed) == 1.0
+
+    def slowdown(self, timed: Measurable) -> float:
+        """Returns how many times slower the machine was during a measurement than at its fastest; 1 if hardly."""
+        slowdown = self.references_ms.get(timed, 0.0) / self._fastest_reference_ms
+        return slowdown if slowdown > _SLOWED else 1.0
 
     def uncertainty(self, timed: Measurable) -> float:
         """Returns the factor by which a measurement on this table's machine may be smaller or larger than the time."""
@@ -124,21 +141,21 @@ class CostTable:
         estimates of them: of those that are most alike.
         """
         ratios = collections.defaultdict(list)
-        for timed, milliseconds in self.times.items():
+        for timed in self.times:
             if _family(timed) in base._alike:
                 for group in _groups(timed):
-                    ratios[group].append(milliseconds / base.milliseconds(timed))
+                    ratios[group].append(self.milliseconds(timed) / base.milliseconds(timed))
         medians = {group: statistics.median(found) for group, found in ratios.items()}
         full = CostTable(self.platform, self.machine, self.tuned, self.is_foreign)
         if self.machine is not None and base.machine is not None:
             full.is_foreign |= self.machine.instruction_sets != base.machine.instruction_sets
-        for timed, milliseconds in self.times.items():
-            full._add(timed, milliseconds)
-        for timed, milliseconds in base.times.items():
+        for timed in self.times:
+            full._add(timed, self.milliseconds(timed))
+        for timed in base.times:
             if timed not in self.times:
                 ratio = next((medians[group] for group in _groups(timed) if group in medians), 1.0)
-                full._add(timed, milliseconds * ratio)
-        full._measured |= self._measured
+                full._add(timed, base.milliseconds(timed) * ratio)
+        full._measured |= set(filter(self.is_measured, self._measured))
         full._measured_families |= self._measured_families
         if self.machine is not None and self.machine == base.machine:
             full.tuned |= base.tuned
@@ -149,7 +166,7 @@ class CostTable:
     def milliseconds(self, timed: Measurable) -> float:
         """Returns the milliseconds of a case or a transition, measured or estimated."""
         if timed in self.times:
-            return self.times[timed]
+            return self.times[timed] / self.slowdown(timed)
         if timed not in self._estimates:
             is_transition = isinstance(timed, Transition)
             self._estimates[timed] = self._estimate_transition(timed) if is_transition else self._estimate_case(timed)
@@ -161,14 +178,14 @@ class CostTable:
         alike = self._alike.get(_family(case)) or self._alike.get(_family(dataclasses.replace(case, groups=1)))
         if alike:
             nearest = min(alike, key=lambda other: _distance(case, other))
-            return self.times[nearest] * _work(case) / _work(nearest)
+            return self.milliseconds(nearest) * _work(case) / _work(nearest)
         if kernel_dtype(case.dtype) == "int8":
             return self.milliseconds(dataclasses.replace(case, dtype="float32")) / _INT8_SPEEDUP
         return self._nominal_ms(case)
 
     def _estimate_transition(self, wanted: Transition) -> float:
         """From the same mesh, else nominal."""
-        points = sorted((other.values, self.times[other]) for other in self._alike.get(_family(wanted), ()))
+        points = sorted((other.values, self.milliseconds(other)) for other in self._alike.get(_family(wanted), ()))
         if not points:
             return self._nominal_transition_ms(wanted)
         if len(points) == 1:

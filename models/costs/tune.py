@@ -1,6 +1,7 @@
 """Tuning: measures the costs that the planner needs for one network on one mesh."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -62,20 +63,22 @@ def tune(
         *_groups(network, shape, batch_size, precision, platform),
         *_transitions(shape, "float32" if precision == "int8" else precision),
     ]
-    known = len(table.times)
+    known = dict(table.times)
     with recording(table, path) as keep:
 
         def measure(cases: Sequence[LayerCase]) -> None:
-            lacking = [case for case in cases if case not in table.times]
-            for case, milliseconds in zip(lacking, measure_cases(lacking, mesh, launches_at_once), strict=True):
-                keep(case, milliseconds)
+            if lacking := [case for case in cases if not table.is_measured(case)]:
+                times, reference_ms = measure_cases(lacking, mesh, launches_at_once)
+                for case, milliseconds in zip(lacking, times, strict=True):
+                    keep(case, milliseconds, reference_ms)
 
-        for part in progress(parts):
+        for part in itertools.chain(progress(parts), parts):  # once more, what other processes slowed
             if isinstance(part, CaseGroup):
                 _measure_group(part, table, measure)
-            elif part not in table.times:
-                keep(part, measure_transition(part, mesh, launches_at_once))
-    if precision not in table.tuned or len(table.times) > known:
+            elif not table.is_measured(part):
+                (milliseconds,), reference_ms = measure_transition(part, mesh, launches_at_once)
+                keep(part, milliseconds, reference_ms)
+    if precision not in table.tuned or table.times != known:
         mark_as_tuned(table, path, precision)
 
 
@@ -85,8 +88,8 @@ def _measure_group(group: CaseGroup, table: CostTable, measure: Callable[[Sequen
     for samples in (smallest, middle):
         cases = [group.case(lowering, samples) for lowering in group.lowerings]
         measure(cases)
-        limit = _HOPELESS * min(table.times[case] for case in cases)
-        promising |= {case.lowering for case in cases if table.times[case] <= limit}
+        limit = _HOPELESS * min(map(table.milliseconds, cases))
+        promising |= {case.lowering for case in cases if table.milliseconds(case) <= limit}
     for samples in group.samples:
         measure([group.case(lowering, samples) for lowering in sorted(promising)])
 

@@ -169,7 +169,7 @@ class _Measuring:
         self,
         plans: Plans,
         own: CostTable,
-        keep: Callable[[Measurable, float], None],
+        keep: Callable[[Measurable, float, float], None],
         mesh: Mesh,
         seconds: float,
         progress: Callable[[float], None],
@@ -178,6 +178,7 @@ class _Measuring:
         self._own, self._keep, self._mesh = own, keep, mesh
         self._start, self._seconds, self._progress = time.perf_counter(), seconds, progress
         self._num_measured = 0
+        self._slowed: set[Measurable] = set()  # measured since other processes slowed the machine, which they still do
 
     def fastest(self, precisions: Sequence[str], batch_sizes: Sequence[int]) -> Setting:
         """Returns the fastest setting, after measuring what decides it in all precisions and at its batch size."""
@@ -199,8 +200,13 @@ class _Measuring:
             return "plan from what earlier builds measured on this machine"
         taken_s = time.perf_counter() - self._start
         note = f"plan measured on this machine in {taken_s:.0f} s ({self._num_measured} cases)"
-        if self._left_s <= 0 and _Unmeasured.of(self.plans, setting).decides:
-            note += ", in part scaled from another machine's table: a longer --calibrate_s or --tune measures more"
+        unmeasured = _Unmeasured.of(self.plans, setting)
+        if self._left_s <= 0 and unmeasured.decides:
+            slowdown = max(map(self._own.slowdown, unmeasured.gains_ms))
+            meanwhile = "scaled from another machine's table"
+            if slowdown > 1:
+                meanwhile = f"while other processes slowed it {slowdown:.1f} times"
+            note += f", in part {meanwhile}: a longer --calibrate_s or --tune measures more"
         return note
 
     @property
@@ -226,28 +232,33 @@ class _Measuring:
         unmeasured = _Unmeasured.of(self.plans, setting)
         if not unmeasured.decides:
             return False
+        if self._slowed.issuperset(unmeasured.gains_ms):
+            self._slowed.clear()
         enough, done = share * sum(unmeasured.gains_ms.values()), 0.0
         for part, gain_ms in sorted(unmeasured.gains_ms.items(), key=lambda item: -item[1]):
             if self._left_s <= 0:
                 break
+            if part in self._slowed:
+                continue
             if not self._own.is_measured(part):
                 if isinstance(part, Transition):
-                    self._record([part], [measure_transition(part, self._mesh, self.plans.launches_at_once)])
+                    self._record([part], *measure_transition(part, self._mesh, self.plans.launches_at_once))
                 else:
                     cases = self._in_time(self._rivals(part, *unmeasured.layers[part], setting))
-                    times = measure_cases(cases, self._mesh, self.plans.launches_at_once, brief=True)
-                    self._record(cases, times)
+                    self._record(cases, *measure_cases(cases, self._mesh, self.plans.launches_at_once, brief=True))
             done += gain_ms
             if done >= enough:
                 break
         self.plans = self.plans.with_table(in_force(self._own))
         return True
 
-    def _record(self, parts: Sequence[Measurable], times: Sequence[float]) -> None:
+    def _record(self, parts: Sequence[Measurable], times: Sequence[float], reference_ms: float) -> None:
         for part, milliseconds in zip(parts, times, strict=True):
             with contextlib.suppress(OSError):  # a full disk keeps nothing, and the next build measures again
-                self._keep(part, milliseconds)
+                self._keep(part, milliseconds, reference_ms)
             self._num_measured += 1
+        is_slowed = not self._own.is_measured(parts[0])
+        self._slowed = self._slowed.union(parts) if is_slowed else set()
         self._progress(time.perf_counter() - self._start)
 
     def _rivals(self, case: LayerCase, layer: LayerSpec, partition: Partition, setting: Setting) -> list[LayerCase]:
