@@ -9,6 +9,7 @@ each time by an end-to-end run of main.py on synthetic images, with an artefact 
 fails is reported and left out. Writes scaling.json after every round, and scaling.png and scaling.svg at the end.
 """
 
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -28,17 +29,8 @@ from benchmarks.curves import Curve, Panel, draw
 from benchmarks.machine import circumstances
 from benchmarks.output import make_table, print_table
 from benchmarks.ratios import Ratio, best
-from benchmarks.settings import (
-    DEFAULT_MESH,
-    NUM_DEVICES,
-    UNSHARDED,
-    Setting,
-    all_settings,
-    over_batch,
-    over_devices,
-    over_model_axis,
-)
 from cambrian.commands.config_file import DEFAULT_CONFIG
+from cambrian.sharding import MeshShape
 
 _CONFIG = flags.DEFINE_string("config", DEFAULT_CONFIG, "Config file of main.py.")
 _PRECISION = flags.DEFINE_string("precision", "auto", "Precision of main.py.")
@@ -58,6 +50,24 @@ _KEPT = (
     "parity_max_relative_error",
     "notes",
 )
+NUM_DEVICES = 32
+MAX_BATCH = 256
+UNSHARDED = MeshShape(1, 1)
+DEFAULT_MESH = MeshShape(4, 8)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setting:
+    """A configuration of main.py, apart from precision and model."""
+
+    mesh: MeshShape
+    batch_size: int
+    partition: str = "auto"
+
+    def __str__(self) -> str:
+        return f"mesh {self.mesh}, batch {self.batch_size}, {self.partition}"
+
+
 Runs = dict[Setting, list[dict[str, Any]]]  # the kept part of each round's report
 
 
@@ -108,6 +118,39 @@ def measure(_: list[str]) -> None:
         stem=output / "scaling",
     )
     print(f"measurements and curves in {output}")
+
+
+def all_settings(batch_size: int) -> list[Setting]:
+    """Returns the settings of all curves, each once."""
+    curves = (
+        over_batch(UNSHARDED),
+        over_batch(DEFAULT_MESH),
+        over_devices(batch_size),
+        over_model_axis(batch_size, "auto"),
+        over_model_axis(batch_size, "intra_sample"),
+    )
+    return list(dict.fromkeys(setting for curve in curves for setting in curve))
+
+
+def over_devices(batch_size: int) -> list[Setting]:
+    """Returns settings with 1 to 32 devices on the data axis."""
+    return [Setting(MeshShape(1, count), batch_size) for count in _doubled(1, NUM_DEVICES)]
+
+
+def over_batch(mesh: MeshShape) -> list[Setting]:
+    """Returns settings from one image per data group to 256 images per launch."""
+    return [Setting(mesh, batch_size) for batch_size in _doubled(mesh.data, MAX_BATCH)]
+
+
+def over_model_axis(batch_size: int, partition: str) -> list[Setting]:
+    """Returns settings with 1 to 32 of 32 devices on the model axis; from 2 on for intra_sample."""
+    least = 2 if partition == "intra_sample" else 1
+    meshes = [MeshShape(model, NUM_DEVICES // model) for model in _doubled(least, NUM_DEVICES)]
+    return [Setting(mesh, batch_size, partition) for mesh in meshes]
+
+
+def _doubled(first: int, last: int) -> list[int]:
+    return [first * 2**power for power in range((last // first).bit_length())]
 
 
 def succeeds(mode: str, setting: Setting, folder: Path, failures: list[str]) -> bool:

@@ -144,9 +144,3 @@ def _input_bytes_per_device(executable: Executable) -> int:
     specs = jax.tree.leaves(executable.input_spec)
     shards = [spec.sharding(executable.mesh).shard_shape(spec.shape) for spec in specs]
     return sum(math.prod(shard) * np.dtype(spec.dtype).itemsize for spec, shard in zip(specs, shards, strict=True))
-
-
-def bytes_per_launch(executable: Executable) -> int:
-    """Returns the bytes of inputs, outputs and temporaries of one launch on each device."""
-    analysis = executable.analysis
-    return _input_bytes_per_device(executable) + analysis.output_bytes + analysis.temporary_bytes
