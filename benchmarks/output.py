@@ -1,7 +1,8 @@
 """Tables of measurements on the terminal."""
 
-from rich.console import Console
 from rich.table import Table
+
+from cambrian.commands.console import show_table
 
 _PIPE_WIDTH = 140  # for output to files and pipes, which have no width
 
@@ -17,7 +18,4 @@ def make_table(title: str, words: tuple[str, ...], numbers: tuple[str, ...]) -> 
 
 
 def print_table(table: Table) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    console.print(table)
+    show_table(table, width=_PIPE_WIDTH)

@@ -38,8 +38,7 @@ from benchmarks.sides import PRECISIONS, SIDES
 from benchmarks.sides.problem import PRESET_OF_STEM, resnet101
 from benchmarks.sides.race import Contender, start
 from benchmarks.sides.reference import reference_logits
-from benchmarks.sides.result import Row, summarise
-from benchmarks.sides.result_table import result_table
+from benchmarks.sides.result import Row, result_table, summarise
 from cambrian.commands.model import default_model
 from cambrian.models.resnet.architecture import IMAGE_CHANNELS
 from cambrian.sharding.host import host, low_cpu_latency

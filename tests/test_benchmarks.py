@@ -18,9 +18,8 @@ from benchmarks.gpu_parts.processes import run_part
 from benchmarks.gpu_parts.result_table import result_table
 from benchmarks.ratios import Ratio, best
 from benchmarks.sides import PRECISIONS, SIDES
-from benchmarks.sides.client import SideError
 from benchmarks.sides.problem import Problem, Runner, make_problem
-from benchmarks.sides.race import LIMITS, Contender, Race
+from benchmarks.sides.race import LIMITS, Contender, Race, SideError
 from benchmarks.sides.reference import reference_logits
 from benchmarks.sides.result import Result, summarise
 from benchmarks.sides.worker import Server

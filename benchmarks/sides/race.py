@@ -2,17 +2,61 @@
 
 import contextlib
 import dataclasses
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec
 
 from benchmarks.sides import SIDES
-from benchmarks.sides.client import Client, SideError
 from benchmarks.sides.result import Result
 
 # Largest relative error of the logits.
 LIMITS = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 0.3}
 _P = ParamSpec("_P")
+_ROOT = Path(__file__).parents[2]
+
+
+class SideError(RuntimeError):
+    """A side failed to answer a command, or its process ended."""
+
+
+class Client:
+    """The process of a side in one mode and precision (`benchmarks.sides.worker`); a context manager that ends it."""
+
+    def __init__(self, side: str, mode: str, precision: str, stem: str, folder: Path):
+        self._log = folder / f"{side} {mode} {precision}.log"
+        command = [sys.executable, "-m", "benchmarks.sides.worker", side, mode, precision, stem, str(folder)]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+
+    def ask(self, command: str, *values: float) -> float:
+        """Sends `build`, `throughput` or `latency` and returns the number in the answer.
+
+        Raises:
+          SideError: if the command failed.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            print(command, *values, file=self._process.stdin, flush=True)
+            answer = json.loads(self._process.stdout.readline())
+        except (BrokenPipeError, ValueError):
+            last_words = self._log.read_text().strip().rpartition("\n")[2]
+            raise SideError(f"the process ended with exit code {self._process.wait()}: {last_words}") from None
+        if "failure" in answer:
+            raise SideError(answer["failure"])
+        (number,) = answer.values()
+        return number
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()  # safe, as an idle worker has no state to save
+        self._process.communicate()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,9 +1,12 @@
-"""The measurements of each side, and their summary relative to ours."""
+"""The measurements of each side, their summary relative to ours, and its table."""
 
 import dataclasses
 import statistics
 from collections.abc import Sequence
 
+from rich.table import Table
+
+from benchmarks.output import make_table
 from benchmarks.ratios import Ratio, best
 from benchmarks.sides import OURS
 
@@ -89,3 +92,21 @@ def summarise(results: Sequence[Result]) -> list[Row]:
             )
         )
     return rows
+
+
+def result_table(title: str, rows: Sequence[Row]) -> Table:
+    """Returns the table that `peers.py` prints."""
+    numbers = ("best batch", "images/s", "ours ÷ it", "batch-1 ms", "it ÷ ours")
+    table = make_table(title, ("side", "precision", "mode"), numbers)
+    for row in rows:
+        table.add_row(
+            row.side,
+            row.precision,
+            row.mode,
+            str(row.best_batch),
+            f"{row.images_per_second:.1f}",
+            str(row.speedup or ""),
+            f"{row.latency_ms:.1f}",
+            str(row.latency_speedup or ""),
+        )
+    return table
