@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 from benchmarks.machine import circumstances
 from benchmarks.output import make_table, print_table
 from benchmarks.ratios import Ratio
-from benchmarks.sides.problem import PRESET_OF_STEM, Problem, resnet101
+from benchmarks.sides.problem import STEMS, Problem, resnet101
 from cambrian import engine, models
 from cambrian.commands.configuration import CALIBRATE_S, PRECISIONS, batch_sizes
 from cambrian.commands.model import default_model
@@ -43,7 +43,7 @@ from cambrian.models.resnet.architecture import IMAGE_CHANNELS
 from cambrian.sharding import MeshShape, UsageError, make_mesh, mesh_shape
 from cambrian.sharding.host import acquire_devices, host, launches_at_once, low_cpu_latency, return_freed_memory
 
-_STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
+_STEM = flags.DEFINE_enum("stem", "cifar", STEMS, "Stem of the ResNet.")
 _MESH = flags.DEFINE_string("mesh", "1x1", "MODELxDATA.")
 _PRECISION = flags.DEFINE_enum("precision", "auto", PRECISIONS, "Precision; auto: each side's choice.")
 _BATCH = flags.DEFINE_integer("batch", 0, "Images per launch; 0: each side's choice.")
@@ -132,17 +132,7 @@ def make_side(name: str, problem: Problem, mesh: Mesh, at_once: int) -> Side:
     chosen = models.choose_setting(plans, precisions_of(_PRECISION.value, "cpu"), sizes, mesh, _SECONDS.value)
     taken_s = time.perf_counter() - start
     print(f"{name}: {chosen.setting} in {taken_s:.1f} s; {' '.join(chosen.notes)}", flush=True)
-    program = models.build_program(
-        problem.architecture,
-        problem.variables,
-        chosen.plan,
-        mesh,
-        image_size=problem.images.shape[1],
-        batch_size=chosen.setting.batch_size,
-        precision=chosen.setting.precision,
-        mean=problem.mean,
-        std=problem.std,
-    )
+    program = problem.program(chosen.plan, mesh, chosen.setting.batch_size, chosen.setting.precision)
     executable = dataclasses.replace(engine.compile_program(program), program=None)  # without the host's weights
     return Side(name, chosen, taken_s, executable, problem.images[: chosen.setting.batch_size])
 

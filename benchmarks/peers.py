@@ -35,7 +35,7 @@ from absl import app, flags, logging
 from benchmarks.machine import circumstances
 from benchmarks.output import print_table
 from benchmarks.sides import PRECISIONS, SIDES
-from benchmarks.sides.problem import PRESET_OF_STEM, resnet101
+from benchmarks.sides.problem import STEMS, resnet101
 from benchmarks.sides.race import Contender, start
 from benchmarks.sides.reference import reference_logits
 from benchmarks.sides.result import Row, result_table, summarise
@@ -43,7 +43,7 @@ from cambrian.commands.model import default_model
 from cambrian.models.resnet.architecture import IMAGE_CHANNELS
 from cambrian.sharding.host import host, low_cpu_latency
 
-_STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
+_STEM = flags.DEFINE_enum("stem", "cifar", STEMS, "Stem of the ResNet.")
 _SIZE = flags.DEFINE_integer("size", 0, "Height and width of the images in pixels; 0: that of the stem's preset.")
 _PRECISION = flags.DEFINE_list("precision", list(PRECISIONS), "Precisions, measured one after another.")
 _BATCHES = flags.DEFINE_list("batches", ["4", "8", "16", "32", "64"], "Batch sizes to measure.")

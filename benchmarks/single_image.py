@@ -28,7 +28,7 @@ from benchmarks.machine import circumstances
 from benchmarks.output import make_table, print_table
 from benchmarks.sides import ours
 from benchmarks.sides.onnx_graph import onnx_model
-from benchmarks.sides.problem import PRESET_OF_STEM, Problem, resnet101
+from benchmarks.sides.problem import STEMS, Problem, resnet101
 from cambrian import models
 from cambrian.commands.model import default_model
 from cambrian.models.costs.layer_case import case_of
@@ -36,7 +36,7 @@ from cambrian.models.costs.measure import measure_cases
 from cambrian.sharding import Kind, LayerSpec, MeshShape, make_mesh
 from cambrian.sharding.host import acquire_devices, host, keep_freed_memory, low_cpu_latency
 
-_STEM = flags.DEFINE_enum("stem", "cifar", list(PRESET_OF_STEM), "Stem of the ResNet.")
+_STEM = flags.DEFINE_enum("stem", "cifar", STEMS, "Stem of the ResNet.")
 _SIZE = flags.DEFINE_integer("size", 0, "Height and width of the image in pixels; 0: that of the stem's preset.")
 _LAUNCHES = flags.DEFINE_integer("launches", 60, "Launches of each side, in turns.", lower_bound=1)
 _UNSHARDED = MeshShape(1, 1)

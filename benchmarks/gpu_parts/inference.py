@@ -52,17 +52,8 @@ def _ours(
     start = time.perf_counter()
     devices, _ = acquire_devices(shape.num_devices, platform)
     memory = device_memory_bytes(devices)
-    program = models.build_program(
-        problem.architecture,
-        problem.variables,
-        models.make_plan(problem.network, shape, batch, platform, precision, memory_limit_bytes=memory),
-        make_mesh(shape, devices),
-        image_size=problem.images.shape[1],
-        batch_size=batch,
-        precision=precision,
-        mean=problem.mean,
-        std=problem.std,
-    )
+    plan = models.make_plan(problem.network, shape, batch, platform, precision, memory_limit_bytes=memory)
+    program = problem.program(plan, make_mesh(shape, devices), batch, precision)
     with tempfile.TemporaryDirectory() as folder:
         artifact, key = Path(folder, "artifact"), Path(folder, "key")
         engine.save(engine.compile_program(program), artifact, key)

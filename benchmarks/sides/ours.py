@@ -30,18 +30,7 @@ def make_runner(problem: Problem, batch: int, precision: str, mode: str) -> Runn
     network = problem.network if quantized is None else read_layers(quantized.graph).layers
     plans = models.Plans(network, shape, models.current_cost_table("cpu"), launches_at_once=at_once)
     chosen = models.choose_setting(plans, [precision], [batch], mesh, CALIBRATE_S)
-    program = models.build_program(
-        problem.architecture,
-        problem.variables,
-        chosen.plan,
-        mesh,
-        image_size=problem.images.shape[1],
-        batch_size=batch,
-        precision=precision,
-        mean=problem.mean,
-        std=problem.std,
-        quantized=quantized,
-    )
+    program = problem.program(chosen.plan, mesh, batch, precision, quantized)
     # Drops the program, whose host weights would stay in memory for every batch size.
     executable = dataclasses.replace(engine.compile_program(program), program=None)
     images = problem.images[:batch]
@@ -78,11 +67,5 @@ def _settings(mode: str, precision: str) -> tuple[MeshShape, int, int]:
 
 @functools.cache
 def _quantized(problem: Problem):
-    return models.quantize(
-        problem.architecture,
-        problem.variables,
-        models.Calibration(problem.images, "the problem's images", max_top1_drop=100.0),
-        image_size=problem.images.shape[1],
-        mean=problem.mean,
-        std=problem.std,
-    )
+    calibration = models.Calibration(problem.images, "the problem's images", max_top1_drop=100.0)
+    return models.quantize(problem.architecture, problem.variables, calibration, **problem.pixels)

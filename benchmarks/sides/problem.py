@@ -2,18 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from cambrian import models
 from cambrian.commands.model import default_model
+from cambrian.models.graph.quantization import Quantized
 from cambrian.models.graph.read_layers import layered_network
 from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.flax_resnet import as_function, load_resnet
-from cambrian.sharding import Kind, Network
+from cambrian.sharding import Kind, Network, Plan, Program
 
-PRESET_OF_STEM = {"cifar": "resnet101_cifar10", "imagenet": "resnet101_imagenet"}
+STEMS = ("cifar", "imagenet")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +44,26 @@ class Problem:
     def normalised(self, batch: int) -> np.ndarray:
         """Returns the first `batch` images (N, H, W, C), normalised, in float32."""
         return ((self.images[:batch] / 255 - self.mean) / self.std).astype(np.float32)
+
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """Size and normalisation of the images, as `models.build_program` and `models.quantize` take them."""
+        return {"image_size": self.images.shape[1], "mean": self.mean, "std": self.std}
+
+    def program(
+        self, plan: Plan, mesh: Mesh, batch: int, precision: str, quantized: Quantized | None = None
+    ) -> Program:
+        """Returns our program of the network, from uint8 images to logits."""
+        return models.build_program(
+            self.architecture,
+            self.variables,
+            plan,
+            mesh,
+            batch_size=batch,
+            precision=precision,
+            quantized=quantized,
+            **self.pixels,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
