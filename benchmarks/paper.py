@@ -20,9 +20,9 @@ from absl import app, flags
 
 from benchmarks.findings import findings
 from cambrian.commands.sweep.grid import Grid
-from cambrian.commands.sweep.log import RESULTS, ResultLog
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import Standing, rank
+from cambrian.commands.sweep.result import RESULTS, ResultLog
 from cambrian.commands.sweep.tables import markdown
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder of images.", required=True)
@@ -68,8 +68,7 @@ def _ranked(directory: Path) -> tuple[Grid, list[Standing]]:
     results = ResultLog(directory / RESULTS).results
     flags_of = [result.trial.cell.flags for result in results]
     grid = Grid.of({flag: list(dict.fromkeys(cell[flag] for cell in flags_of)) for flag in flags_of[0]})
-    names = {cell: grid.name(cell) for cell in grid.cells}
-    return grid, rank(grid.cells, names, results, Objective(), {}, {})
+    return grid, rank(grid, results, Objective(), {}, {})
 
 
 def measure(_: list[str]) -> None:

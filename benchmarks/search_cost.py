@@ -23,9 +23,8 @@ from absl import app, flags
 
 from cambrian.commands.sweep.grid import Cell
 from cambrian.commands.sweep.halving import HalvingSearch
-from cambrian.commands.sweep.log import ResultLog
 from cambrian.commands.sweep.objective import Objective
-from cambrian.commands.sweep.result import MEASURE, OK, Result, Trial
+from cambrian.commands.sweep.result import MEASURE, OK, Result, ResultLog, Trial
 
 _FULL = flags.DEFINE_string("full", None, "Directory of a sweep with --search grid.", required=True)
 _AUTO = flags.DEFINE_string("auto", None, "Directory of the same sweep with --search auto.")

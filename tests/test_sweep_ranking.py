@@ -5,15 +5,13 @@ import os
 import pytest
 from benchmarks.findings import findings
 
-from cambrian.commands.sweep.log import ResultLog
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import best_group, rank
-from cambrian.commands.sweep.result import Result, Trial
+from cambrian.commands.sweep.result import Result, ResultLog, Trial
 from cambrian.commands.sweep.text import duration, result_text
 from sweep_stand_in import make_grid
 
 GRID = make_grid(threads=(1, 2, 3, 4))
-NAMES = {cell: GRID.name(cell) for cell in GRID.cells}
 
 
 def results(**speeds):
@@ -33,7 +31,7 @@ def results(**speeds):
 
 
 def ranked(made, objective=None, pruned=None):
-    return rank(GRID.cells, NAMES, made, objective or Objective(), {}, pruned or {})
+    return rank(GRID, made, objective or Objective(), {}, pruned or {})
 
 
 def threads(standings):
@@ -127,7 +125,7 @@ def test_the_papers_findings_beside_those_of_a_sweep():
         for round in (1, 2):
             report = {"images_per_second": 1.0, "latency_ms_p99": 1.0, "wall_ms": wall_ms + round}
             made.append(Result(Trial(cell, round=round), "ok", elapsed_s=1.0, report=report))
-    standings = rank(grid.cells, {cell: grid.name(cell) for cell in grid.cells}, made, Objective(), {}, {})
+    standings = rank(grid, made, Objective(), {}, {})
     split, more_threads, overflow = findings(grid, standings)
     assert split.here == "the fastest is mesh 4x8, threads 2: 1002 ms"
     assert more_threads.here.startswith("slower: from the fewest to the most threads (2 to 4 where measured)")

@@ -11,9 +11,8 @@ import pytest
 
 import sweep_stand_in
 from cambrian.commands.sweep.directory import sweep_directory
-from cambrian.commands.sweep.log import ResultLog
 from cambrian.commands.sweep.process import kill_leftovers
-from cambrian.commands.sweep.result import Trial
+from cambrian.commands.sweep.result import ResultLog, Trial
 from cambrian.sharding import UsageError
 from sweep_stand_in import KILLED_GRID, KILLED_REPEATS, SCRIPT, counted, make_grid, make_sweep, ran, run
 from waiting import settle

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cambrian.commands.output import held_folder
-from cambrian.commands.sweep.log import RESULTS
+from cambrian.commands.sweep.result import RESULTS
 from cambrian.sharding import UsageError
 from cambrian.sharding.host.files import replace_file
 

@@ -15,7 +15,7 @@ from cambrian.commands.predict import PredictedCosts
 from cambrian.commands.sweep.grid import Cell
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.result import MEASURE, OK, Result, Trial
-from cambrian.commands.sweep.search import Stage, failure, failures, shuffled
+from cambrian.commands.sweep.search import Stage, failure, failures, rounds, shuffled
 from cambrian.sharding import MeshShape
 
 # Predictions are accurate to 25%: a cell predicted at more than 1.25 / 0.75 of the best time can't be the best.
@@ -68,13 +68,8 @@ class HalvingSearch:
 
         ok = [cell for cell in survivors if failure(cell, failed) is None]
         finalists = self._best(ok, _FRACTIONS[1], done, num_finalists)
-        pending = [
-            trial
-            for round in range(1, self.repeats + 1)
-            for cell in shuffled(finalists, self.seed, round)
-            if failure(cell, failed) is None and (trial := Trial(cell, MEASURE, round)) not in done
-        ]
-        return Stage(f"finalists, round {pending[0].round} of {self.repeats}" if pending else "", tuple(pending))
+        trials = rounds(finalists, self.repeats, self.seed, results)
+        return Stage(f"finalists, round {trials[0].round} of {self.repeats}" if trials else "", trials)
 
     def candidates(self) -> list[Cell]:
         """Returns the cells that aren't pruned, fastest prediction first; ties are in seeded order.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cambrian.commands.predict import PredictedCosts
-from cambrian.commands.sweep.grid import Cell
+from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.result import MEASURE, OK, Result
 from cambrian.commands.sweep.search import failure, failures
@@ -69,8 +69,7 @@ class Standing:
 
 
 def rank(
-    cells: Sequence[Cell],
-    names: Mapping[Cell, str],
+    grid: Grid,
     results: Sequence[Result],
     objective: Objective,
     predictions: Mapping[Cell, PredictedCosts | None],
@@ -87,8 +86,8 @@ def rank(
             by_images = reports.setdefault(result.trial.cell, {})
             by_images.setdefault(result.trial.num_images, []).append(result.report)
     standings = []
-    for cell in cells:
-        common = {"cell": cell, "name": names[cell], "prediction": predictions.get(cell)}
+    for cell in grid.cells:
+        common = {"cell": cell, "name": grid.name(cell), "prediction": predictions.get(cell)}
         by_images = reports.get(cell, {})
         if (result := failure(cell, failed)) is not None:
             # Earlier successes of a configuration that fails don't count.

@@ -4,7 +4,6 @@ import dataclasses
 import random
 import statistics
 from collections.abc import Sequence
-from typing import Protocol
 
 from cambrian.commands.sweep.grid import Cell
 from cambrian.commands.sweep.result import BUILD, MEASURE, OK, Result, Trial
@@ -23,12 +22,6 @@ class Stage:
     name: str
     pending: tuple[Trial, ...]
     later: int = 0
-
-
-class Search(Protocol):
-    """A strategy that chooses trials."""
-
-    def stage(self, results: Sequence[Result]) -> Stage: ...
 
 
 def failures(results: Sequence[Result]) -> dict[Cell, Result]:
@@ -53,6 +46,13 @@ def shuffled(cells: Sequence[Cell], seed: int, round: int) -> list[Cell]:
     return order
 
 
+def rounds(cells: Sequence[Cell], repeats: int, seed: int, results: Sequence[Result]) -> tuple[Trial, ...]:
+    """Returns the trials that are left of `repeats` rounds over all cells; one that failed isn't run again."""
+    failed, done = failures(results), {result.trial for result in results}
+    trials = (Trial(cell, MEASURE, round) for round in range(1, repeats + 1) for cell in shuffled(cells, seed, round))
+    return tuple(trial for trial in trials if trial not in done and failure(trial.cell, failed) is None)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class GridSearch:
     """Runs every cell `repeats` times, in rounds over all cells."""
@@ -62,16 +62,8 @@ class GridSearch:
     seed: int
 
     def stage(self, results: Sequence[Result]) -> Stage:
-        failed = failures(results)
-        done = {result.trial for result in results}
-        pending = [
-            trial
-            for round in range(1, self.repeats + 1)
-            for cell in shuffled(self.cells, self.seed, round)
-            if failure(cell, failed) is None and (trial := Trial(cell, MEASURE, round)) not in done
-        ]
-        name = f"round {pending[0].round} of {self.repeats}" if pending else ""
-        return Stage(name, tuple(pending))
+        pending = rounds(self.cells, self.repeats, self.seed, results)
+        return Stage(f"round {pending[0].round} of {self.repeats}" if pending else "", pending)
 
 
 def time_left_s(stage: Stage, results: Sequence[Result]) -> float | None:

@@ -11,16 +11,12 @@ from cambrian.commands.sweep.directory import TRIALS, sweep_directory
 from cambrian.commands.sweep.display import Display, State
 from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.halving import HalvingSearch
-from cambrian.commands.sweep.log import RESULTS, ResultLog
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.process import kill_leftovers, run_process
 from cambrian.commands.sweep.ranking import Standing, best_group, rank
-from cambrian.commands.sweep.result import BUILD, MEASURE, REFUSED, Result, Trial
-from cambrian.commands.sweep.search import GridSearch, Search, Stage, time_left_s
+from cambrian.commands.sweep.result import BUILD, MEASURE, REFUSED, RESULTS, Result, ResultLog, Trial
+from cambrian.commands.sweep.search import GridSearch, Stage, time_left_s
 from cambrian.commands.sweep.verdict import judge
-
-# (cell, number of images or 0 for its own, output folder) → the command that runs it.
-RunCommand = Callable[[Cell, int, Path], list[str]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +26,8 @@ class Sweep:
     Attributes:
       path: its directory.
       identity: see `sweep_directory`.
-      run_command: returns the command of a measurement, which writes report.json to the given folder.
+      run_command: returns the command that runs a cell on a number of images, 0 for its own, and writes report.json to
+        the given folder.
       build_command: returns the command that makes a cell's executable; None if none is needed.
       resume: the command line that goes on with it, as a user types it.
       answer: returns the one that runs a cell.
@@ -47,7 +44,7 @@ class Sweep:
     grid: Grid
     path: Path
     identity: Mapping[str, Any]
-    run_command: RunCommand
+    run_command: Callable[[Cell, int, Path], list[str]]
     build_command: Callable[[Cell], list[str]] | None
     resume: str
     answer: Callable[[Cell], str]
@@ -60,13 +57,6 @@ class Sweep:
     seed: int = 0
     timeout_s: float = 1800.0
     fresh: bool = False
-
-    @property
-    def names(self) -> dict[Cell, str]:
-        return {cell: self.grid.name(cell) for cell in self.grid.cells}
-
-    def rank(self, results: list[Result], pruned: Mapping[Cell, str]) -> list[Standing]:
-        return rank(self.grid.cells, self.names, results, self.objective, self.predictions, pruned)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,7 +86,7 @@ def run_sweep(sweep: Sweep, display: Display) -> Outcome:
             while True:
                 results = [*refused, *log.results]
                 stage = search.stage(results)
-                standings = sweep.rank(results, pruned)
+                standings = rank(sweep.grid, results, sweep.objective, sweep.predictions, pruned)
                 trial = _next_trial(sweep, stage, log.results)
                 display.show(_state(sweep, standings, log.results, stage, trial))
                 if trial is None:
@@ -110,7 +100,7 @@ def halving_search(sweep: Sweep) -> HalvingSearch:
     return HalvingSearch(cells, sweep.repeats, sweep.seed, sweep.objective, sweep.num_images, sweep.predictions)
 
 
-def _search(sweep: Sweep) -> tuple[Search, dict[Cell, str]]:
+def _search(sweep: Sweep) -> tuple[GridSearch | HalvingSearch, dict[Cell, str]]:
     search = halving_search(sweep)
     if sweep.search == "grid":
         return GridSearch(search.cells, sweep.repeats, sweep.seed), {}

@@ -5,13 +5,15 @@ from typing import Any
 
 from rich.table import Table
 
-from cambrian.commands.console import show_table
+from cambrian.commands.console import counted, show_table
 from cambrian.commands.output import csv_text
 from cambrian.commands.sweep.grid import Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import Standing
-from cambrian.commands.sweep.text import HEADERS, rows
+from cambrian.commands.sweep.result import OK
+from cambrian.commands.sweep.text import number, status_text
 
+HEADERS = ("", "configuration", "images/s", "spread", "p99 ms", "wall ms", "MiB a device", "host MiB", "remark")
 _MOST_ROWS = 20  # on the terminal; files hold all
 _MEDIANS = (
     "images_per_second",
@@ -35,6 +37,46 @@ _FACTS = (
     "predicted_memory_bytes_per_device",
     "predicted_host_memory_bytes",
 )
+
+
+def rows(standings: Sequence[Standing], best: Sequence[Standing], objective: Objective) -> list[tuple[str, ...]]:
+    """Returns the ranking's rows under `HEADERS`; = marks configurations indistinguishable from the best."""
+    made = []
+    for place, standing in enumerate(standings, start=1):
+        mark = str(place) if standing.eligible else ""
+        if standing in best[1:]:
+            mark += " ="
+        spread = standing.spread(objective.key)
+        made.append(
+            (
+                mark,
+                standing.name,
+                number(standing.median("images_per_second")),
+                "" if spread is None else f"{spread:.0%}",
+                number(standing.median("latency_ms_p99")),
+                number(standing.median("wall_ms")),
+                _mebibytes(standing.fact("predicted_memory_bytes_per_device")),
+                _mebibytes(max(standing.values("peak_host_memory_bytes"), default=None)),
+                _remark(standing, objective),
+            )
+        )
+    return made
+
+
+def _remark(standing: Standing, objective: Objective) -> str:
+    """The remark in a row of the ranking; may be empty."""
+    if standing.status != OK:
+        return status_text(standing) + (f": {standing.reason}" if standing.reason else "")
+    remarks = [] if standing.complete else [f"{counted(standing.reports[0]['num_images'], 'image')} only"]
+    if standing.is_unstable(objective.key):
+        remarks.append("unstable")
+    if standing.reason:
+        remarks.append(standing.reason)
+    return "; ".join(remarks)
+
+
+def _mebibytes(num_bytes: float | None) -> str:
+    return "" if num_bytes is None else f"{num_bytes / 2**20:.0f}"
 
 
 def print_ranking(standings: Sequence[Standing], best: Sequence[Standing], objective: Objective) -> None:

@@ -1,7 +1,5 @@
 """Text that describes results, the same on the terminal, in Markdown and in HTML."""
 
-from collections.abc import Sequence
-
 from cambrian.commands.console import counted
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import Standing
@@ -53,46 +51,3 @@ def result_text(standing: Standing, objective: Objective) -> str:
     rejected = "" if standing.eligible else f"; left out{reason}"
     images = "" if standing.complete else f", of {counted(standing.reports[0]['num_images'], 'image')} only"
     return f"{with_spread(standing, objective.key)}{images}{rejected}"
-
-
-def remark(standing: Standing, objective: Objective) -> str:
-    """Returns the remark in a row of the ranking; may be empty."""
-    if standing.status != OK:
-        return status_text(standing) + (f": {standing.reason}" if standing.reason else "")
-    remarks = [] if standing.complete else [f"{counted(standing.reports[0]['num_images'], 'image')} only"]
-    if standing.is_unstable(objective.key):
-        remarks.append("unstable")
-    if standing.reason:
-        remarks.append(standing.reason)
-    return "; ".join(remarks)
-
-
-HEADERS = ("", "configuration", "images/s", "spread", "p99 ms", "wall ms", "MiB a device", "host MiB", "remark")
-
-
-def rows(standings: Sequence[Standing], best: Sequence[Standing], objective: Objective) -> list[tuple[str, ...]]:
-    """Returns the ranking's rows under `HEADERS`; = marks configurations indistinguishable from the best."""
-    made = []
-    for place, standing in enumerate(standings, start=1):
-        mark = str(place) if standing.eligible else ""
-        if standing in best[1:]:
-            mark += " ="
-        spread = standing.spread(objective.key)
-        made.append(
-            (
-                mark,
-                standing.name,
-                number(standing.median("images_per_second")),
-                "" if spread is None else f"{spread:.0%}",
-                number(standing.median("latency_ms_p99")),
-                number(standing.median("wall_ms")),
-                _mebibytes(standing.fact("predicted_memory_bytes_per_device")),
-                _mebibytes(max(standing.values("peak_host_memory_bytes"), default=None)),
-                remark(standing, objective),
-            )
-        )
-    return made
-
-
-def _mebibytes(num_bytes: float | None) -> str:
-    return "" if num_bytes is None else f"{num_bytes / 2**20:.0f}"

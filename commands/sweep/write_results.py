@@ -1,18 +1,24 @@
 """Writes a sweep's ranking, pictures and page, and prints its answer."""
 
+import base64
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
 
 from cambrian.commands.console import counted, print_note
 from cambrian.commands.sweep.directory import FIGURES
 from cambrian.commands.sweep.figures import draw_figures
-from cambrian.commands.sweep.page import html_page
 from cambrian.commands.sweep.ranking import Standing, best_group
 from cambrian.commands.sweep.result import BUILD, OK
 from cambrian.commands.sweep.sweep import Outcome, Sweep
-from cambrian.commands.sweep.tables import markdown, print_ranking, summary_csv
-from cambrian.commands.sweep.text import HEADERS, duration, rows, with_spread
+from cambrian.commands.sweep.tables import HEADERS, markdown, print_ranking, rows, summary_csv
+from cambrian.commands.sweep.text import duration, with_spread
 from cambrian.sharding.host.files import replace_file
+
+_PAGE = Path(__file__).parent / "page.html.jinja"
 
 
 def write_results(sweep: Sweep, outcome: Outcome) -> bool:
@@ -26,20 +32,22 @@ def write_results(sweep: Sweep, outcome: Outcome) -> bool:
     sentences = answer(standings, best, sweep)
     winner = sweep.answer(best[0].cell) if best else ""
     figures = draw_figures(sweep.grid, standings, best, objective, sweep.path / FIGURES)
-    page = html_page(
+    table = rows(standings, best, objective)
+    page = _page(
         title=f"Sweep over {', '.join(sweep.grid.varied)}: {len(standings)} configurations",
         answer=sentences,
         winner=winner,
-        rows=rows(standings, best, objective),
-        figures=figures,
+        headers=HEADERS,
+        rows=table,
+        figures=_encoded(figures),
         environment=_environment(sweep, outcome),
         commands={"Continue this sweep:": sweep.resume}
         | ({"The best configuration:": winner} if winner else {})
-        | {f"{name}:": sweep.answer(cell) for cell, name in sweep.names.items()},
+        | {f"{sweep.grid.name(cell)}:": sweep.answer(cell) for cell in sweep.grid.cells},
     )
     for name, text in (
         ("summary.csv", summary_csv(sweep.grid, standings, objective)),
-        ("ranking.md", markdown(HEADERS, rows(standings, best, objective))),
+        ("ranking.md", markdown(HEADERS, table)),
         ("report.html", page),
     ):
         replace_file(sweep.path / name, text.encode(errors="backslashreplace"))  # file names needn't be Unicode
@@ -70,6 +78,17 @@ def answer(standings: Sequence[Standing], best: Sequence[Standing], sweep: Sweep
         overflowed = sum(standing.overflow is not None for standing in failed)
         sentences.append(f"without a result: {len(failed)}, {overflowed} of them for want of memory; see their remarks")
     return sentences
+
+
+def _page(**values: Any) -> str:
+    """report.html, in one file that needs no network."""
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE.read_text())
+    return template.render(values)
+
+
+def _encoded(figures: Mapping[str, Path]) -> dict[str, str]:
+    """Caption → content of the SVG file in base64, as the page embeds it."""
+    return {caption: base64.b64encode(path.read_bytes()).decode() for caption, path in figures.items()}
 
 
 def _environment(sweep: Sweep, outcome: Outcome) -> dict[str, str]:
