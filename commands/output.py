@@ -5,6 +5,7 @@ import csv
 import fcntl
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -36,6 +37,9 @@ RESULTS = (
     *(f"{MODEL}/{name}" for name in ("config.json", "preprocessor_config.json", "model.safetensors")),
     *(name.replace(".", f"_{end}.") for name in (CLASSES, CONFUSION) for end in TRAINED_PRECISIONS),
 )
+
+# Importing Matplotlib, after this, may build a font cache, of which the user needn't know.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 class WrittenReport(Protocol):

@@ -1,13 +1,15 @@
-"""How right predictions are: top-1 and top-5 with confidence intervals, and the same for each class."""
+"""How right predictions are: top-1 and top-5 with confidence intervals, the same for each class, and their files."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cambrian.commands.output import csv_text
+from cambrian.commands.output import CLASSES, CONFUSION, csv_text
+from cambrian.sharding.host.files import replace_file
 
 _Z_95 = 1.959963984540054  # of the normal distribution, two-sided
 
@@ -114,3 +116,18 @@ def accuracy_text(found: Any) -> str:
     return ", ".join(
         f"{name} {share:.2%} (95% interval {100 * low:.2f} to {100 * high:.2f})" for name, share, (low, high) in shares
     )
+
+
+def write_accuracy(output_dir: Path, accuracy: Accuracy, confusion: np.ndarray, title: str, suffix: str = "") -> None:
+    """Writes classes.csv and confusion.png.
+
+    Args:
+      confusion: (classes, classes), number of images by label and prediction.
+      title: title of the picture.
+      suffix: appended to the names, for a folder that holds several.
+    """
+    from cambrian.commands.accuracy.confusion import draw_confusion  # Matplotlib takes half a second to import
+
+    classes, picture = (output_dir / name.replace(".", f"{suffix}.") for name in (CLASSES, CONFUSION))
+    replace_file(classes, accuracy.classes_csv())
+    draw_confusion(confusion, [entry.label for entry in accuracy.classes], title, picture)

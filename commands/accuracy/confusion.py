@@ -1,6 +1,5 @@
 """A picture of the confusion matrix."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from cambrian.commands.output import write_figure
 
 _MAX_NUMBERED = 20  # classes whose cells can hold a number
 _MAX_NAMED = 60  # classes whose names can be read
-# The user needn't know that a font cache is built.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:

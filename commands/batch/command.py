@@ -12,8 +12,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cambrian.commands.accuracy.accuracy import Accuracy
-from cambrian.commands.accuracy.files import write_accuracy
+from cambrian.commands.accuracy.accuracy import Accuracy, write_accuracy
 from cambrian.commands.batch.cluster import cluster, require_ray, set_environment, share_cluster
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import counted

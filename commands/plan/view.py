@@ -73,12 +73,10 @@ def draw_plan(
     Returns:
       The written files, `path` with the suffixes .png and .svg.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     figure = Figure(figsize=(12, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     lowerings = list(dict.fromkeys(layer["lowering"] for layer in plan.values()))
     partitions = {Partition(layer["partition"]) for layer in plan.values()}

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cambrian.commands.accuracy.accuracy import Accuracy
-from cambrian.commands.accuracy.files import write_accuracy
+from cambrian.commands.accuracy.accuracy import Accuracy, write_accuracy
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import counted, print_note, progress_bar
 from cambrian.commands.executables import check_parity

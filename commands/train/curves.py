@@ -2,7 +2,6 @@
 
 import csv
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from matplotlib.figure import Figure
 
 from cambrian.commands.output import write_figure
 
-# The user needn't know that a font cache is built.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 _TRAIN, _TEST = "#0072B2", "#D55E00"  # Okabe and Ito's palette, for any colour vision; line styles differ too
 
 

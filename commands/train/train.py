@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cambrian import models
-from cambrian.commands.accuracy.accuracy import Accuracy, accuracy_text
-from cambrian.commands.accuracy.files import write_accuracy
+from cambrian.commands.accuracy.accuracy import Accuracy, accuracy_text, write_accuracy
 from cambrian.commands.accuracy.top_k import top_k
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.console import print_note, progress_bar
