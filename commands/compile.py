@@ -1,8 +1,7 @@
 """`--mode compile`: builds the configuration's artefact and prints its directory."""
 
-import sys
-
 from cambrian.commands.configuration import Configuration
+from cambrian.commands.console import print_note
 from cambrian.commands.executables import make_executable
 from cambrian.commands.ready import divided
 
@@ -26,5 +25,5 @@ def compile_command(configuration: Configuration) -> None:
     if (probe := made.executable.pending_probe) is not None:
         probe.run_alone(made.executable)
     for note in made.executable.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print_note(note)
     print(made.path)

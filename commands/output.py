@@ -45,11 +45,19 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 class WrittenReport(Protocol):
     """A report with these fields, and `write`, which replaces report.json in one step."""
 
+    notes: list[str]
     status: str
     failure_reason: str | None
     peak_host_memory_bytes: int | None
 
     def write(self, output_dir: Path) -> Path: ...
+
+
+def add_note(note: str, report: WrittenReport) -> None:
+    """Prints a deviation from the request and adds it to the report, once."""
+    if note not in report.notes:
+        print_note(note)
+        report.notes.append(note)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from cambrian.commands.console import counted
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
 from cambrian.commands.images.given import GivenImages
-from cambrian.commands.output import deferred_interrupts, output_folder, reporting
+from cambrian.commands.output import add_note, deferred_interrupts, output_folder, reporting
 from cambrian.commands.run.classify import Tally, images_of
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.manifest import Manifest
@@ -65,7 +65,7 @@ def batch_command(configuration: Configuration, flags: Flags) -> None:
         job = Job.of(output_dir, parts, manifest)
         with reporting(report, output_dir, "; the same command goes on") as start:
             for note in (*notes, *more_notes):
-                report.note(note)
+                add_note(note, report)
             missing, finished = job.missing(), []
             report.num_parts, report.num_parts_before = len(parts), len(parts) - len(missing)
             try:
@@ -121,7 +121,7 @@ def _count(job: "Job", images: ModelImages, manifest: Manifest) -> tuple[Tally, 
 
 def _finish(tally: Tally, images: ModelImages, manifest: Manifest, report: "BatchReport", output_dir: Path) -> None:
     if report.num_unreadable:
-        report.note(f"{counted(report.num_unreadable, 'image')} can't be read: see the column `error`")
+        add_note(f"{counted(report.num_unreadable, 'image')} can't be read: see the column `error`", report)
     if manifest.metadata["trained"] and tally.confusion is not None and tally.num_images:
         accuracy = Accuracy.of(tally.confusion, tally.top5_hits, images.class_names or ())
         report.measure(accuracy)

@@ -7,7 +7,8 @@ from typing import Any
 
 from cambrian.commands.accuracy.accuracy import Accuracy, accuracy_text
 from cambrian.commands.batch.worker import Finished
-from cambrian.commands.console import counted, print_note, show_table
+from cambrian.commands.console import counted, show_table
+from cambrian.commands.output import add_note
 from cambrian.commands.report import write_report
 from cambrian.engine.artifact.manifest import Manifest
 
@@ -55,12 +56,6 @@ class BatchReport:
     parity_top1_agreement: float | None = None
     peak_host_memory_bytes: int | None = None
 
-    def note(self, note: str) -> None:
-        """Prints a note and keeps it, once."""
-        if note not in self.notes:
-            print_note(note)
-            self.notes.append(note)
-
     def describe(self, manifest: Manifest, artifact: str) -> None:
         """Fills in the artefact's properties."""
         self.artifact = artifact
@@ -71,13 +66,13 @@ class BatchReport:
     def add(self, parts: Sequence[Finished]) -> None:
         """Fills in what this run's parts tell."""
         for note in sorted({note for part in parts for note in part.notes}):
-            self.note(note)
+            add_note(note, self)
         if not parts:
             return
         processes = {part.worker for part in parts}
         if len(processes) > (self.workers or 0):
             died = f"{len(processes) - (self.workers or 0)} of the workers' processes"
-            self.note(f"{died} died and had to be replaced; their parts were classified again")
+            add_note(f"{died} died and had to be replaced; their parts were classified again", self)
         self.executable = ", ".join(sorted({part.executable["executable"] for part in parts}))
         self.load_ms = max(part.executable["load_ms"] for part in parts)
         self.parity_max_relative_error = max(part.executable["parity_max_relative_error"] for part in parts)

@@ -21,9 +21,10 @@ from cambrian.commands.loadgen.queries import Samples, run_test
 from cambrian.commands.loadgen.results import read_classes, read_result
 from cambrian.commands.loadgen.search import find_peak
 from cambrian.commands.loadgen.settings import LoadGenSettings
+from cambrian.commands.output import add_note
 from cambrian.commands.report import Report
 from cambrian.commands.run.classify import numbered_alike
-from cambrian.commands.run.run import add_note, run_configuration
+from cambrian.commands.run.run import run_configuration
 from cambrian.commands.run.table import print_table
 from cambrian.engine.cards import Cards
 from cambrian.engine.runtime.executable import Executable

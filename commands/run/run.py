@@ -11,7 +11,7 @@ from cambrian.commands.console import counted, print_note, progress_bar
 from cambrian.commands.executables import check_parity
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ImageSource, ModelImages, choose_data, for_model, open_source
-from cambrian.commands.output import PREDICTIONS, deferred_interrupts, output_folder, reporting
+from cambrian.commands.output import PREDICTIONS, add_note, deferred_interrupts, output_folder, reporting
 from cambrian.commands.ready import ready
 from cambrian.commands.report import Report
 from cambrian.commands.run.classify import Tally, check_classifier, classify, images_of
@@ -115,8 +115,7 @@ def _run(
     images, notes = _images(executable, configuration, source)
     report.data = images.description
     for note in notes:
-        if note not in report.notes:
-            add_note(note, report)
+        add_note(note, report)
     work(executable, images, configuration, output_dir, report, start)
     if report.skipped_images:
         skipped = counted(len(report.skipped_images), "unreadable image")
@@ -222,9 +221,3 @@ def _note_padding(num_images: int, executable: Executable | Cards, report: Repor
             f"{counted(num_images, 'image')}",
             report,
         )
-
-
-def add_note(note: str, report: Report) -> None:
-    """Prints a deviation from the request, and adds it to the report."""
-    print_note(note)
-    report.notes.append(note)

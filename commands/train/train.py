@@ -16,12 +16,12 @@ from cambrian import models
 from cambrian.commands.accuracy.accuracy import Accuracy, accuracy_text, write_accuracy
 from cambrian.commands.accuracy.top_k import top_k
 from cambrian.commands.configuration import Configuration
-from cambrian.commands.console import print_note, progress_bar
+from cambrian.commands.console import progress_bar
 from cambrian.commands.executables import resolve
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
 from cambrian.commands.images.arrays import load_arrays
-from cambrian.commands.output import CURVES, METRICS, MODEL, TRAINED_PRECISIONS, output_folder, reporting
+from cambrian.commands.output import CURVES, METRICS, MODEL, TRAINED_PRECISIONS, add_note, output_folder, reporting
 from cambrian.commands.train.curves import draw_curves, metrics_csv
 from cambrian.commands.train.report import TrainingReport
 from cambrian.commands.train.setup import Setup, open_images, recipe_of, set_up
@@ -59,24 +59,24 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
     images, test_images, setup, more_notes = open_images(configuration, recipe, setup)
     recipe.steps_per_epoch(len(images))
     with output_folder(configuration) as output_dir:
-        report = TrainingReport(flags.reported | {"output_dir": str(output_dir.absolute())}, versions())
-        report.model, report.mesh, report.platform = (
-            setup.architecture.name,
-            str(configuration.mesh),
-            devices[0].platform,
+        report = TrainingReport(
+            flags.reported | {"output_dir": str(output_dir.absolute())},
+            versions(),
+            model=setup.architecture.name,
+            mesh=str(configuration.mesh),
+            platform=configuration.platform,
+            precision=configuration.precision,
+            batch_size=recipe.batch_size,
+            recipe=dataclasses.asdict(recipe),
+            data=images.description,
+            evaluated_on=test_images.description,
+            num_images=len(images),
+            weights=configuration.weights if setup.weights is None else str(setup.weights),
+            checkpoints=str(output_dir / CHECKPOINTS),
         )
-        report.precision, report.batch_size, report.recipe = (
-            configuration.precision,
-            recipe.batch_size,
-            dataclasses.asdict(recipe),
-        )
-        report.data, report.evaluated_on, report.num_images = images.description, test_images.description, len(images)
-        report.weights = configuration.weights if setup.weights is None else str(setup.weights)
-        report.checkpoints = str(output_dir / CHECKPOINTS)
         with reporting(report, output_dir, "; the same command with this --output_dir resumes") as start:
             for note in (*recipe_notes, *notes, *setup.notes, *more_notes):
-                print_note(note)
-                report.notes.append(note)
+                add_note(note, report)
             _train(configuration, recipe, setup, images, test_images, mesh, output_dir, report, start)
 
 
@@ -105,8 +105,7 @@ def _train(
     }
     checkpoints = Checkpoints(output_dir / CHECKPOINTS)
     for note in checkpoints.damaged():
-        print_note(note)
-        report.notes.append(note)
+        add_note(note, report)
     num_steps = recipe.epochs * recipe.steps_per_epoch(len(data.images))
     report.num_steps = num_steps
     is_finished = checkpoints.latest_step() == num_steps
@@ -149,9 +148,10 @@ def _train(
         )
     report.wall_ms = 1e3 * (time.perf_counter() - began)
     if is_finished:
-        note = f"the training in {output_dir} was finished: nothing was trained; another --output_dir starts a new one"
-        print_note(note)
-        report.notes.append(note)
+        add_note(
+            f"the training in {output_dir} was finished: nothing was trained; another --output_dir starts a new one",
+            report,
+        )
     _export(models.Weights(architecture, variables, description), output_dir)
     report.trained_weights = str(output_dir / MODEL)
     draw_curves(epochs, f"{architecture.name} on {report.data}", output_dir / CURVES)
