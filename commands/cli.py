@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -88,8 +87,7 @@ def _main(argv: list[str]) -> int:
             from cambrian.commands.sweep.command import sweep_command  # Matplotlib takes a while to import
 
             return sweep_command(found, [sys.executable, *_program(argv[0])])
-        configuration = read_configuration(found)
-        _MODES[found["mode"]](found, configuration)
+        _run_mode(found, read_configuration(found))
         return 0
     except UsageError as error:
         return _fail(error, 2)
@@ -108,52 +106,34 @@ def _program(started: str) -> list[str]:
     return [started] if is_script else ["-P", "-m", __spec__.name]  # -P: without the user's folder in sys.path
 
 
-# Each mode imports its own packages: a run needs neither Flax nor Matplotlib.
-def _run(found: Flags, configuration: Configuration) -> None:
-    from cambrian.commands.run.run import run_command
+def _run_mode(found: Flags, configuration: Configuration) -> None:
+    """Each mode imports its own packages: a run needs neither Flax nor Matplotlib."""
+    match found["mode"]:
+        case "run":
+            from cambrian.commands.run.run import run_command
 
-    run_command(configuration, found)
+            run_command(configuration, found)
+        case "compile":
+            from cambrian.commands.compile import compile_command
 
+            compile_command(configuration)
+        case "plan":
+            from cambrian.commands.plan.plan import plan_command
 
-def _compile(found: Flags, configuration: Configuration) -> None:
-    from cambrian.commands.compile import compile_command
+            plan_command(configuration, found["tune"])
+        case "train":
+            restart_with_huge_pages()
+            from cambrian.commands.train.train import train_command
 
-    compile_command(configuration)
+            train_command(configuration, found)
+        case "batch":
+            from cambrian.commands.batch.command import batch_command
 
+            batch_command(configuration, found)
+        case "loadgen":
+            from cambrian.commands.loadgen.loadgen import loadgen_command
 
-def _plan(found: Flags, configuration: Configuration) -> None:
-    from cambrian.commands.plan.plan import plan_command
-
-    plan_command(configuration, found["tune"])
-
-
-def _train(found: Flags, configuration: Configuration) -> None:
-    restart_with_huge_pages()
-    from cambrian.commands.train.train import train_command
-
-    train_command(configuration, found)
-
-
-def _batch(found: Flags, configuration: Configuration) -> None:
-    from cambrian.commands.batch.command import batch_command
-
-    batch_command(configuration, found)
-
-
-def _loadgen(found: Flags, configuration: Configuration) -> None:
-    from cambrian.commands.loadgen.loadgen import loadgen_command
-
-    loadgen_command(configuration, found)
-
-
-_MODES: dict[str, Callable[[Flags, Configuration], None]] = {
-    "run": _run,
-    "compile": _compile,
-    "plan": _plan,
-    "train": _train,
-    "batch": _batch,
-    "loadgen": _loadgen,
-}
+            loadgen_command(configuration, found)
 
 
 def _fail(message: object, exit_code: int) -> int:
