@@ -65,13 +65,21 @@ def user_folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """A folder with an artefact of the toy program, and the key that it is signed with."""
-    from cambrian.engine import compile_program, save
+def online():
+    """The toy program, compiled."""
+    from cambrian.engine import compile_program
     from toy_program import toy_program
 
+    return compile_program(toy_program())
+
+
+@pytest.fixture(scope="session")
+def saved(online, tmp_path_factory):
+    """A folder with its artefact, and the key that it is signed with."""
+    from cambrian.engine import save
+
     folder = tmp_path_factory.mktemp("saved")
-    save(compile_program(toy_program()), folder / "artifact", folder / "key")
+    save(online, folder / "artifact", folder / "key")
     return folder
 
 
@@ -84,3 +92,19 @@ def artifact(saved, tmp_path):
 @pytest.fixture
 def key(saved):
     return saved / "key"
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """main.py in processes of its own, with a home that the tests of a file share."""
+    from command import Command
+
+    return Command(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """A folder of four pictures of three classes."""
+    from image_cases import write_classes
+
+    return write_classes(tmp_path)

@@ -8,9 +8,9 @@ from cambrian.sharding import Preprocessing
 SIZE = Preprocessing((8, 8), (8, 8))
 
 
-def open_images(folder, *, labels=(), num_logits=3, **arguments):
-    source, notes = open_source(str(folder), **arguments)
-    images, more_notes = for_model(source, SIZE, labels, num_logits)
+def open_images(data, *, preprocessing=SIZE, labels=(), num_logits=3, **arguments):
+    source, notes = open_source(str(data), **arguments)
+    images, more_notes = for_model(source, preprocessing, labels, num_logits)
     return images, [*notes, *more_notes]
 
 

@@ -28,11 +28,6 @@ from cambrian.sharding import UsageError
 from toy_program import BATCH_SIZE, toy_program
 
 
-@pytest.fixture(scope="module")
-def online():
-    return compile_program(toy_program())
-
-
 def edit(artifact, key, **changes):
     """Changes fields of the manifest and signs it again."""
     manifest, is_signed = read_manifest(artifact, load_key(key))

@@ -21,14 +21,7 @@ from cambrian.engine.artifact.portable import load_portable
 from cambrian.engine.artifact.signing import read_key
 from cambrian.engine.artifact.tensor_file import write_tensors
 from cambrian.engine.errors import DamagedArtifact, ParityError
-from cambrian.engine.runtime.compile import compile_program
 from cambrian.sharding import UsageError
-from toy_program import toy_program
-
-
-@pytest.fixture(scope="module")
-def online():
-    return compile_program(toy_program())
 
 
 @pytest.fixture

@@ -21,11 +21,6 @@ from cambrian.sharding import UsageError, jit_program, make_mesh
 from toy_program import MESH, toy_program
 
 
-@pytest.fixture(scope="module")
-def online():
-    return compile_program(toy_program())
-
-
 @pytest.fixture
 def key(tmp_path):
     return tmp_path / "key"

@@ -25,6 +25,7 @@ from cambrian.sharding import (
     make_mesh,
 )
 from plan_cases import random_plan
+from unsharded import outputs_of, relative_error
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
@@ -48,14 +49,6 @@ def plan_of(net, mesh: MeshShape, batch_size: int, partition: str = "auto", prec
     return make_plan(net, mesh, batch_size, "cpu", precision, partition, table=CostTable("cpu"))
 
 
-def run(program: Program, images: np.ndarray) -> np.ndarray:
-    params = [
-        jax.device_put(param, spec.sharding(program.mesh))
-        for param, spec in zip(program.params, program.param_specs, strict=True)
-    ]
-    return np.asarray(jax.jit(program.apply)(params, jax.device_put(images, program.input_spec.sharding(program.mesh))))
-
-
 def images_of(batch_size: int, image_size: int) -> np.ndarray:
     # The first of the same 32, so that one reference serves every batch size.
     return np.random.default_rng(0).integers(0, 256, (32, image_size, image_size, 3), np.uint8)[:batch_size]
@@ -71,12 +64,8 @@ def unsharded_logits(architecture: Architecture, image_size: int) -> np.ndarray:
 def assert_unsharded_logits(program: Program, architecture: Architecture, tolerance: float = 1e-5) -> None:
     batch_size, image_size = program.input_spec.shape[:2]
     expected = unsharded_logits(architecture, image_size)[:batch_size]
-    error = relative_error(run(program, images_of(batch_size, image_size)), expected)
+    error = relative_error(outputs_of(program, images_of(batch_size, image_size)), expected)
     assert error <= tolerance, error
-
-
-def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 # Width and image size are such that each mesh finds rows and channels to cut; 10 classes and the deep layers don't
@@ -169,7 +158,7 @@ def test_bfloat16_stays_within_its_tolerance_of_float32():
     net = network(architecture, 16)
     plan = plan_of(net, MeshShape(2, 4), 8, "intra_sample", "bfloat16")
     program = build(architecture, MeshShape(2, 4), plan, 16, 8, precision="bfloat16")
-    error = relative_error(run(program, images_of(8, 16)), unsharded_logits(architecture, 16)[:8])
+    error = relative_error(outputs_of(program, images_of(8, 16)), unsharded_logits(architecture, 16)[:8])
     assert 1e-5 < error <= program.tolerance == 2e-2
 
 
@@ -250,7 +239,7 @@ def test_the_logits_of_a_dense_layer_by_onednn_stay_float32():
 
     def logits(dense: LayerPlan) -> np.ndarray:
         plan = Plan((*layers, (name, dense)))
-        return run(build(architecture, MeshShape(2, 1), plan, 8, 4, "bfloat16"), images_of(4, 8))
+        return outputs_of(build(architecture, MeshShape(2, 1), plan, 8, 4, "bfloat16"), images_of(4, 8))
 
     expected = logits(LayerPlan(Partition.WHOLE, "matmul"))
     for partition in (Partition.WHOLE, Partition.CHANNELS, Partition.INPUT_CHANNELS):
@@ -265,4 +254,4 @@ def test_images_of_two_sizes_give_the_unsharded_logits(mesh, partition, size):
     program = build(architecture, mesh, plan, size, batch_size)
     assert program.input_spec.shape == (batch_size, *size, 3)
     images = np.random.default_rng(0).integers(0, 256, program.input_spec.shape, np.uint8)
-    assert relative_error(run(program, images), program.reference(images)) <= 1e-5
+    assert relative_error(outputs_of(program, images), program.reference(images)) <= 1e-5

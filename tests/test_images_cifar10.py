@@ -17,12 +17,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from cambrian.commands.images import choose_data, cifar10_archive, for_model, open_source
+import image_cases
+from cambrian.commands.images import choose_data, cifar10_archive
 from cambrian.commands.images.prepared import find_prepared
 from cambrian.sharding import Preprocessing, UsageError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 UNCHANGED = Preprocessing((32, 32), (32, 32))
+open_images = functools.partial(image_cases.open_images, "cifar10", preprocessing=UNCHANGED, num_logits=10)
 NUM_IN_FILE = {**{f"data_batch_{number}.bin": 3 for number in range(1, 6)}, "test_batch.bin": 12}
 
 
@@ -78,12 +80,6 @@ def environment(server, data_dir, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(cifar10_archive, "ARCHIVE_URL", f"{server.url}/cifar-10-binary.tar.gz")
     monkeypatch.setattr(cifar10_archive, "ARCHIVE_SHA256", server.archive_sha256)
-
-
-def open_images(data="cifar10", *, preprocessing=UNCHANGED, labels=(), **arguments):
-    source, notes = open_source(str(data), **arguments)
-    images, more_notes = for_model(source, preprocessing, labels, 10)
-    return images, [*notes, *more_notes]
 
 
 def test_images_labels_and_names_are_those_of_the_archive():

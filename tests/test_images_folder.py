@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from cambrian.sharding import UsageError
-from image_cases import names_and_labels, open_images, write, write_classes
-
-
-@pytest.fixture
-def classes(tmp_path):
-    return write_classes(tmp_path)
+from image_cases import names_and_labels, open_images, write
 
 
 def test_class_folders_are_numbered_in_sorted_order(classes):

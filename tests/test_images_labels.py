@@ -6,12 +6,7 @@ import pytest
 
 from cambrian.commands.images.labels import find_labels
 from cambrian.sharding import UsageError
-from image_cases import names_and_labels, open_images, write, write_classes
-
-
-@pytest.fixture
-def classes(tmp_path):
-    return write_classes(tmp_path)
+from image_cases import names_and_labels, open_images, write
 
 
 def test_classes_are_matched_to_labels_by_name(classes):

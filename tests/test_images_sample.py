@@ -1,15 +1,19 @@
 """The packaged sample of CIFAR-10."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from cambrian.commands.images import choose_data, for_model, open_source
+import image_cases
+from cambrian.commands.images import choose_data
 from cambrian.sharding import Preprocessing, UsageError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-UNCHANGED = Preprocessing((32, 32), (32, 32))
+open_images = functools.partial(
+    image_cases.open_images, "cifar10_sample", preprocessing=Preprocessing((32, 32), (32, 32)), num_logits=10
+)
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +22,8 @@ def nothing_prepared(tmp_path, monkeypatch):
 
 
 def test_a_hundred_images_of_each_class():
-    source, notes = open_source("cifar10_sample")
-    images, more_notes = for_model(source, UNCHANGED, tuple(reversed(CLASSES)), 10)
-    assert (len(images), source.class_names, notes, more_notes) == (1000, CLASSES, [], ())
+    images, notes = open_images(labels=tuple(reversed(CLASSES)))
+    assert (len(images), images.source.class_names, notes) == (1000, CLASSES, [])
     read = list(images)
     assert [sum(image.label == label for image in read) for label in range(10)] == [100] * 10
     assert (read[0].name, read[0].label, read[-1].name) == ("airplane/0000.jpg", 9, "truck/0990.jpg")
@@ -29,8 +32,7 @@ def test_a_hundred_images_of_each_class():
 
 
 def test_sixteen_threads_read_the_same_as_one():
-    source, _ = open_source("cifar10_sample", num_images=20)
-    images, _ = for_model(source, UNCHANGED, CLASSES, 10)
+    images, _ = open_images(labels=CLASSES, num_images=20)
     with ThreadPoolExecutor(16) as pool:
         read = list(pool.map(images.__getitem__, [*range(20)] * 10))
     for image, expected in zip(read, [*images] * 10, strict=True):
@@ -41,7 +43,7 @@ def test_sixteen_threads_read_the_same_as_one():
 
 def test_there_is_no_training_split():
     with pytest.raises(UsageError, match="split test only, got 'train'"):
-        open_source("cifar10_sample", split="train")
+        open_images(split="train")
 
 
 @pytest.mark.parametrize("labels", [CLASSES, tuple(name.title() for name in reversed(CLASSES)), ()])

@@ -1,19 +1,19 @@
 """Synthetic images, and the choice of a source by --data."""
 
+import functools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from cambrian.commands.images import choose_data, for_model, open_source
+import image_cases
+from cambrian.commands.images import choose_data
 from cambrian.sharding import Preprocessing, UsageError
 
-
-def open_images(data, *, labels=(), **arguments):
-    source, notes = open_source(str(data), **arguments)
-    images, more_notes = for_model(source, Preprocessing((8, 6), (8, 6), resize="exact"), labels, 10)
-    return images, [*notes, *more_notes]
+open_images = functools.partial(
+    image_cases.open_images, preprocessing=Preprocessing((8, 6), (8, 6), resize="exact"), num_logits=10
+)
 
 
 def test_512_images_without_labels():

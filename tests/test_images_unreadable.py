@@ -10,12 +10,7 @@ from PIL import Image as PillowImage
 from cambrian.commands.images import UnreadableImage
 from cambrian.commands.images.file_system import RemoteFiles
 from cambrian.commands.images.folder import FolderSource
-from image_cases import SIZE, open_images, write, write_classes
-
-
-@pytest.fixture
-def classes(tmp_path):
-    return write_classes(tmp_path)
+from image_cases import SIZE, open_images, write
 
 
 def test_a_text_file_named_jpg_is_an_error_that_names_it(classes):

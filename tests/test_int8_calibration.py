@@ -15,7 +15,8 @@ from cambrian.models.graph.quantize import quantizable, quantize as quantize_pas
 from cambrian.models.graph.trace import trace
 from cambrian.models.lowerings.onednn_forms import int8_obstacle
 from cambrian.sharding import UsageError
-from int8_cases import convolution, relative_error
+from graph_cases import conv
+from unsharded import relative_error
 
 pytestmark = pytest.mark.skipif(int8_obstacle("cpu") is not None, reason=str(int8_obstacle("cpu")))
 
@@ -145,7 +146,7 @@ def test_bad_calibration_is_refused(inputs, message):
 )
 def test_inputs_that_are_not_the_networks_are_refused(shape, given, dtype):
     def function(params, x):
-        return convolution(convolution(x.astype(np.float32), params[0]), params[1])
+        return conv(conv(x.astype(np.float32), params[0]), params[1])
 
     params = [np.ones((1, 1, 1, 4), np.float32), np.ones((1, 1, 4, 4), np.float32)]
     graph = optimized(trace(function, params, jax.ShapeDtypeStruct((4, 8, 8, 1), dtype))[0])

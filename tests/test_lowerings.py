@@ -13,6 +13,7 @@ from cambrian.models.lowerings.lowering import isolated
 from cambrian.models.lowerings.onednn import Convolution, obstacle
 from cambrian.models.lowerings.onednn_forms import fused_activations
 from cambrian.models.lowerings.winograd import filtering_matrices
+from unsharded import relative_error
 
 NO_PADDING = ((0, 0), (0, 0))
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
@@ -33,10 +34,6 @@ def usable(name: str):
     if obstacle := LOWERINGS[name].obstacle("cpu"):
         pytest.skip(f"{name}: {obstacle}")
     return LOWERINGS[name]
-
-
-def relative_error(got, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(np.asarray(got, np.float64) - expected) / np.linalg.norm(expected))
 
 
 def plain(images: np.ndarray | jax.Array, channels: int, window: Window, out_dtype: str | None = None) -> Finish:

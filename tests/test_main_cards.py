@@ -7,16 +7,11 @@ import psutil
 import pytest
 
 from cambrian.sharding.host import host_cores
-from command import Command, CommandHere, read_predictions, read_report
+from command import CommandHere, read_predictions, read_report
 from waiting import num_lines, settle
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(host_cores() < 2, reason="one core has no two cards")]
 CARDS = ("--cards", "2", "--threads", "4")
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    return Command(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

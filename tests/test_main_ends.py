@@ -11,11 +11,6 @@ BATCH_SIZE = 8
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    return Command(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
 def flags(command):
     """Flags of a run whose executable is in the cache."""
     small = [*command.small_flags(), "--mesh", "1x2", "--batch_size", str(BATCH_SIZE), "--data", "synthetic"]

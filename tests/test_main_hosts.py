@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from command import Command, read_predictions, read_report
+from command import read_predictions, read_report
 from test_hosts import free_port
 from waiting import num_lines, settle
 
@@ -19,11 +19,6 @@ connection.SILENT_S = 6
 start()
 """
 NUM_IMAGES = 93  # the last batch has 5
-
-
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    return Command(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

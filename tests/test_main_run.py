@@ -78,11 +78,6 @@ runpy.run_path(main, run_name="__main__")
 """
 
 
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    return Command(tmp_path_factory.mktemp("home"))
-
-
 def watched(command, *flags):
     script, counts = command.home / "watch.py", command.home / "counts.json"
     script.write_text(WATCH)

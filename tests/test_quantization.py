@@ -27,7 +27,8 @@ from cambrian.models.resnet.architecture import Architecture
 from cambrian.models.resnet.build_program import build_program, quantize
 from cambrian.models.resnet.variables import random_variables
 from cambrian.sharding import Kind, MeshShape, Partition, UsageError, make_mesh
-from int8_cases import convolution, outputs_of, relative_error
+from graph_cases import conv
+from unsharded import outputs_of, relative_error
 
 pytestmark = pytest.mark.skipif(int8_obstacle("cpu") is not None, reason=str(int8_obstacle("cpu")))
 
@@ -127,12 +128,12 @@ def test_integers_are_those_of_a_float64_simulation(stem, mesh, partition):
 
 def test_all_layers_but_the_last_and_channel_groups_are_on_integers():
     def function(params, x):
-        x = jax.nn.relu(convolution(x, params["first"]))
-        x = convolution(x, params["linear"])
-        x = convolution(x, params["padded"]) + convolution(x, params["unpadded"])
-        x = jax.nn.gelu(convolution(x, params["gelu"]))
-        x = x + jax.nn.silu(convolution(x, params["silu"]) + x)
-        x = jax.nn.relu(convolution(x, params["grouped"], groups=2))
+        x = jax.nn.relu(conv(x, params["first"]))
+        x = conv(x, params["linear"])
+        x = conv(x, params["padded"]) + conv(x, params["unpadded"])
+        x = jax.nn.gelu(conv(x, params["gelu"]))
+        x = x + jax.nn.silu(conv(x, params["silu"]) + x)
+        x = jax.nn.relu(conv(x, params["grouped"], feature_group_count=2))
         return x.mean((1, 2)) @ params["last"]
 
     sizes = {"first": 3, "linear": 3, "padded": 3, "unpadded": 1, "gelu": 3, "silu": 3}
@@ -165,16 +166,16 @@ def test_inverted_residuals_are_on_integers():
     """Depthwise layers, ReLU6, and linear results that are read and added, as in MobileNetV2."""
 
     def block(params, x, name):
-        y = jax.nn.relu6(convolution(x, params[f"{name}_expand"]))
+        y = jax.nn.relu6(conv(x, params[f"{name}_expand"]))
         kernel = params[f"{name}_depthwise"].reshape(3, 3, 1, 96)  # as Keras does
-        y = jax.nn.relu6(convolution(y, kernel, groups=96) + 2)  # some reach 6
-        return convolution(y, params[f"{name}_project"])
+        y = jax.nn.relu6(conv(y, kernel, feature_group_count=96) + 2)  # some reach 6
+        return conv(y, params[f"{name}_project"])
 
     def function(params, x):
         x = block(params, x, "a")
         x = x + block(params, x, "b")
-        x = jax.nn.silu(convolution(x, params["silu"]))
-        return convolution(x, params["after"]).mean((1, 2)) @ params["last"]
+        x = jax.nn.silu(conv(x, params["silu"]))
+        return conv(x, params["after"]).mean((1, 2)) @ params["last"]
 
     shapes = {"expand": (1, 1, 32, 96), "depthwise": (3, 3, 96, 1), "project": (1, 1, 96, 32)}
     shapes = {f"{block}_{name}": shape for block in "ab" for name, shape in shapes.items()}
@@ -201,8 +202,8 @@ def test_any_function_of_layers_and_more_has_int8():
     }
 
     def function(params, x):
-        x = jax.nn.relu(convolution(x, params["first"]))
-        x = jnp.tanh(jax.nn.relu(convolution(x, params["inner"])))
+        x = jax.nn.relu(conv(x, params["first"]))
+        x = jnp.tanh(jax.nn.relu(conv(x, params["inner"])))
         return x.mean((1, 2)) @ params["last"]
 
     samples = RANDOM.standard_normal((32, 8, 8, 3), np.float32)
@@ -233,11 +234,11 @@ def test_concatenated_integers_have_one_scale():
     params["wide"] *= 7  # another range than that of the rest
 
     def function(params, x):
-        x = jax.nn.relu(convolution(x, params["stem"]))
-        wide, narrow = (jax.nn.relu(convolution(x, params[name])) for name in ("wide", "narrow"))
+        x = jax.nn.relu(conv(x, params["stem"]))
+        wide, narrow = (jax.nn.relu(conv(x, params[name])) for name in ("wide", "narrow"))
         pooled = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
         joined = jnp.concatenate([jnp.concatenate([wide, narrow], axis=-1), pooled], axis=-1)
-        return jax.nn.relu(convolution(joined, params["inner"])).mean((1, 2)) @ params["last"]
+        return jax.nn.relu(conv(joined, params["inner"])).mean((1, 2)) @ params["last"]
 
     samples = RANDOM.standard_normal((32, 8, 8, 3), np.float32)
     graph, _ = trace(function, params, jax.ShapeDtypeStruct((8, 8, 8, 3), "float32"))
@@ -259,10 +260,10 @@ def test_a_concatenation_keeps_the_bound_of_a_relu6(factor, dtype):
     params |= {"wide": params["wide"] * factor, "bounded": params["bounded"] * 20, "last": np.eye(16, dtype=np.float32)}
 
     def function(params, x):
-        x = jax.nn.relu(convolution(x, params["stem"]))
-        wide, bounded = (convolution(x, params[name]) for name in ("wide", "bounded"))
+        x = jax.nn.relu(conv(x, params["stem"]))
+        wide, bounded = (conv(x, params[name]) for name in ("wide", "bounded"))
         joined = jnp.concatenate([jax.nn.relu(wide), jax.nn.relu6(bounded)], axis=-1)
-        return jax.nn.relu(convolution(joined, params["inner"])).mean((1, 2)) @ params["last"]
+        return jax.nn.relu(conv(joined, params["inner"])).mean((1, 2)) @ params["last"]
 
     samples = random.standard_normal((32, 8, 8, 3), np.float32)
     graph, _ = trace(function, params, jax.ShapeDtypeStruct((8, 8, 8, 3), "float32"))
@@ -280,10 +281,10 @@ def test_a_pooling_over_channels_has_no_channels_to_rescale(stride):
     }
 
     def function(params, x):
-        y = jax.nn.relu(convolution(x, params["first"]))
+        y = jax.nn.relu(conv(x, params["first"]))
         window, strides = (1, 1, 1, 3 - stride % 2), (1, 1, 1, stride)
         y = jax.lax.reduce_window(y, -jnp.inf, jax.lax.max, window, strides, "SAME")
-        return jax.nn.relu(convolution(y, params["inner"])).mean((1, 2)) @ params["last"]
+        return jax.nn.relu(conv(y, params["inner"])).mean((1, 2)) @ params["last"]
 
     samples = RANDOM.standard_normal((32, 8, 8, 4), np.float32)
     inputs, mesh = jax.ShapeDtypeStruct((8, 8, 8, 4), "float32"), make_mesh(MeshShape(1, 1), jax.devices())
@@ -302,9 +303,9 @@ def test_a_graph_that_computes_something_else_is_not_quantised():
 
 def test_padding_pooling_and_flattening_stay_on_integers_when_rows_are_cut():
     def function(params, x):
-        x = jnp.pad(jax.nn.relu(convolution(x, params["first"])), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = jnp.pad(jax.nn.relu(conv(x, params["first"])), ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
-        x = jax.nn.relu(convolution(x, params["inner"])).reshape(len(x), -1)
+        x = jax.nn.relu(conv(x, params["inner"])).reshape(len(x), -1)
         return jax.nn.relu(x @ params["dense"]) @ params["last"]
 
     shapes = {"first": (3, 3, 3, 64), "inner": (3, 3, 64, 64), "dense": (4 * 4 * 64, 32), "last": (32, 10)}

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
-from jax.typing import ArrayLike
 from safetensors.numpy import save_file
 
 from cambrian.models.checkpoints.conversion import import_tensors
@@ -30,7 +29,7 @@ from cambrian.models.resnet.flax_resnet import (
 from cambrian.models.resnet.network import network
 from cambrian.models.resnet.variables import expected_shapes, random_variables
 from cambrian.sharding import Kind, Network, UsageError
-from unsharded import inference_function
+from unsharded import inference_function, relative_error
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 SMALL = {
@@ -38,10 +37,6 @@ SMALL = {
     "bottleneck_cifar": (Architecture("cifar", (1, 2), True, 5, width=8), 9),
     "basic_cifar": (Architecture("cifar", (2, 1), False, 5, width=8), 8),
 }
-
-
-def relative_error(actual: ArrayLike, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected))
 
 
 def images_of(count: int, size: int) -> jax.Array:

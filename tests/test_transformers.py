@@ -9,7 +9,7 @@ from cambrian.models.checkpoints.weights import Weights, read_weights
 from cambrian.models.resnet.architecture import DEPTHS, Architecture
 from cambrian.models.resnet.variables import random_variables
 from cambrian.sharding import Preprocessing
-from unsharded import inference_function
+from unsharded import inference_function, relative_error
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -20,10 +20,6 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
 def their_logits(model) -> np.ndarray:
     with torch.no_grad():
         return model.eval()(torch.tensor(IMAGES.transpose(0, 3, 1, 2))).logits.numpy()
-
-
-def relative_error(actual, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(np.asarray(actual, np.float64) - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
