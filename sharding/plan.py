@@ -1,8 +1,7 @@
 """The plan: how the model axis cuts each layer, how the layer is computed, and on how many samples at a time."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from cambrian.sharding.errors import UsageError
 from cambrian.sharding.layer import Network
@@ -104,22 +103,3 @@ class Plan:
     def to_json(self) -> dict[str, dict[str, str | int]]:
         """Returns layer name → the fields of its plan, in the network's order."""
         return {name: {**dataclasses.asdict(plan), "partition": str(plan.partition)} for name, plan in self.layers}
-
-    @classmethod
-    def from_json(cls, layers: Mapping[str, Mapping[str, Any]]) -> "Plan":
-        """The inverse of `to_json`.
-
-        Raises:
-          UsageError: if a partition is unknown, a micro-batch isn't an integer, or an entry has other keys.
-        """
-        planned, fields = [], [field.name for field in dataclasses.fields(LayerPlan)]
-        for name, entry in layers.items():
-            if sorted(entry) != sorted(fields):
-                raise UsageError(f"plan of {name} must have {', '.join(fields)}, got {', '.join(entry)}")
-            if entry["partition"] not in list(Partition):
-                known = ", ".join(Partition)
-                raise UsageError(f"partition of {name} must be one of {known}, got {entry['partition']!r}")
-            if type(entry["micro_batch"]) is not int:
-                raise UsageError(f"micro_batch of {name} must be an integer, got {entry['micro_batch']!r}")
-            planned.append((name, LayerPlan(**{**entry, "partition": Partition(entry["partition"])})))
-        return cls(tuple(planned))

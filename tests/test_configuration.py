@@ -8,10 +8,10 @@ import socket
 
 import pytest
 
-from cambrian.commands.command_line import command_line
 from cambrian.commands.config_file import read_config_file
 from cambrian.commands.configuration import Configuration, Preset, batch_sizes, default_batch_size, parse_bytes
 from cambrian.commands.flags import read_configuration
+from cambrian.commands.sweep.command_lines import command_line
 from cambrian.sharding import MeshShape, Preprocessing, UsageError
 from cambrian.sharding.host import core_sharing
 from command import TINY_CONFIG

@@ -10,9 +10,9 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from cambrian.commands.command_line import command_line
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.sweep.command import sweep_command
+from cambrian.commands.sweep.command_lines import command_line
 from cambrian.commands.sweep.grid import Grid
 from cambrian.commands.sweep.setup import sweep_of_flags
 from cambrian.sharding import UsageError

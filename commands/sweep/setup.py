@@ -4,31 +4,22 @@ import dataclasses
 import hashlib
 import math
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from cambrian.commands.command_line import command_line
 from cambrian.commands.configuration import Configuration, default_batch_size
 from cambrian.commands.executables import weights_identity
-from cambrian.commands.flags import (
-    DECIDED_BY_ARTIFACT,
-    OF_INT8,
-    SWEEP_FLAGS,
-    Flags,
-    flags_elsewhere,
-    read_configuration,
-)
+from cambrian.commands.flags import DECIDED_BY_ARTIFACT, Flags, read_configuration
 from cambrian.commands.images import ImageSource, choose_data, for_model, open_source
 from cambrian.commands.images.folder import files_digest
-from cambrian.commands.loadgen.settings import LOADGEN_FLAGS
 from cambrian.commands.model import read_model
 from cambrian.commands.predict import PredictedCosts, predict
 from cambrian.commands.program.digests import build_digest
 from cambrian.commands.run.classify import check_classifier
+from cambrian.commands.sweep.command_lines import CommandLines
 from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.sweep import Sweep
@@ -42,10 +33,6 @@ from cambrian.sharding.host.control_groups import control_group_bytes
 
 _MODES = ("run", "compile", "loadgen")
 _MAX_CONFIGURATIONS = 10_000
-# Flags that don't identify a sweep.
-_NOT_OF_THE_COMMAND = ("output_dir", "fresh", "dry_run", "debug")
-# Those that only rank what a grid has measured.
-_OF_THE_RANKING = ("objective", "max_latency_ms", "min_top1")
 
 
 def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
@@ -82,38 +69,10 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         images = _open(dataclasses.replace(next(iter(configurations.values())), num_images=0), labels, num_logits)
         contents["content of images"] = ", ".join(filter(None, (images.description, files_digest(images)[:16])))
     predictions = _predictions(configurations, refused)
-    without_sweep: dict[str, Any] = dict.fromkeys(SWEEP_FLAGS)
-    if mode == "loadgen":
-        if flags["search"] == "auto":
-            raise UsageError("a test of LoadGen has no images to leave out: --search must be grid, got auto")
-        if flags["scenario"] == "Server":
-            del without_sweep["max_latency_ms"]
-    if artifact:
-        without_sweep |= dict.fromkeys((*DECIDED_BY_ARTIFACT, "artifact_dir"))
-
-    def arguments(cell: Cell, mode: str = mode, **chosen: Any) -> list[str]:
-        precision = cell.flags["precision"]
-        # A config or a report may hold flags that this mode ignores.
-        unused = dict.fromkeys(flags_elsewhere(mode, [precision]))
-        unused |= {} if precision == "int8" else dict.fromkeys(OF_INT8)
-        chosen["mode"] = mode
-        return command_line(flags, cell.flags | without_sweep | unused | chosen)
-
-    def run_command(cell: Cell, num_images: int, output_dir: Path) -> list[str]:
-        chosen = {"num_images": num_images} if num_images else {}
-        return [*program, *arguments(cell, output_dir=str(output_dir), **chosen)]
-
-    def build_command(cell: Cell) -> list[str]:
-        # LoadGen's scenario has a say in the batch size.
-        chosen = dict.fromkeys((*LOADGEN_FLAGS, "output_dir", "max_latency_ms"))
-        chosen |= {"batch_size": configurations[cell].batch_size}
-        return [*program, *arguments(cell, "compile", **chosen)]
-
-    typed = _as_typed(Path(program[-1]))
-    left_out: dict[str, Any] = dict.fromkeys((*_NOT_OF_THE_COMMAND, *flags_elsewhere(mode, flags.axes["precision"])))
-    ranking = dict.fromkeys(_OF_THE_RANKING) if mode == "run" and flags["search"] == "grid" else {}
-    command = shlex.join([*typed, *command_line(flags, left_out | ranking)])
-    directory = hashlib.sha256(os.fsencode(command)).hexdigest()[:8]
+    if mode == "loadgen" and flags["search"] == "auto":
+        raise UsageError("a test of LoadGen has no images to leave out: --search must be grid, got auto")
+    commands = CommandLines(flags, program)
+    directory = hashlib.sha256(os.fsencode(commands.identity)).hexdigest()[:8]
     path = Path(flags["output_dir"] or f"runs/sweep-{directory}")
     if mode != "compile":
         next(iter(configurations.values())).check_output(path)
@@ -121,14 +80,14 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         grid=grid,
         path=path,
         identity={
-            "command": command,
+            "command": commands.identity,
             "model": _jsonable(model),
             "environment": _environment(build_digest("cpu")) | contents,
         },
-        run_command=run_command,
-        build_command=None if artifact else build_command,
-        resume=shlex.join([*typed, *command_line(flags, left_out | {"output_dir": str(path)})]),
-        answer=lambda cell: shlex.join([*typed, *arguments(cell, output_dir=None)]),
+        run_command=commands.run,
+        build_command=None if artifact else lambda cell: commands.build(cell, configurations[cell].batch_size),
+        resume=commands.resume(path),
+        answer=commands.answer,
         refused=refused,
         predictions=predictions,
         num_images=num_images,
@@ -257,12 +216,6 @@ def _open(configuration: Configuration, labels: tuple[str, ...], num_logits: int
     num_images, seed = configuration.num_images, configuration.seed
     source, _ = open_source(data, split=configuration.split, num_images=num_images, seed=seed)
     return source
-
-
-def _as_typed(program: Path) -> list[str]:
-    if program.suffix != ".py":
-        return ["cambrian"]  # the installed command, by its script or its module
-    return ["python", program.name if program.resolve().parent == Path.cwd() else str(program)]
 
 
 def _jsonable(value: Any) -> Any:
