@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -144,7 +145,6 @@ def as_on_an_unknown_machine(other_instructions: bool) -> Iterator[None]:
     Args:
       other_instructions: whether these pass for measured without instruction sets that this CPU has.
     """
-    before = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as folder:
         shown = Path(folder) / "shipped"
         shown.mkdir()
@@ -156,15 +156,8 @@ def as_on_an_unknown_machine(other_instructions: bool) -> Iterator[None]:
                     machine = dataclasses.replace(machine, instruction_sets=())
                 header = json.dumps({"machine": dataclasses.asdict(machine)})
                 (shown / path.name).write_text("\n".join([header, *lines]) + "\n")
-        os.environ["XDG_CACHE_HOME"] = folder
-        files.SHIPPED = shown
-        try:
+        with mock.patch.dict(os.environ, XDG_CACHE_HOME=folder), mock.patch.object(files, "SHIPPED", shown):
             yield
-        finally:
-            files.SHIPPED = SHIPPED
-            del os.environ["XDG_CACHE_HOME"]
-            if before is not None:
-                os.environ["XDG_CACHE_HOME"] = before
 
 
 if __name__ == "__main__":

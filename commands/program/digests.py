@@ -25,18 +25,12 @@ def build_digest(platform: str) -> str:
     return hashlib.sha256((code_digest() + tuned_part(platform)).encode()).hexdigest()
 
 
-def source_digest(*parts: Path) -> str:
-    """A digest of files, and of the code and data in folders: contents, and names relative to each folder.
-
-    Raises:
-      FileNotFoundError: if a part doesn't exist.
-    """
-    files = {}
-    for part in parts:
-        if not part.exists():
-            raise FileNotFoundError(f"expected a file or folder to digest, got {part}")
-        found = [part] if part.is_file() else [p for p in part.rglob("*") if p.suffix in _CODE_AND_DATA]
-        for path in found:
-            name = f"{part.name}/{path.relative_to(part).as_posix()}"
-            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+def source_digest(*folders: Path) -> str:
+    """A digest of the code and data in folders: contents, and names relative to each folder."""
+    files = {
+        f"{folder.name}/{path.relative_to(folder).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in _CODE_AND_DATA
+    }
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -8,8 +8,7 @@ from rich.table import Table
 from cambrian.commands.accuracy.accuracy import accuracy_text
 from cambrian.commands.console import counted, show_table
 from cambrian.commands.report import Report
-
-_PHASES = ("decode", "host_to_device", "execute", "device_to_host", "postprocess")
+from cambrian.engine.runtime.metrics import PHASES
 
 
 def print_table(report: Report) -> None:
@@ -52,7 +51,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
             ", ".join(f"p{percent} {value:.0f}" for percent, value in zip((50, 90, 99), percentiles, strict=True)),
         )
     if times.decode_ms is not None:
-        phases = ((phase, getattr(times, f"{phase}_ms")) for phase in _PHASES)
+        phases = ((phase, getattr(times, f"{phase}_ms")) for phase in PHASES)
         yield "phases ms", ", ".join(f"{phase.replace('_', ' ')} {value:.0f}" for phase, value in phases)
     if times.wall_ms is not None:
         yield "wall ms", f"{times.wall_ms:.0f}"

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+PHASES = ("decode", "host_to_device", "execute", "device_to_host", "postprocess")  # of a batch, in a host thread
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchTimes:

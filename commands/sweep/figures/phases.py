@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from cambrian.commands.sweep.figures.style import COLORS, HATCHES
 from cambrian.commands.sweep.ranking import Standing
+from cambrian.engine.runtime.metrics import PHASES
 
-PHASES = ("decode", "host_to_device", "execute", "device_to_host", "postprocess")
 _MOST_BARS = 40
 
 
