@@ -4,6 +4,9 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from rich.table import Table
 
 from cambrian.commands.console import show_table
@@ -73,9 +76,6 @@ def draw_plan(
     Returns:
       The written files, `path` with the suffixes .png and .svg.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     axes = figure.subplots()
     lowerings = list(dict.fromkeys(layer["lowering"] for layer in plan.values()))
@@ -87,13 +87,7 @@ def draw_plan(
         look = {"color": colours[layer["lowering"]], "hatch": hatches.get(Partition(layer["partition"]))}
         axes.bar(place, cost.compute_ms, width=1, edgecolor="black", linewidth=0.4, **look)
         axes.bar(place, cost.communication_ms, width=1, bottom=cost.compute_ms, color="black")
-    names = [cost.name for cost in costs]
-    stages = [name.partition(".")[0] for name in names]
-    if len(names) > _MOST_NAMED:  # at the first layer of each stage
-        named = [stages.index(stage) for stage in dict.fromkeys(stages) if stages.count(stage) > 1]
-        axes.set_xticks(named, [stages[place] for place in named])
-    else:
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    _name_columns(axes, [cost.name for cost in costs])
     axes.margins(x=0.005)
     # Without any measured operation, the axis still needs a height.
     axes.set_ylim(0, 1.06 * max(cost.compute_ms + cost.communication_ms for cost in costs) or 1.0)
@@ -113,3 +107,13 @@ def draw_plan(
     for file in written:
         write_figure(figure, file, dpi=150)
     return written
+
+
+def _name_columns(axes: Axes, names: Sequence[str]) -> None:
+    """Names each layer; of too many, the first of each stage."""
+    if len(names) <= _MOST_NAMED:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        return
+    stages = [name.partition(".")[0] for name in names]
+    named = [stages.index(stage) for stage in dict.fromkeys(stages) if stages.count(stage) > 1]
+    axes.set_xticks(named, [stages[place] for place in named])
