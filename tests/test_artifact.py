@@ -2,8 +2,6 @@ import dataclasses
 import errno
 import json
 import pathlib
-import subprocess
-import sys
 import threading
 
 import jax
@@ -25,6 +23,7 @@ from cambrian.engine.errors import DamagedArtifact, ParityError
 from cambrian.engine.runtime.compile import compile_program
 from cambrian.engine.runtime.parity import probe_inputs
 from cambrian.sharding import UsageError
+from run_script import run_script
 from toy_program import BATCH_SIZE, toy_program
 
 
@@ -89,15 +88,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_a_fresh_process_loads_no_flax_or_scipy_and_neither_traces_nor_compiles(online, artifact, key, tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FRESH_PROCESS, artifact, key, tmp_path / "no key"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=pathlib.Path(__file__).parents[1],
-    )
-    assert run.returncode == 0, run.stderr
-    report = json.loads(run.stdout)
+    report = json.loads(run_script(FRESH_PROCESS, artifact, key, tmp_path / "no key"))
     native, portable = report["results"]
     assert report["flax_installed"] and not report["loaded"]
     counts = ("jaxpr_trace", "jaxpr_to_mlir", "backend_compile", "compile_requests")

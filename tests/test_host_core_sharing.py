@@ -1,30 +1,19 @@
 import json
 import os
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from cambrian.sharding import MeshShape
 from cambrian.sharding.host import core_sharing, host_cores, launches_at_once, planned_as
+from run_script import run_script
 
-ROOT = Path(__file__).parent.parent
 THREADS = ("PJRT_NPROC", "NPROC")
 
 
 def in_new_process(code: str, **variables: str) -> dict:
     inherited = {name: value for name, value in os.environ.items() if name not in THREADS}
-    outcome = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=ROOT,
-        env=inherited | variables,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(outcome.stdout)
+    return json.loads(run_script(textwrap.dedent(code), environment=inherited | variables))
 
 
 @pytest.mark.parametrize(

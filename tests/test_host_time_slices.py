@@ -1,13 +1,13 @@
 """Threads started within `long_time_slices` keep a core for longer; others don't change."""
 
 import platform
-import subprocess
 import sys
 import threading
 
 import pytest
 
 from cambrian.sharding.host.time_slices import RUNTIME, get_attributes, long_time_slices
+from run_script import run_script
 
 LONG_NS = 100_000_000
 
@@ -53,8 +53,7 @@ from cambrian.sharding.host.time_slices import RUNTIME, get_attributes
 acquire_devices(2, "cpu")
 print(get_attributes()[RUNTIME], max(get_attributes(int(thread))[RUNTIME] for thread in os.listdir("/proc/self/task")))
 """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert found.split() == [str(attributes[RUNTIME]), str(LONG_NS)]
+    assert run_script(script).split() == [str(attributes[RUNTIME]), str(LONG_NS)]
 
 
 def test_where_the_system_has_no_such_call_nothing_happens(monkeypatch):

@@ -1,8 +1,7 @@
 """Synthetic images, and the choice of a source by --data."""
 
 import functools
-import subprocess
-import sys
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import pytest
 import image_cases
 from cambrian.commands.images import choose_data
 from cambrian.sharding import Preprocessing, UsageError
+from run_script import run_script
 
 open_images = functools.partial(
     image_cases.open_images, preprocessing=Preprocessing((8, 6), (8, 6), resize="exact"), num_logits=10
@@ -62,8 +62,4 @@ def test_synthetic_images_load_no_image_library(tmp_path):
         "open_source('synthetic')[0].read(0, Preprocessing((8, 8), None, resize='none'))\n"
         "print([name for name in ('PIL', 'tensorflow_datasets', 'flax') if name in sys.modules])"
     )
-    environment = {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
-    result = subprocess.run(
-        [sys.executable, "-c", script], check=False, env=environment, capture_output=True, text=True
-    )
-    assert (result.stdout, result.returncode) == ("[]\n", 0), result.stderr
+    assert run_script(script, environment=os.environ | {"TFDS_DATA_DIR": str(tmp_path)}) == "[]\n"

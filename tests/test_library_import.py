@@ -1,23 +1,19 @@
 """What importing the library does, and does not do, to a process; each in a process of its own."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import cambrian
+from run_script import run_script
 
 ROOT = Path(__file__).parent.parent
 
 
-def run_script(script: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-W", "error", "-c", script]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+def run(script: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return run_script(script, environment=environment | {"JAX_PLATFORMS": "cpu"})
 
 
 def test_importing_starts_no_backend_and_loads_nothing_heavy():
@@ -32,7 +28,7 @@ print(len(jax.devices()), os.environ.get("XLA_FLAGS"), cambrian.host.changes)
 heavy = ("flax", "optax", "PIL", "tensorflow_datasets", "rich", "safetensors", "matplotlib", "orbax")
 print([name for name in heavy if name in sys.modules])
 """
-    assert run_script(script) == "3 None {}\n[]\n"
+    assert run(script) == "3 None {}\n[]\n"
 
 
 @pytest.mark.slow
@@ -42,7 +38,7 @@ from cambrian import models
 for name in models._MODULES:
     assert callable(getattr(models, name)), name
 """
-    assert run_script(script) == ""
+    assert run(script) == ""
 
 
 def test_every_public_name_is_there_documented_and_in_the_document():

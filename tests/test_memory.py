@@ -1,5 +1,4 @@
 import platform
-import subprocess
 import sys
 import types
 
@@ -14,6 +13,7 @@ from cambrian.engine.runtime.memory import (
     predicted_memory_bytes_per_device,
 )
 from cambrian.sharding import MeshShape, OutOfMemory
+from run_script import run_script
 from tiny_executable import make_executable
 
 FREE = """
@@ -40,8 +40,7 @@ for size in sizes:
 @pytest.mark.parametrize(("num_devices", "most_kept_mib"), [(1, 512), (16, 32), (64, 8)])
 def test_what_is_freed_is_given_back_above_a_device_share(num_devices, most_kept_mib):
     sizes = [mib * 2**20 for mib in (most_kept_mib + 1, most_kept_mib - 1)]
-    command = [sys.executable, "-c", FREE, *map(str, (num_devices, *sizes))]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = run_script(FREE, num_devices, *sizes)
     assert [float(share) for share in printed.split()] == [pytest.approx(kept, abs=0.1) for kept in (0.0, 1.0)]
 
 
@@ -49,8 +48,7 @@ def test_what_is_freed_is_given_back_above_a_device_share(num_devices, most_kept
 def test_the_peak_of_a_process_is_its_own():
     before = np.ones(2**27)  # 1 GiB, which a child inherits as its largest resident size
     print_peak = "from cambrian.engine.runtime.memory import peak_host_memory_bytes as peak; print(peak())"
-    printed = subprocess.run([sys.executable, "-c", print_peak], capture_output=True, text=True, check=True).stdout
-    assert 2**20 < int(printed) < before.nbytes
+    assert 2**20 < int(run_script(print_peak)) < before.nbytes
 
 
 def test_predicted_memory_grows_with_the_launches_in_flight():

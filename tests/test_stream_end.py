@@ -5,12 +5,10 @@ import gc
 import itertools
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from cambrian.engine.runtime import stream as stream_module
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.stream import stream
 from cambrian.sharding import MeshShape, UsageError
+from run_script import run_script
 from tiny_executable import host_threads, inputs_of, make_executable
 from waiting import settle
 
@@ -271,12 +270,4 @@ executable = types.SimpleNamespace(output_spec=output_spec, in_this_process=True
 results = stream(executable, itertools.count(), threads=2, decode=lambda item: np.empty((0, 3)))
 print(next(results).shape)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "(0, 3)\n", "")
+    assert run_script(script) == "(0, 3)\n"
