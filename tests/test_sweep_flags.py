@@ -53,7 +53,7 @@ def test_a_single_value_stays_a_single_value():
 
 def test_cards_are_an_axis(tiny):
     axes = ("--mesh", "1x1", "--cards", "1,2", "--threads", "1,2,4")
-    sweep = sweep_of(*tiny, *axes, "--data", "synthetic", "--num_images", 8)
+    sweep = sweep_of(*tiny, *axes, "--precision", "float32", "--data", "synthetic", "--num_images", 8)
     assert {(cell["cards"], cell["threads"]) for cell in sweep.refused} == {(2, 1)}
     assert set(sweep.refused.values()) == {"threads must be at least one for each of 2 cards, got 1"}
     cells = [cell for cell in sweep.grid.cells if cell not in sweep.refused]
@@ -109,7 +109,7 @@ def test_classes_that_are_no_labels_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_dry_run_of_a_search_lists_what_it_would_run(tiny, capsys):
-    axes = ("--mesh", "1x1,4x4", "--batch_size", "16,256")
+    axes = ("--mesh", "1x1,4x4", "--batch_size", "16,256", "--precision", "float32")
     flags = parse(*tiny, "--data", "synthetic", *axes, "--search", "auto", "--dry_run")
     assert sweep_command(flags, ["python3", "main.py"]) == 0
     *listed, summary, last = capsys.readouterr().out.splitlines()
@@ -165,8 +165,8 @@ def test_an_int8_build_of_a_sweep_calibrates_on_its_data(tmp_path):
 @pytest.mark.parametrize(
     ("mode", "reported"), [("run", {"freeze": "backbone"}), ("loadgen", {"skip_bad_images": True})]
 )
-def test_the_commands_of_a_sweep_leave_out_what_a_report_holds_for_another_mode(tmp_path, mode, reported):
-    (tmp_path / "report.json").write_text(json.dumps({"flags": reported | {"weights": "random", "image_size": 8}}))
+def test_the_commands_of_a_sweep_leave_out_what_a_report_holds_for_another_mode(tiny, tmp_path, mode, reported):
+    (tmp_path / "report.json").write_text(json.dumps({"flags": reported | {"config": str(tiny[1]), "image_size": 8}}))
     given = ("--config", tmp_path / "report.json", "--mode", mode, "--data", "synthetic")
     sweep = sweep_of(*given, "--mesh", "1x1,1x2")
     cell = sweep.grid.cells[0]

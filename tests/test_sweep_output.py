@@ -13,7 +13,7 @@ from PIL import Image
 
 from cambrian.commands.predict import PredictedCosts
 from cambrian.commands.sweep.display import Display
-from cambrian.commands.sweep.figures.mesh_threads import time_against_threads
+from cambrian.commands.sweep.figures.mesh_threads import heat_map, time_against_threads
 from cambrian.commands.sweep.figures.pareto import pareto_front
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.sweep import run_sweep
@@ -121,19 +121,19 @@ def test_the_front_is_what_nothing_beats_in_both(tmp_path):
     assert speeds == [9, 10, 12]
 
 
-@pytest.mark.slow
 def test_the_cheaper_search_names_what_it_left_out_and_draws_no_time_of_fewer_images(tmp_path, capsys):
     grid = make_grid(threads=tuple(range(1, 41)))
     predictions = {cell: PredictedCosts(10.0 if cell["threads"] <= 20 else 30.0, 64, 0) for cell in grid.cells}
     sweep = make_sweep(tmp_path / "sweep", grid, search="auto", repeats=2, predictions=predictions)
     outcome = run(sweep)
-    assert write_results(sweep, outcome)
     complete = [standing for standing in outcome.standings if standing.complete]
     statuses = [standing.status for standing in outcome.standings]
     assert len(complete) == 3 and outcome.standings[:3] == complete
     assert (statuses.count("ok"), statuses.count("pruned")) == (20, 20)
     lines = capsys.readouterr().out.splitlines()
     assert sum(": pruned: predicted to take 3.00 times as long as the fastest" in line for line in lines) == 20
+    words = [text.get_text() for text in heat_map(grid, outcome.standings, sweep.objective).axes[0].texts]
+    assert words.count("left out") == 20
     figure = time_against_threads(grid, outcome.standings, sweep.objective)
     (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() != "None"]
     assert sorted(np.asarray(line.get_xdata()).tolist()) == sorted(standing.cell["threads"] for standing in complete)
