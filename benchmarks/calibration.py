@@ -29,9 +29,9 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 
 from benchmarks.machine import circumstances
-from benchmarks.output import make_table, print_table
 from benchmarks.ratios import Ratio
 from benchmarks.sides.problem import STEMS, Problem, resnet101
+from benchmarks.tables import make_table, print_table
 from cambrian import engine, models
 from cambrian.commands.configuration import CALIBRATE_S, PRECISIONS, batch_sizes
 from cambrian.commands.model import default_model

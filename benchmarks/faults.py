@@ -29,7 +29,7 @@ from benchmarks.damage.memory_limit import MemoryLimit
 from benchmarks.damage.part import OUTCOMES, Part
 from benchmarks.damage.weights import Weights
 from benchmarks.damage.workers import run_cases
-from benchmarks.output import make_table, print_table
+from benchmarks.tables import make_table, print_table
 
 _ALL: dict[str, Part] = {
     "artifacts": Artifacts(),

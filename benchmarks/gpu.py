@@ -30,7 +30,7 @@ from absl import app, flags
 from benchmarks.gpu_parts.processes import counts_of_tests, run_part
 from benchmarks.gpu_parts.result_table import result_table
 from benchmarks.machine import circumstances
-from benchmarks.output import print_table
+from benchmarks.tables import print_table
 
 _PLATFORM = flags.DEFINE_enum("platform", "gpu", ["gpu", "cpu"], "Where to run; cpu tries the script on few images.")
 _SECONDS = flags.DEFINE_float("seconds", 480.0, "Limit of the whole run.", lower_bound=1.0)

@@ -33,12 +33,12 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks.machine import circumstances
-from benchmarks.output import print_table
 from benchmarks.sides import PRECISIONS, SIDES
 from benchmarks.sides.problem import STEMS, resnet101
 from benchmarks.sides.race import Contender, start
 from benchmarks.sides.reference import reference_logits
 from benchmarks.sides.result import Row, result_table, summarise
+from benchmarks.tables import print_table
 from cambrian.commands.model import default_model
 from cambrian.models.resnet.architecture import IMAGE_CHANNELS
 from cambrian.sharding.host import host, low_cpu_latency

@@ -26,7 +26,7 @@ from timm.data.config import resolve_data_config  # pyright: ignore[reportMissin
 from timm.data.transforms_factory import create_transform  # pyright: ignore[reportMissingImports]
 from torchvision.models import get_model_weights  # pyright: ignore[reportMissingImports]
 
-from benchmarks.output import make_table, print_table
+from benchmarks.tables import make_table, print_table
 from cambrian.commands.images.preprocess import preprocess
 from cambrian.models.checkpoints.hugging_face_processor import hugging_face_preprocessing, hugging_face_processor
 from cambrian.models.checkpoints.preprocessing import timm_preprocessing, torchvision_preprocessing

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from absl import app, flags
 
-from benchmarks.output import make_table, print_table
 from benchmarks.sleeping import SIZE, BlankImages, SleepingArtifact
+from benchmarks.tables import make_table, print_table
 from cambrian.commands.batch.cluster import WorkerShare, require_ray
 from cambrian.commands.images import ModelImages
 from cambrian.commands.images.given import GivenImages

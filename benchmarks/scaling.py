@@ -27,8 +27,8 @@ from rich.table import Table
 
 from benchmarks.curves import Curve, Panel, draw
 from benchmarks.machine import circumstances
-from benchmarks.output import make_table, print_table
 from benchmarks.ratios import Ratio, best
+from benchmarks.tables import make_table, print_table
 from cambrian.commands.config_file import DEFAULT_CONFIG
 from cambrian.sharding import MeshShape
 

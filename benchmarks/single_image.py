@@ -25,10 +25,10 @@ import openvino as ov  # pyright: ignore[reportMissingImports]
 from absl import app, flags, logging
 
 from benchmarks.machine import circumstances
-from benchmarks.output import make_table, print_table
 from benchmarks.sides import ours
 from benchmarks.sides.onnx_graph import onnx_model
 from benchmarks.sides.problem import STEMS, Problem, resnet101
+from benchmarks.tables import make_table, print_table
 from cambrian import models
 from cambrian.commands.model import default_model
 from cambrian.models.costs.layer_case import case_of

@@ -30,7 +30,7 @@ from absl import app, flags
 from benchmarks.machine import circumstances
 from benchmarks.networks import jax_sides, openvino_rates
 from benchmarks.networks.make_network import names
-from benchmarks.output import make_table, print_table
+from benchmarks.tables import make_table, print_table
 from cambrian.sharding.host import launches_at_once
 
 _WARM_UP_S = 2.0  # a virtual machine takes that long to give a process that was idle its full speed back

@@ -97,7 +97,7 @@ def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> M
         build_ms = milliseconds_since(start)
         load_ms = 0.0
     else:
-        directory, key, build = cached(configuration, mesh, user_model, may_build)
+        directory, key, build = cache_entry(configuration, mesh, user_model, may_build)
         path = directory / key
         if is_slow:
             notes = [
@@ -117,7 +117,7 @@ def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> M
     return Made(executable, build_ms, load_ms, path)
 
 
-def cached(
+def cache_entry(
     configuration: Configuration, mesh: Mesh, user_model: "UserModel | None" = None, may_build: bool = True
 ) -> tuple[Path, str, Callable[[], Program]]:
     """The cache of artefacts, the name there of a configuration whose platform is known, and what builds its program.

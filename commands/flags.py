@@ -36,7 +36,7 @@ MODES = ("run", "compile", "plan", "train", "batch", "loadgen")
 SEARCHES = ("grid", "auto")
 OBJECTIVES = ("images_per_second", "latency_ms_p90", "latency_ms_p99", "wall_ms")
 # Flags that a sweep can vary, in the order in which it names a configuration.
-STARRED = (
+SWEEP_AXES = (
     "mesh",
     "threads",
     "cards",
@@ -194,7 +194,7 @@ def help_text(values: flags.FlagValues) -> str:
         "",
     ]
     for flag in own_flags(values).values():
-        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}{'*' if flag.name in STARRED else ''}"
+        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}{'*' if flag.name in SWEEP_AXES else ''}"
         default = "" if flag.boolean or flag.default in ("", None) else f" [{flag.default}]"
         lines.append(
             textwrap.fill(
@@ -230,7 +230,7 @@ class Flags:
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Flag → its values, for each flag that a sweep can vary."""
-        return {name: value if isinstance(value := self[name], tuple) else (value,) for name in STARRED}
+        return {name: value if isinstance(value := self[name], tuple) else (value,) for name in SWEEP_AXES}
 
     @property
     def reported(self) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def read_flags(parsed: flags.FlagValues) -> Flags:
         if alone[0] == "max_latency_ms" and values["mode"] == "loadgen":
             raise UsageError(f"--max_latency_ms bounds scenario Server or ranks a sweep, got {values['scenario']}")
         raise UsageError(
-            f"--{alone[0]} requires a sweep, several values of one of {', '.join(STARRED)}, got one configuration"
+            f"--{alone[0]} requires a sweep, several values of one of {', '.join(SWEEP_AXES)}, got one configuration"
         )
     return found
 

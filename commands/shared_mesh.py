@@ -15,7 +15,7 @@ import jax
 import jaxlib.version
 
 from cambrian.commands.configuration import Configuration
-from cambrian.commands.executables import Made, cached, devices_of, key_path, milliseconds_since
+from cambrian.commands.executables import Made, cache_entry, devices_of, key_path, milliseconds_since
 from cambrian.commands.images import ModelImages, UnreadableImage
 from cambrian.engine.artifact.cache import build_if_absent
 from cambrian.engine.artifact.fingerprint import relevant_xla_flags
@@ -118,7 +118,7 @@ def _make(configuration: Configuration, group: Group) -> tuple[SharedExecutable,
         # Measuring for a plan takes launches, which the other processes would have to make, too.
         configuration = dataclasses.replace(configuration, platform=devices[0].platform, calibrate_s=0.0)
         if group.process_id == 0:
-            directory, name, build = cached(configuration, make_mesh(configuration.mesh, devices))
+            directory, name, build = cache_entry(configuration, make_mesh(configuration.mesh, devices))
             path, build_ms, rebuilt = build_if_absent(directory, name, build, key)
             notes += rebuilt
         with shared_artifact(group, path) as found:

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from cambrian import engine
-from cambrian.commands.executables import cached, make_executable
+from cambrian.commands.executables import cache_entry, make_executable
 from cambrian.commands.flags import read_configuration
 from cambrian.commands.program import resnet
 from cambrian.commands.program.build import measuring_s
@@ -66,5 +66,5 @@ def test_an_artefact_belongs_to_a_number_of_threads(monkeypatch):
     keys = set()
     for threads in ("1", "2"):
         monkeypatch.setenv("PJRT_NPROC", threads)
-        keys.add(cached(configuration, make_mesh(configuration.mesh, jax.devices()))[1])
+        keys.add(cache_entry(configuration, make_mesh(configuration.mesh, jax.devices()))[1])
     assert len(keys) == 2

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.output import make_table
+from benchmarks.tables import make_table
 
 
 def result_table(parts: dict[str, dict[str, Any]]) -> Table:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from benchmarks.output import make_table
 from benchmarks.ratios import Ratio, best
 from benchmarks.sides import OURS
+from benchmarks.tables import make_table
 
 
 @dataclasses.dataclass(slots=True)
