@@ -42,7 +42,7 @@ class CommandLines:
         return shlex.join([*self._typed, *self._arguments(cell, self.flags["mode"], output_dir=None)])
 
     @property
-    def identity(self) -> str:
+    def sweep(self) -> str:
         """What a user types to run the sweep, less what doesn't decide its results."""
         measures_alike = self.flags["mode"] == "run" and self.flags["search"] == "grid"
         return self._whole(dict.fromkeys(_OF_THE_RANKING) if measures_alike else {})

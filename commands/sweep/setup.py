@@ -72,7 +72,7 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
     if mode == "loadgen" and flags["search"] == "auto":
         raise UsageError("a test of LoadGen has no images to leave out: --search must be grid, got auto")
     commands = CommandLines(flags, program)
-    directory = hashlib.sha256(os.fsencode(commands.identity)).hexdigest()[:8]
+    directory = hashlib.sha256(os.fsencode(commands.sweep)).hexdigest()[:8]
     path = Path(flags["output_dir"] or f"runs/sweep-{directory}")
     if mode != "compile":
         next(iter(configurations.values())).check_output(path)
@@ -80,7 +80,7 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         grid=grid,
         path=path,
         identity={
-            "command": commands.identity,
+            "command": commands.sweep,
             "model": _jsonable(model),
             "environment": _environment(build_digest("cpu")) | contents,
         },
