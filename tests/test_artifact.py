@@ -149,7 +149,7 @@ def make_foreign(artifact, key, **entries) -> pathlib.Path:
     return foreign
 
 
-def test_machine_code_that_another_process_replaces_meanwhile_is_read_again(online, artifact, key, monkeypatch):
+def test_machine_code_that_another_process_replaces_meanwhile_is_read_again(artifact, key, monkeypatch):
     foreign = make_foreign(artifact, key, jax="0.9.0")
 
     def replaced_meanwhile(*arguments):
@@ -206,7 +206,7 @@ def test_other_devices(online, artifact, key):
         load(artifact, devices=jax.devices()[:8], signing_key=key)
 
 
-def test_parameters_are_loaded_while_the_machine_code_is_linked(online, artifact, key, monkeypatch):
+def test_parameters_are_loaded_while_the_machine_code_is_linked(artifact, key, monkeypatch):
     met = threading.Barrier(2, timeout=20)
 
     def meeting(function):

@@ -169,7 +169,7 @@ def test_a_manifest_of_endless_size_is_not_read(artifact, no_key):
 
 
 @pytest.mark.slow
-def test_a_file_larger_than_the_memory_is_refused(artifact, no_key, saved):
+def test_a_file_larger_than_the_memory_is_refused(artifact, no_key):
     with (artifact / PARAMETERS).open("r+b") as file:
         file.truncate(2**43)
     values = json.loads((artifact / MANIFEST).read_bytes())
@@ -220,7 +220,7 @@ def test_a_key_that_is_no_regular_file_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize(
     "harm", ["truncated", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("overwritten", "removed"))]
 )
-def test_once_loaded_nothing_of_the_folder_is_needed(saved, artifact, online, harm):
+def test_once_loaded_nothing_of_the_folder_is_needed(saved, artifact, harm):
     images = np.random.default_rng(2).integers(0, 256, (8, 8, 8, 3), np.uint8)
     native, portable = (load(artifact, signing_key=saved / key) for key in ("key", "absent"))
     expected = native(images), portable(images)

@@ -113,7 +113,7 @@ def other_json(artifact, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [other_manifest, other_machine, forged, cut_short, other_json])
-def test_a_note_of_something_else_counts_for_nothing(noted, key, saved, tmp_path, monkeypatch, change):
+def test_a_note_of_something_else_counts_for_nothing(noted, key, tmp_path, monkeypatch, change):
     shutil.copy(key, tmp_path / "key")
     change(noted, monkeypatch)
     assert start(noted, tmp_path / "key").probe is None

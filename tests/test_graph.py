@@ -173,7 +173,7 @@ def test_numbers_beyond_an_integer_saturate_as_in_xla():
         np.testing.assert_array_equal(cambrian.optimize(function, values)(x), jax.jit(function)(values, x))
 
 
-def test_a_key_that_a_function_closes_over(tmp_path):
+def test_a_key_that_a_function_closes_over():
     key = jax.random.key(0)
     executable = cambrian.compile(
         lambda p, x: x @ p + jax.random.normal(key, (5,)), draw(4, 5), jax.ShapeDtypeStruct((4,), "float32")
