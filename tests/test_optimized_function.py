@@ -1,6 +1,7 @@
 """`cambrian.optimize`: functions for the user's own code, compared with the function as it is."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,14 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 
 import cambrian
 from cambrian.models.graph import comparison, optimized_function
-from cambrian.models.graph.comparison import relative_error
+from cambrian.models.graph.comparison import deviation
 from cambrian.models.graph.graph import Constant, Graph, Node, Value
 from graph_cases import conv, draw
+
+
+class Pair(NamedTuple):
+    good: jax.Array
+    bad: jax.Array
 
 
 def set_gain(monkeypatch, gain: float) -> None:
@@ -78,7 +84,8 @@ def test_wrong_results_are_never_given(monkeypatch, precision):
         with pytest.raises(cambrian.UsageError, match="must be within 0.02 of the function's own, got"):
             fast(x)
     else:
-        with pytest.warns(UserWarning, match="computed as JAX compiles it: the optimised function's outputs differ by"):
+        within = "the optimised function's outputs must be within 0.0001 of its own, got a relative error of 5.0e-01$"
+        with pytest.warns(UserWarning, match=f"computed as JAX compiles it: {within}"):
             got = fast(x)
         np.testing.assert_allclose(got, x @ kernel, rtol=1e-5, atol=1e-5)
 
@@ -165,11 +172,38 @@ def test_what_is_infinite_for_random_inputs_is_refused_in_bfloat16(call):
         call(lambda p, x: jnp.where(x @ p > 0, x @ p, -jnp.inf), draw(4, 8))
 
 
+@pytest.mark.parametrize(
+    ("results", "path"), [(lambda good, bad: {"hidden": good, "logits": [good, bad]}, "logits/1"), (Pair, "bad")]
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_of_several_outputs_the_one_that_deviates_is_named(monkeypatch, results, path, precision):
+    set_gain(monkeypatch, 2.0)
+    monkeypatch.setattr(optimized_function, "optimized", lambda graph: half_of(graph))
+    kernel, x = draw(4, 8), draw(2, 4)
+    fast = cambrian.optimize(lambda k, x: results(x, x @ k), kernel, precision=precision)
+    message = f"got a relative error of 5.0e-01 in outputs/{path}"
+    if precision == "bfloat16":
+        with pytest.raises(cambrian.UsageError, match=f"within 0.02 of the function's own, {message}; compute in"):
+            fast(x)
+    else:
+        with pytest.warns(UserWarning, match=f"within 0.0001 of its own, {message}$"):
+            fast(x)
+
+
+def test_what_isn_t_a_number_deviates_most():
+    nan, far, close = np.full(3, np.nan), np.ones(3), np.full(3, 1.001)
+    expected = {"nan": np.ones(3), "far": np.zeros(3), "close": np.ones(3)}
+    found = deviation({"nan": nan, "far": far, "close": close}, expected)
+    assert str(found) == "some that aren't finite for random inputs in outputs/nan"
+    assert deviation({"far": far, "close": close}, {name: expected[name] for name in ("far", "close")}).path == "far"
+    assert deviation([], []).error == 0
+
+
 @pytest.mark.parametrize("function", [lambda p, x: jnp.log(x @ p), lambda p, x: jnp.where(x @ p > 0, x @ p, -jnp.inf)])
 def test_what_is_infinite_for_random_inputs_is_computed_as_it_is(function):
     kernel, x = draw(4, 8), draw(2, 4)
     fast = cambrian.optimize(function, kernel)
-    with pytest.warns(UserWarning, match="some outputs for random inputs aren't finite"):
+    with pytest.warns(UserWarning, match="its outputs can't be compared: got some that aren't finite"):
         got = fast(x)
     np.testing.assert_allclose(got, function(kernel, x), rtol=1e-5)
 
@@ -198,10 +232,10 @@ def test_of_integers_a_few_may_differ():
     masks = np.random.default_rng(0).integers(0, 21, (2, 500), np.int32)
     nearly_tied = masks.copy()
     nearly_tied[0, 0] += 1
-    assert relative_error({"mask": nearly_tied}, {"mask": masks}) == pytest.approx(1e-6)
-    assert relative_error(masks[::-1], masks) > 0.1
-    assert relative_error(masks[:0], masks[:0]) == 0
-    assert relative_error(np.full(2, 101, np.uint8), np.full(2, 100, np.uint8)) == pytest.approx(1e-2)
+    assert deviation({"mask": nearly_tied}, {"mask": masks}).error == pytest.approx(1e-6)
+    assert deviation(masks[::-1], masks).error > 0.1
+    assert deviation(masks[:0], masks[:0]).error == 0
+    assert deviation(np.full(2, 101, np.uint8), np.full(2, 100, np.uint8)).error == pytest.approx(1e-2)
 
 
 def test_a_launch_that_was_interrupted_once_is_not_taken_for_slow(monkeypatch):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cambrian.engine.runtime.parity import Parity, compare, probe_inputs, reference_outputs, run_probe
+from cambrian.engine.errors import ParityError
+from cambrian.engine.runtime.parity import Parity, check, compare, probe_inputs, reference_outputs, run_probe
 from cambrian.sharding import MeshShape, TensorSpec
 from tiny_executable import NUM_FEATURES, make_executable
 from toy_program import toy_program
@@ -85,6 +86,18 @@ def test_outputs_that_are_no_classes():
     assert compare(images, images) == Parity(0.0, None)
     with pytest.raises(ValueError, match="same shape"):
         compare(images, images[:1])
+
+
+def test_of_several_outputs_the_one_with_the_largest_error_is_named():
+    executable = make_executable(MeshShape(1, 1), batch_size=4)
+    ones = np.ones((4, NUM_FEATURES), np.float32)
+    with pytest.raises(ParityError, match="error of 0.01, got 2$"):
+        check(executable, ones * 3, ones, 0.01)
+    specs = [dataclasses.replace(executable.output_spec, name=f"outputs/{name}") for name in ("hidden", "logits")]
+    several = dataclasses.replace(executable, output_spec={"hidden": specs[0], "logits": specs[1]})
+    for worst, got in ((3 * ones, "2"), (np.nan * ones, "nan")):
+        with pytest.raises(ParityError, match=f"error of 0.01, got {got} in outputs/logits$"):
+            check(several, {"hidden": 2 * ones, "logits": worst}, {"hidden": ones, "logits": ones}, 0.01)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float32", "bfloat16", "bool"])

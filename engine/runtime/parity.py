@@ -143,7 +143,16 @@ def check(executable: "Executable", outputs: Any, reference: Any, tolerance: flo
     if not parity.max_relative_error <= tolerance:
         raise ParityError(
             f"{executable.name} ({executable.kind}) must agree with the unsharded reference to a relative "
-            f"error of {tolerance:g}, got {parity.max_relative_error:g}",
+            f"error of {tolerance:g}, got {parity.max_relative_error:g}{_place(executable, outputs, reference)}",
             parity,
         )
     return parity
+
+
+def _place(executable: "Executable", outputs: Any, reference: Any) -> str:
+    """Which of several arrays has the largest error."""
+    if isinstance(executable.output_spec, TensorSpec):
+        return ""
+    pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(reference), strict=True)
+    worst = np.argmax([compare(*pair).max_relative_error for pair in pairs])
+    return f" in {jax.tree.leaves(executable.output_spec)[worst].name}"

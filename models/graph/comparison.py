@@ -3,11 +3,12 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr
 
 from cambrian.models.execution.build_program import TOLERANCE
 from cambrian.models.graph.graph import Graph
@@ -35,7 +36,26 @@ def _drawn(spec: TensorSpec | jax.ShapeDtypeStruct, random: np.random.Generator)
     return random.integers(0, high, spec.shape).astype(dtype)
 
 
-def relative_error(got: Any, expected: Any) -> float:
+class Deviation(NamedTuple):
+    """How far results are from the expected ones: the largest relative error, and the path of the array that has it."""
+
+    error: float
+    path: str = ""
+
+    def __str__(self) -> str:
+        what = f"a relative error of {self.error:.1e}"
+        if np.isnan(self.error):
+            what = "some that aren't finite for random inputs"
+        return f"{what} in outputs/{self.path}" if self.path else what
+
+    def reason_against(self, tolerance: float) -> str:
+        """Why a function is computed as it is, whose results would deviate so."""
+        if np.isnan(self.error):
+            return f"its outputs can't be compared: got {self}"
+        return f"the optimised function's outputs must be within {tolerance:g} of its own, got {self}"
+
+
+def deviation(got: Any, expected: Any) -> Deviation:
     """The largest of the arrays' relative errors in the L2 norm; inf if shapes differ, NaN if a value is.
 
     Of integers, which jump where floats nearly tie, as classes and masks do, it is the squared share of those that
@@ -51,13 +71,9 @@ def relative_error(got: Any, expected: Any) -> float:
         in_norm = float(np.linalg.norm(difference.ravel()) / max(np.linalg.norm(exact.ravel()), 1e-30))
         return min(in_norm, np.mean(difference != 0) ** 2) if expected.dtype.kind in "biu" and exact.size else in_norm
 
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
-    return float(np.max([0.0, *(error(*pair) for pair in pairs)]))
-
-
-def error_text(error: float) -> str:
-    """A relative error for people."""
-    return "some that aren't finite for random inputs" if np.isnan(error) else f"a relative error of {error:.1e}"
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves_with_path(expected), strict=True)
+    found = [Deviation(error(one, other), keystr(path, simple=True, separator="/")) for one, (path, other) in pairs]
+    return max(found, key=lambda each: (np.isnan(each.error), each.error), default=Deviation(0.0))
 
 
 def default_tolerance(graph: Graph, precision: str) -> float:

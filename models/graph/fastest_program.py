@@ -10,10 +10,10 @@ import numpy as np
 
 from cambrian.models.graph.comparison import (
     LEAST_GAIN,
-    error_text,
+    Deviation,
+    deviation,
     median_seconds,
     random_inputs,
-    relative_error,
     widened,
 )
 from cambrian.models.graph.over_samples import marked_as_mixing
@@ -46,16 +46,16 @@ def fastest_program(
     inputs = random_inputs(stock.input_spec)
     launch_stock = _launch(stock, inputs)
     expected = launch_stock() if reference is None else reference(inputs)
-    launches, errors = {}, []
+    launches, wrong = {}, []
     for program in programs:
         launch = _launch(program, inputs)
-        error = relative_error(launch(), expected)
-        if error <= program.tolerance:
+        found = deviation(launch(), expected)
+        if found.error <= program.tolerance:
             launches[program] = launch
         else:
-            errors.append(error)
+            wrong.append(found)
     if not launches:
-        return _marked(_as_it_is(stock, errors, stock_allowed), launch_stock, inputs)
+        return _marked(_as_it_is(stock, wrong, stock_allowed), launch_stock, inputs)
     seconds = median_seconds(launches | {stock: launch_stock})
     best = min(launches, key=seconds.__getitem__)
     gain = seconds[stock] / seconds[best]
@@ -67,17 +67,14 @@ def fastest_program(
     return _marked(dataclasses.replace(best, metadata=metadata, notes=notes), launches[best], inputs)
 
 
-def _as_it_is(stock: Program, errors: Sequence[float], allowed: bool) -> Program:
-    least, mixed = min(errors), "; it may mix the samples of a batch" if stock.mesh.size > 1 else ""
+def _as_it_is(stock: Program, wrong: Sequence[Deviation], allowed: bool) -> Program:
+    least, mixed = min(wrong), "; it may mix the samples of a batch" if stock.mesh.size > 1 else ""
     if not allowed:
         raise UsageError(
             f"in {stock.metadata['precision']} the outputs must be within {stock.tolerance:g} of the function's own, "
-            f"got {error_text(least)}{mixed}; compute in float32, or raise the tolerance"
+            f"got {least}{mixed}; compute in float32, or raise the tolerance"
         )
-    differ = f"the optimised function's outputs differ by {least:.1e}{mixed}"
-    if np.isnan(least):
-        differ = "some outputs for random inputs aren't finite, so that they can't be compared"
-    return _stock_with(stock, f"computed as JAX compiles it: {differ}")
+    return _stock_with(stock, f"computed as JAX compiles it: {least.reason_against(stock.tolerance)}{mixed}")
 
 
 def _stock_with(stock: Program, note: str) -> Program:

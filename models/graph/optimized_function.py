@@ -13,10 +13,9 @@ from cambrian.models.graph.choose_lowerings import MeasuredCosts, choose_lowerin
 from cambrian.models.graph.comparison import (
     LEAST_GAIN,
     default_tolerance,
-    error_text,
+    deviation,
     median_seconds,
     random_inputs,
-    relative_error,
 )
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.passes import optimized
@@ -104,16 +103,14 @@ class OptimizedFunction:
             name: functools.partial(jax.jit(function.func), *function.args, *drawn)
             for name, function in (("stock", stock), ("rewritten", rewritten))
         }
-        error = relative_error(launches["rewritten"](), launches["stock"]())
-        if not error <= tolerance:
+        found = deviation(launches["rewritten"](), launches["stock"]())
+        if not found.error <= tolerance:
             if self._precision == "bfloat16":
                 raise UsageError(
-                    f"in bfloat16 the outputs must be within {tolerance:g} of the function's own, got "
-                    f"{error_text(error)}; compute in float32"
+                    f"in bfloat16 the outputs must be within {tolerance:g} of the function's own, got {found}; "
+                    "compute in float32"
                 )
-            reason = f"the optimised function's outputs differ by {error:.1e}"
-            if np.isnan(error):
-                reason = "some outputs for random inputs aren't finite, so that they can't be compared"
+            reason = found.reason_against(tolerance)
             warnings.warn(f"computed as JAX compiles it: {reason}", stacklevel=4)
             return reason
         if self._precision == "bfloat16":

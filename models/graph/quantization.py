@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cambrian.models.graph.comparison import default_tolerance, relative_error
+from cambrian.models.graph.comparison import default_tolerance, deviation
 from cambrian.models.graph.equalize import equalize, without_bounds
 from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
@@ -100,11 +100,10 @@ def quantized(
     balanced = [equalize(each, largest_of_channels(_by_onednn(each), few)) for each in versions]
     outputs, observed = zip(*[observe(_by_onednn(each), quantizable(each), batches) for each in balanced], strict=True)
     if function is not None:
-        error = relative_error(outputs[0][: len(batches[0])], function(batches[0]))
-        if not error <= (tolerance := default_tolerance(graph, "float32")):
+        found = deviation(outputs[0][: len(batches[0])], function(batches[0]))
+        if not found.error <= (tolerance := default_tolerance(graph, "float32")):
             raise UsageError(
-                f"int8 needs float32 outputs of the optimised function within {tolerance:g} of its own, got a relative "
-                f"error of {error:.1e}"
+                f"int8 needs float32 outputs of the optimised function within {tolerance:g} of its own, got {found}"
             )
     judge = _Judge(outputs[0][:count].astype(np.float64), calibration.labels)
     schemes = [
