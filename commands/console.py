@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,9 +43,9 @@ def progress_bar(total: int, description: str, unit: str = "images") -> Iterator
 
     With a total of 0 there is none.
 
-    Lines printed on standard output appear above it.
+    Lines printed meanwhile appear above it, those on standard output if that is a terminal, too.
     """
-    if not total or not sys.stderr.isatty():
+    if not total or not _is_terminal(sys.stderr):
         yield lambda done: None
         return
     from rich.console import Console
@@ -58,6 +58,15 @@ def progress_bar(total: int, description: str, unit: str = "images") -> Iterator
         TextColumn(f"{unit}, left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file must get there
+    ) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None in a process without the stream

@@ -1,0 +1,42 @@
+"""What is shown while something takes long: on standard error, and only if that is a terminal."""
+
+import io
+import sys
+
+import pytest
+
+from cambrian.commands.console import progress_bar
+
+SHOWN = {"progress bar": lambda: progress_bar(3, "busy")}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(monkeypatch) -> Terminal:
+    """Makes standard error a terminal; in the test itself, as pytest replaces the streams after each fixture."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    return stream
+
+
+@pytest.mark.parametrize("show", SHOWN.values(), ids=SHOWN)
+def test_what_is_printed_meanwhile_gets_where_it_belongs(monkeypatch, show):
+    terminal = on_terminal(monkeypatch)
+    for stdout, on_stdout, on_stderr in ((io.StringIO(), "line\n", False), (Terminal(), "", True)):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with show():
+            print("line")
+        assert stdout.getvalue() == on_stdout and ("line" in terminal.getvalue()) == on_stderr
+    assert "busy" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("show", SHOWN.values(), ids=SHOWN)
+@pytest.mark.parametrize("stream", [io.StringIO(), None], ids=["no terminal", "none"])
+def test_without_a_terminal_nothing_is_shown(monkeypatch, show, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    with show():
+        pass
+    assert stream is None or stream.getvalue() == ""
