@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
     from rich.table import Table
 
 # Rich takes a tenth of a second to import; the first result doesn't wait for it.
@@ -48,8 +49,7 @@ def progress_bar(total: int, description: str, unit: str = "images") -> Iterator
     if not total or not _is_terminal(sys.stderr):
         yield lambda done: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -58,15 +58,37 @@ def progress_bar(total: int, description: str, unit: str = "images") -> Iterator
         TextColumn(f"{unit}, left"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file must get there
-    ) as progress:
+    with _progress(*columns) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, completed=done)
 
 
+@contextlib.contextmanager
+def elapsed_time(description: str) -> Iterator[None]:
+    """Shows on standard error, if that is a terminal, for how long something has been going on."""
+    if not _is_terminal(sys.stderr):
+        yield
+        return
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with _progress(*columns, refresh_per_second=2) as progress:  # what is measured meanwhile needs the cores
+        progress.add_task(description, total=None)
+        yield
+
+
 def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()  # None in a process without the stream
+
+
+def _progress(*columns: "ProgressColumn", refresh_per_second: float = 10) -> "Progress":
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(
+        *columns,
+        console=Console(stderr=True),
+        refresh_per_second=refresh_per_second,
+        transient=True,
+        redirect_stdout=_is_terminal(sys.stdout),  # what goes to a file must get there
+    )

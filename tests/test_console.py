@@ -3,11 +3,15 @@
 import io
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from cambrian.commands.console import progress_bar
+import cambrian
+from cambrian.commands.console import elapsed_time, progress_bar
 
-SHOWN = {"progress bar": lambda: progress_bar(3, "busy")}
+SHOWN = {"progress bar": lambda: progress_bar(3, "busy"), "elapsed time": lambda: elapsed_time("busy [x]")}
 
 
 class Terminal(io.StringIO):
@@ -40,3 +44,21 @@ def test_without_a_terminal_nothing_is_shown(monkeypatch, show, stream):
     with show():
         pass
     assert stream is None or stream.getvalue() == ""
+
+
+def sine(params, x):
+    return jnp.sin(x * params)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: cambrian.optimize(sine, np.ones(4, np.float32))(np.ones((2, 4), np.float32)),
+        lambda: cambrian.compile(sine, np.ones(4, np.float32), jax.ShapeDtypeStruct((4,), "float32"), batch_size=2),
+    ],
+    ids=["optimize", "compile"],
+)
+def test_who_waits_for_a_function_sees_which(monkeypatch, call):
+    terminal = on_terminal(monkeypatch)
+    call()
+    assert "optimising sine" in terminal.getvalue()

@@ -1,6 +1,9 @@
 """`cambrian.optimize`: functions for the user's own code, compared with the function as it is."""
 
+import contextlib
 import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -14,6 +17,7 @@ import cambrian
 from cambrian.models.graph import comparison, optimized_function
 from cambrian.models.graph.comparison import deviation
 from cambrian.models.graph.graph import Constant, Graph, Node, Value
+from cambrian.models.graph.optimized_function import OptimizedFunction
 from graph_cases import conv, draw
 
 
@@ -197,6 +201,27 @@ def test_what_isn_t_a_number_deviates_most():
     assert str(found) == "some that aren't finite for random inputs in outputs/nan"
     assert deviation({"far": far, "close": close}, {name: expected[name] for name in ("far", "close")}).path == "far"
     assert deviation([], []).error == 0
+
+
+def test_threads_that_call_at_once_choose_once(monkeypatch):
+    chosen, shown = [], []
+
+    def choose_slowly(self, inputs):
+        chosen.append(inputs)
+        time.sleep(0.1)
+        return self._function
+
+    monkeypatch.setattr(OptimizedFunction, "_choose", choose_slowly)
+
+    @contextlib.contextmanager
+    def show():
+        shown.append(True)
+        yield
+
+    fast = OptimizedFunction(lambda x: 2 * x, None, "float32", jax.devices()[0], show)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(fast, [draw(3)] * 4))
+    assert len(results) == 4 and len(chosen) == len(shown) == 1
 
 
 @pytest.mark.parametrize("function", [lambda p, x: jnp.log(x @ p), lambda p, x: jnp.where(x @ p > 0, x @ p, -jnp.inf)])

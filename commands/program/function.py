@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from cambrian.commands.classifier import Classifier
 from cambrian.commands.configuration import default_batch_size
+from cambrian.commands.console import elapsed_time
 from cambrian.commands.program.facts import of_classifier, with_plan_facts
 from cambrian.commands.program.options import BuildOptions
 from cambrian.sharding import Program, Rules, UsageError, mesh_shape, named_arrays, program_from_function
@@ -54,26 +55,27 @@ def function_program(
     function, values = as_function(model, params)
     if function is model:
         _check_arguments(function)
-    name = name or _name_of(model)
+    name = name or name_of(model)
     named_arrays("spec", spec)
     batch_size = options.batch_size or default_batch_size(mesh_shape(mesh), mesh.local_devices[0].platform)
     inputs = jax.tree.map(lambda each: jax.ShapeDtypeStruct((batch_size, *each.shape), each.dtype), spec)
     precision = "float32" if options.precision == "auto" else options.precision
     if rules is None:
-        program = build_program(
-            function,
-            values,
-            inputs,
-            mesh,
-            name=name,
-            precision=precision,
-            partition=options.partition,
-            tolerance=tolerance,
-            launches_at_once=options.launches_at_once,
-            memory_limit_bytes=options.limit_bytes(mesh),
-            calibrate_s=options.calibrate_s,
-            calibration=options.calibration,
-        )
+        with elapsed_time(f"optimising {name}"):
+            program = build_program(
+                function,
+                values,
+                inputs,
+                mesh,
+                name=name,
+                precision=precision,
+                partition=options.partition,
+                tolerance=tolerance,
+                launches_at_once=options.launches_at_once,
+                memory_limit_bytes=options.limit_bytes(mesh),
+                calibrate_s=options.calibrate_s,
+                calibration=options.calibration,
+            )
         return with_plan_facts(program, options.partition)
     if options.partition != "auto":
         raise UsageError(f"sharding rules decide the partition: expected auto, got {options.partition!r}")
@@ -103,7 +105,7 @@ def classifier_program(
     function, params = classifier.as_function()
     pixels = classifier.pixels(1)
     spec = jax.ShapeDtypeStruct(pixels.shape[1:], pixels.dtype)
-    name = name or _name_of(classifier.model)
+    name = name or name_of(classifier.model)
     program = function_program(function, params, spec, mesh, options, name=name, tolerance=tolerance)
     return of_classifier(program, classifier.preprocessing, classifier.labels, classifier.trained)
 
@@ -117,8 +119,9 @@ def _check_arguments(function: Callable[..., Any]) -> None:
     try:
         signature.bind(None, None)
     except TypeError as error:
-        raise UsageError(f"a function must take (params, inputs), got {_name_of(function)}{signature}") from error
+        raise UsageError(f"a function must take (params, inputs), got {name_of(function)}{signature}") from error
 
 
-def _name_of(model: Any) -> str:
+def name_of(model: Any) -> str:
+    """The name of a function, or of the class of a model."""
     return getattr(model, "__qualname__", type(model).__name__)

@@ -1,8 +1,10 @@
 """A function whose parameters are known, rewritten for each shape of its inputs, for use inside the user's own code."""
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -24,6 +26,8 @@ from cambrian.models.graph.trace import of_arrays, trace
 from cambrian.sharding import UsageError
 
 _SECONDS = 10.0  # of measuring lowerings, for each shape of the inputs
+# Threads may call for the first time at once, and what is measured needs the machine for itself.
+_one_at_a_time = threading.RLock()
 
 
 class OptimizedFunction:
@@ -43,10 +47,17 @@ class OptimizedFunction:
       UsageError: at a call, if the results in bfloat16 differ by more than 2e-2.
     """
 
-    def __init__(self, function: Callable[..., Any], params: Any, precision: str, device: jax.Device):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        params: Any,
+        precision: str,
+        device: jax.Device,
+        shown: Callable[[], AbstractContextManager[None]],
+    ):
         self.notes: list[str] = []
         self._function, self._params = function, params
-        self._precision, self._device = precision, device
+        self._precision, self._device, self._shown = precision, device, shown
         self._chosen: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, *inputs: Any) -> Any:
@@ -56,8 +67,10 @@ class OptimizedFunction:
         abstract = tuple(jax.ShapeDtypeStruct(each.shape, each.dtype, weak_type=each.weak_type) for each in types)
         key = (abstract, treedef)
         if key not in self._chosen:
-            with jax.ensure_compile_time_eval():  # the caller may be under a trace
-                self._chosen[key] = self._choose(jax.tree.unflatten(treedef, abstract))
+            with _one_at_a_time:
+                if key not in self._chosen:
+                    with self._shown(), jax.ensure_compile_time_eval():  # the caller may be under a trace
+                        self._chosen[key] = self._choose(jax.tree.unflatten(treedef, abstract))
         return self._chosen[key](*jax.tree.unflatten(treedef, leaves))
 
     def _choose(self, inputs: Any) -> Callable[..., Any]:

@@ -23,9 +23,10 @@ from cambrian.commands.configuration import (
     Configuration,
     check_range,
 )
+from cambrian.commands.console import elapsed_time
 from cambrian.commands.model import Model, default_model, read_model
 from cambrian.commands.program.build import check_int8
-from cambrian.commands.program.function import classifier_program, function_program
+from cambrian.commands.program.function import classifier_program, function_program, name_of
 from cambrian.commands.program.options import BuildOptions
 from cambrian.commands.program.resnet import model_program
 from cambrian.engine.artifact.layout import read_artifact
@@ -261,7 +262,9 @@ def optimize(model: Any, params: Any = None, *, precision: str = "auto") -> "Opt
     from cambrian.models.graph.optimized_function import OptimizedFunction
 
     function, values = as_function(model, params)
-    return OptimizedFunction(function, values, "float32" if precision == "auto" else precision, jax.devices()[0])
+    chosen = "float32" if precision == "auto" else precision
+    shown = functools.partial(elapsed_time, f"optimising {name_of(model)}")
+    return OptimizedFunction(function, values, chosen, jax.devices()[0], shown)
 
 
 @overload
