@@ -24,8 +24,11 @@ def as_function(model: Any, params: Any) -> tuple[Function, Any]:
         parameters and state); the state of an Equinox model that has one; None otherwise.
 
     Raises:
-      UsageError: if `model` is none of these, or `params` are missing or superfluous.
+      UsageError: if `model` is none of these, `params` are missing or superfluous, or a parameter has no value, since
+        `jax.jit` or `jax.grad` traces it.
     """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, params))):
+        raise UsageError("parameters must have values, got traced ones: optimise or compile outside of jax.jit")
     if _is_instance(model, "equinox", "Module"):
         return _equinox(model, params)
     for package, class_name, adapt in _WITH_PARAMS:
@@ -39,7 +42,7 @@ def as_function(model: Any, params: Any) -> tuple[Function, Any]:
                 raise UsageError(f"expected params, the parameters of the model of {package}, got None")
             return adapt(model), params
     if not callable(model) or isinstance(model, type):
-        got = model.__name__ if isinstance(model, type) else type(model).__name__
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise UsageError(f"expected a function, or a model of Flax, Equinox, Haiku or Keras, got {got}")
     return model, jax.tree.map(_in_dtype_of_jax, params)
 

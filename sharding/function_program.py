@@ -69,7 +69,11 @@ def program_from_function(
         return function(jax.tree.unflatten(treedef, params), inputs)
 
     abstract_params = [jax.ShapeDtypeStruct(spec.shape, spec.dtype) for spec in param_specs]
-    jaxpr, outputs = jax.make_jaxpr(call, return_shape=True)(abstract_params, inputs)
+    try:
+        jaxpr, outputs = jax.make_jaxpr(call, return_shape=True)(abstract_params, inputs)
+    except Exception as error:  # whatever the function raises
+        error.add_note(f"{name} got inputs {inputs}: the batch size, and what spec says of one sample")
+        raise
     if rules is not None:
         _check_constants(jaxpr)
     lengths = {array.shape[:1] for array in jax.tree.leaves((inputs, outputs))}

@@ -209,6 +209,7 @@ def test_a_function_may_hold_its_weights():
 def test_what_is_no_model_or_lacks_parameters_is_refused():
     for model, params, message in [
         (3, None, "expected a function, or a model of Flax, Equinox, Haiku or Keras, got int"),
+        (nnx.Linear, None, "expected a function, or a model of .*, got the class Linear"),
         (Nnx(), {}, "a model of flax.nnx holds its parameters"),
         (Mixer(), None, "expected params, the parameters of the model of flax.linen, got None"),
     ]:

@@ -31,6 +31,19 @@ def test_the_reference_computes_in_float32_on_one_device(mesh):
     np.testing.assert_allclose(outputs, exact, rtol=1e-5, atol=1e-5)
 
 
+def test_what_a_function_raises_tells_the_shapes_that_it_got(mesh):
+    with pytest.raises(TypeError) as caught:
+        program_from_function(
+            lambda p, x: x @ p,
+            np.ones((4, 4), np.float32),
+            jax.ShapeDtypeStruct((8, 2, 3), "float32"),
+            mesh,
+            None,
+            name="mine",
+        )
+    assert any("mine got inputs" in note and "(8, 2, 3)" in note for note in caught.value.__notes__)
+
+
 @pytest.mark.parametrize(
     "function",
     [

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -120,6 +121,22 @@ def test_side_effects_happen_once_and_random_keys_are_taken():
     noisy = cambrian.optimize(lambda p, x, key: x @ p + jax.random.normal(key, (8,)), kernel)
     key = jax.random.key(1)
     np.testing.assert_allclose(noisy(x, key), x @ kernel + jax.random.normal(key, (8,)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_of_any_size_is_computed_as_it_is():
+    kernel = draw(4, 8)
+    fast = cambrian.optimize(lambda p, x: x @ p, kernel)
+    (samples,) = jax.export.symbolic_shape("samples")
+    exported = jax.export.export(jax.jit(fast))(jax.ShapeDtypeStruct((samples, 4), "float32"))
+    np.testing.assert_allclose(exported.call(x := draw(3, 4)), x @ kernel, rtol=1e-5, atol=1e-5)
+    assert "float32[samples, 4]: computed as JAX compiles it: it takes random keys or shapes without" in fast.notes[0]
+
+
+@pytest.mark.parametrize("transform", [jax.jit, lambda function: jax.grad(lambda p, x: function(p, x).sum())])
+def test_parameters_that_are_traced_are_refused(transform):
+    called = transform(lambda p, x: cambrian.optimize(lambda p, x: x @ p["kernel"], p)(x))
+    with pytest.raises(cambrian.UsageError, match="parameters must have values, got traced ones"):
+        called({"kernel": draw(4, 8)}, draw(2, 4))
 
 
 def test_side_effects_in_loops_happen_as_often_as_the_function_has_them():

@@ -68,7 +68,8 @@ def fastest_program(
 
 
 def _as_it_is(stock: Program, wrong: Sequence[Deviation], allowed: bool) -> Program:
-    least, mixed = min(wrong), "; it may mix the samples of a batch" if stock.mesh.size > 1 else ""
+    least = min(wrong)
+    mixed = "; it may mix the samples of a batch" if stock.mesh.size > 1 and not np.isnan(least.error) else ""
     if not allowed:
         raise UsageError(
             f"in {stock.metadata['precision']} the outputs must be within {stock.tolerance:g} of the function's own, "

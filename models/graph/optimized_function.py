@@ -81,7 +81,7 @@ class OptimizedFunction:
             return stock
         graph, results = trace(self._function, self._params, *inputs)
         if not _is_comparable(graph):
-            reason = "it takes random keys, or has side effects, and so can't be compared"
+            reason = "it takes random keys or shapes without sizes, or has side effects, and so can't be compared"
             if self._precision == "bfloat16":
                 warnings.warn(f"computed as JAX compiles it, in its own precision: {reason}", stacklevel=3)
             return self._as_it_is(stock, inputs, reason)
@@ -139,9 +139,10 @@ class OptimizedFunction:
 
 
 def _is_comparable(graph: Graph) -> bool:
-    """Whether a graph computes on numbers, without side effects."""
+    """Whether a graph computes on numbers, of shapes that are known, without side effects."""
     are_numbers = all(jnp.issubdtype(value.dtype, np.number) or value.dtype == bool for value in graph.inputs)
-    return are_numbers and not any(node.has_effects for node in graph.nodes)
+    have_sizes = all(isinstance(size, int) for value in graph.inputs for size in value.shape)  # jax.export has symbols
+    return are_numbers and have_sizes and not any(node.has_effects for node in graph.nodes)
 
 
 def _as_typed(array: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
