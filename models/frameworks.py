@@ -11,11 +11,11 @@ import numpy as np
 
 from cambrian.sharding import UsageError
 
-Function = Callable[[Any, jax.Array], Any]
+Function = Callable[..., Any]
 
 
 def as_function(model: Any, params: Any) -> tuple[Function, Any]:
-    """Returns the function of (params, inputs (N, …)) that a model is in evaluation mode, and its parameters.
+    """Returns the function of (params, *inputs (N, …)) that a model is in evaluation mode, and its parameters.
 
     Args:
       model: a function; a Flax NNX, Equinox or Keras model, which hold their parameters; or a Flax Linen module or a
@@ -64,10 +64,10 @@ def _nnx(module: Any) -> tuple[Function, Any]:
 
     graphdef, keys, state = nnx.split(module, nnx.RngState, ...)  # random keys aren't parameters
 
-    def apply(state: Any, inputs: jax.Array) -> Any:
+    def apply(state: Any, *inputs: Any) -> Any:
         merged = nnx.merge(graphdef, jax.tree.map(lambda key: key, keys), state)  # copies, which a trace may change
         merged.eval()
-        return merged(inputs)
+        return merged(*inputs)
 
     return apply, state
 
@@ -78,9 +78,9 @@ def _equinox(module: Any, state: Any) -> tuple[Function, Any]:
     module = equinox.nn.inference_mode(module)
     arrays, rest = equinox.partition(module if state is None else (module, state), equinox.is_array)
 
-    def apply(arrays: Any, inputs: jax.Array) -> Any:
+    def apply(arrays: Any, *inputs: Any) -> Any:
         model = equinox.combine(arrays, rest)
-        return jax.vmap(model if state is None else lambda sample: model[0](sample, model[1])[0])(inputs)
+        return jax.vmap(model if state is None else lambda *sample: model[0](*sample, model[1])[0])(*inputs)
 
     return apply, arrays
 
@@ -97,27 +97,27 @@ def _keras(model: Any) -> tuple[Function, Any]:
     if len(values) < len(variables):
         raise UsageError("expected a Keras model whose variables have distinct paths: give its layers distinct names")
 
-    def apply(values: dict[str, jax.Array], inputs: jax.Array) -> Any:
+    def apply(values: dict[str, jax.Array], *inputs: Any) -> Any:
         of_paths = [values[path] for path in trainable], [values[path] for path in fixed]
-        return model.stateless_call(*of_paths, inputs, training=False)[0]
+        return model.stateless_call(*of_paths, *inputs, training=False)[0]
 
     return apply, values
 
 
 def _linen(module: Any) -> Function:
-    return lambda variables, inputs: module.apply(variables, inputs)
+    return lambda variables, *inputs: module.apply(variables, *inputs)
 
 
 def _haiku(transform: Any) -> Function:
     takes_key = "rng" in inspect.signature(transform.apply).parameters
-    return lambda params, inputs: transform.apply(params, *([None] if takes_key else []), inputs)
+    return lambda params, *inputs: transform.apply(params, *([None] if takes_key else []), *inputs)
 
 
 def _haiku_with_state(transform: Any) -> Function:
     takes_key = "rng" in inspect.signature(transform.apply).parameters
 
-    def apply(params: Any, inputs: jax.Array) -> Any:
-        return transform.apply(*params, *([None] if takes_key else []), inputs)[0]
+    def apply(params: Any, *inputs: Any) -> Any:
+        return transform.apply(*params, *([None] if takes_key else []), *inputs)[0]
 
     return apply
 

@@ -118,6 +118,44 @@ def test_a_transform_of_haiku(with_key):
     check(stateless if with_key else hk.without_apply_rng(stateless), params, images(2, 6), least_taken=2)
 
 
+@pytest.mark.slow
+def test_a_model_may_take_several_inputs():
+    import equinox as eqx
+    import haiku as hk
+
+    class OfNnx(nnx.Module):
+        def __init__(self):
+            self.dense = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x, shift):
+            return self.dense(x) + shift
+
+    class OfLinen(nn.Module):
+        @nn.compact
+        def __call__(self, x, shift):
+            return nn.Dense(3)(x) + shift
+
+    class OfEquinox(eqx.Module):
+        dense: eqx.nn.Linear
+
+        def __call__(self, x, shift):
+            return self.dense(x) + shift
+
+    x, shift = images(2, 4), images(2, 3)
+    variables = OfLinen().init(jax.random.key(0), x, shift)
+    of_haiku = hk.transform(lambda x, shift: hk.Linear(3)(x) + shift)
+    params = of_haiku.init(jax.random.key(0), x, shift)
+    of_equinox = OfEquinox(eqx.nn.Linear(4, 3, key=jax.random.key(0)))
+    for model, values, expected in [
+        (OfNnx(), None, OfNnx()(x, shift)),
+        (OfLinen(), variables, OfLinen().apply(variables, x, shift)),
+        (of_haiku, params, of_haiku.apply(params, None, x, shift)),
+        (of_equinox, None, jax.vmap(of_equinox)(x, shift)),
+    ]:
+        function, arrays = as_function(model, values)
+        np.testing.assert_allclose(function(arrays, x, shift), expected, rtol=1e-4, atol=1e-5)
+
+
 class MixerBlock(nn.Module):
     @nn.compact
     def __call__(self, x):

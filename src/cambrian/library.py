@@ -246,7 +246,7 @@ def optimize(model: Any, params: Any = None, *, precision: str = "auto") -> "Opt
       precision: float32, bfloat16, or auto, which is the function's own.
 
     Returns:
-      The function of inputs. At its first call with inputs of new shapes it is rewritten, measured, and compared with
+      The function of *inputs. At its first call with inputs of new shapes it is rewritten, measured, and compared with
       `model` on random inputs; in float32, where it isn't right and faster, `model` is computed as it is, and `notes`
       say so.
 
