@@ -209,6 +209,16 @@ def test_numbers_of_64_bits_are_taken_as_jax_takes_them():
     np.testing.assert_allclose(executable(x), 3 * x @ params["kernel"], rtol=1e-5)
 
 
+def test_jax_may_refuse_to_add_dimensions(model):
+    kernel, x = np.random.default_rng(0).standard_normal((4, 3), np.float32), np.ones((2, 4), np.float32)
+    with jax.numpy_rank_promotion("raise"):
+        executable = cambrian.compile(model, batch_size=2, precision="float32")
+        dense = cambrian.compile(lambda p, x: jax.nn.relu(x @ p), kernel, VECTOR, batch_size=2, precision="bfloat16")
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    np.testing.assert_allclose(executable(images), reference(model, images), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dense(x), np.maximum(x @ kernel, 0), rtol=3e-2, atol=3e-2)
+
+
 def test_nothing_is_said_about_rules_where_none_were_given():
     executable = cambrian.compile(lambda _, x: jnp.sin(x), None, VECTOR)
     assert not any("rule" in note for note in executable.notes)

@@ -120,7 +120,7 @@ class Finish:
         if self.call.summed:
             products = sum_over_model_axis(products)
         scale, out_scale = self.call.scales
-        y = products.astype(jnp.float32) + self.bias
+        y = products.astype(jnp.float32) + jnp.expand_dims(self.bias, (0, 1, 2))
         if scale != 1:
             # Rounded before the sum below, as oneDNN does: in one instruction with it, integers would differ at times.
             y = lax.optimization_barrier(y * np.float32(scale))
