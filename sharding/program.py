@@ -58,6 +58,20 @@ def refusing_other_inputs(apply: Callable[[Any, Any], Any], specs: Specs) -> Cal
     return checked
 
 
+def refusing_derivatives(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a rewritten function, whose differentiation is a TypeError.
+
+    It has lost the rules of `custom_jvp`, `custom_vjp` and `stop_gradient`: its derivatives would be wrong.
+    """
+    once = jax.custom_jvp(function)
+    once.defjvp(_refuse_derivative)
+    return once
+
+
+def _refuse_derivative(primals: Any, tangents: Any) -> Any:
+    raise TypeError("a rewritten function can't be differentiated: differentiate the function itself")
+
+
 def named_arrays(name: str, tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by name: `name` itself for a single array, `name/path` in dicts, lists and tuples.
 

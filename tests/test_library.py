@@ -209,6 +209,25 @@ def test_numbers_of_64_bits_are_taken_as_jax_takes_them():
     np.testing.assert_allclose(executable(x), 3 * x @ params["kernel"], rtol=1e-5)
 
 
+def test_what_is_rewritten_is_never_differentiated(executable):
+    def function(kernel, x):
+        return jax.lax.stop_gradient(x @ kernel) * (x @ kernel)
+
+    kernel, x = np.random.default_rng(0).standard_normal((4, 3), np.float32), np.ones((2, 4), np.float32)
+    rewritten = cambrian.compile(function, kernel, VECTOR, batch_size=2, precision="bfloat16", calibrate_s=0)
+    as_it_is = cambrian.compile(function, kernel, VECTOR, batch_size=2, rules=[(".*", P())])
+
+    def gradient(made, inputs):
+        params = [param.astype("float32") for param in made.params]
+        return jax.grad(lambda params: made.program.apply(params, inputs).sum())(params)
+
+    for made, inputs in ((rewritten, x), (executable, np.zeros((8, 8, 8, 3), np.uint8))):
+        with pytest.raises(TypeError, match="a rewritten function can't be differentiated"):
+            gradient(made, inputs)
+    expected = jax.grad(lambda kernel: function(kernel, x).sum())(kernel)
+    np.testing.assert_allclose(gradient(as_it_is, x)[0], expected, rtol=1e-5)
+
+
 def test_jax_may_refuse_to_add_dimensions(model):
     kernel, x = np.random.default_rng(0).standard_normal((4, 3), np.float32), np.ones((2, 4), np.float32)
     with jax.numpy_rank_promotion("raise"):

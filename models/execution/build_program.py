@@ -23,6 +23,7 @@ from cambrian.sharding import (
     UsageError,
     layouts,
     mesh_shape,
+    refusing_derivatives,
     refusing_other_inputs,
 )
 from cambrian.sharding.plan_semantics import images_layout
@@ -105,7 +106,7 @@ def build_program(
     )
     return Program(
         name=name,
-        apply=refusing_other_inputs(apply, input_spec),
+        apply=refusing_other_inputs(refusing_derivatives(apply), input_spec),
         params=params,
         param_specs=param_specs,
         input_spec=input_spec,

@@ -23,7 +23,7 @@ from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.trace import of_arrays, trace
-from cambrian.sharding import UsageError
+from cambrian.sharding import UsageError, refusing_derivatives
 
 _SECONDS = 10.0  # of measuring lowerings, for each shape of the inputs
 # Threads may call for the first time at once, and what is measured needs the machine for itself.
@@ -89,9 +89,7 @@ class OptimizedFunction:
         reason = self._reason_against(rewritten, stock, inputs, default_tolerance(graph, self._precision))
         if reason is not None:
             return self._as_it_is(stock, inputs, reason)
-        once = jax.custom_jvp(rewritten.func)
-        once.defjvp(_refuse_derivative)
-        return functools.partial(once, *rewritten.args)
+        return functools.partial(refusing_derivatives(rewritten.func), *rewritten.args)
 
     def _rewritten(self, graph: Graph, results: Any) -> functools.partial[Any]:
         """The function of inputs that a rewritten graph computes, with its constants as the first argument."""
@@ -148,8 +146,3 @@ def _is_comparable(graph: Graph) -> bool:
 def _as_typed(array: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
     """The array on no device in particular, weakly typed where `spec` is: then all its values are the same."""
     return jnp.full(spec.shape, array.flat[0].item()) if spec.weak_type and array.size else jnp.asarray(array)
-
-
-def _refuse_derivative(primals: Any, tangents: Any) -> Any:
-    # A graph has lost the rules of `custom_jvp`, `custom_vjp` and `stop_gradient`.
-    raise TypeError("a rewritten function can't be differentiated: differentiate the function itself")

@@ -15,7 +15,16 @@ from cambrian.models.graph.choose_lowerings import MeasuredCosts
 from cambrian.models.graph.constants import compact
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.plan_of_graph import plan_of_graph
-from cambrian.sharding import DATA_AXIS, MODEL_AXIS, Partition, Program, TensorSpec, mesh_shape, refusing_other_inputs
+from cambrian.sharding import (
+    DATA_AXIS,
+    MODEL_AXIS,
+    Partition,
+    Program,
+    TensorSpec,
+    mesh_shape,
+    refusing_derivatives,
+    refusing_other_inputs,
+)
 
 BY_SAMPLES = P((DATA_AXIS, MODEL_AXIS))
 
@@ -58,7 +67,7 @@ def program_of_graph(graph: Graph, stock: Program, costs: MeasuredCosts, samples
     plan = plan_of_graph(graph, partition, costs, chunks)
     return dataclasses.replace(
         stock,
-        apply=refusing_other_inputs(apply, stock.input_spec),
+        apply=refusing_other_inputs(refusing_derivatives(apply), stock.input_spec),
         params=[np.asarray(array, order="C") for array in small],
         param_specs=specs,
         plan=plan,
