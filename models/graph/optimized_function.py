@@ -39,6 +39,9 @@ class OptimizedFunction:
     be called under `jax.jit`, `jax.shard_map` (with `check_vma=False`), `jax.lax.scan` and `jax.lax.map`; there the
     parameters are constants. What is rewritten can't be differentiated; `jax.vmap` maps calls of oneDNN in a loop.
 
+    Args:
+      shown: entered while the function is rewritten and measured, to show that it is.
+
     Attributes:
       notes: why the function is computed as it is, for shapes of inputs where it is; a warning, too, if its results
         would have differed, or if it was to be computed in bfloat16.
