@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cambrian import engine
+from cambrian.commands.run.classify import _batches
 from cambrian.engine.artifact import load as load_module
 from cambrian.engine.artifact.fingerprint import fingerprint
 from cambrian.engine.artifact.verification import VERIFICATION
@@ -68,6 +69,20 @@ def test_no_output_leaves_before_the_sample_of_each_group_has_passed(noted, key,
     with pytest.raises(ParityError, match="got"):
         received += executable.stream([IMAGES[:4], IMAGES[4:12]], threads=2)
     assert not received
+
+
+@pytest.mark.parametrize(
+    ("num_images", "first", "is_pending"), [(4, 4, True), (5, 8, False), (8, 8, False), (12, 4, True)]
+)
+def test_a_probe_that_would_add_a_launch_runs_before_the_first_batch(noted, key, num_images, first, is_pending):
+    executable = start(noted, key)
+    assert len(next(_batches(num_images, executable)).indices) == min(first, num_images)
+    assert (executable.pending_probe is not None) == is_pending
+
+
+def test_no_batch_follows_a_probe_that_fails(noted, key):
+    with pytest.raises(ParityError):
+        next(_batches(8, without_reference(start(noted, key), 1)))
 
 
 def test_first_inputs_of_another_shape_are_refused(noted, key):

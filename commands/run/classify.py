@@ -214,11 +214,17 @@ class _Batch:
 
 
 def _batches(num_images: int, executable: Executable | Cards) -> Iterator[_Batch]:
-    """Batches of indices; the first leaves room for a deferred probe, unless that would take one more launch."""
-    probe, start = executable.pending_probe, 0
-    if probe is not None and probe.room and not probe.adds_launch(num_images):
-        start = min(probe.room, num_images)
-        yield _Batch(range(start))
+    """Batches of indices; the first leaves room for a deferred probe.
+
+    Where that would take one more launch, the probe is run before: no batch's times hold it.
+    """
+    start = 0
+    if isinstance(executable, Executable) and (probe := executable.pending_probe) is not None:
+        if probe.adds_launch(num_images):
+            probe.run_alone(executable)
+        else:
+            start = min(probe.room, num_images)
+            yield _Batch(range(start))
     rows = executable.rows
     for first in range(start, num_images, executable.batch_size):
         yield _Batch(range(first, min(first + executable.batch_size, num_images))[rows.start : rows.stop])
