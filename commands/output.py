@@ -184,9 +184,9 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
         if finished or (output_dir / REPORT).exists():
             print(f"{'finished results are' if finished else 'the report is'} in {output_dir}{hint}", file=sys.stderr)
         raise
-    report.status = "ok"
-    report.peak_host_memory_bytes = (report.peak_host_memory_bytes or 0) + peak_host_memory_bytes()
     with deferred_interrupts():
+        report.status = "ok"
+        report.peak_host_memory_bytes = (report.peak_host_memory_bytes or 0) + peak_host_memory_bytes()
         report.write(output_dir)
 
 

@@ -1,9 +1,13 @@
 """Images and weights that the user brings to the command."""
 
 import json
+import os
+import signal
+import sys
 
 import pytest
 
+from cambrian.engine.runtime.metrics import Timeline
 from cambrian.models.resnet.architecture import Architecture
 from command import CommandHere, read_predictions, read_report, write_checkpoint, write_images
 
@@ -53,6 +57,21 @@ def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, ph
     assert {row["label"] for row in run.predictions} == {""}
     assert run.report["top1"] is None
     assert {row["predicted"] for row in run.predictions} <= set(map(str, range(10)))
+
+
+def test_an_interrupt_while_a_run_is_summed_up_leaves_its_sums(command, small, tmp_path, monkeypatch):
+    def interrupted(timeline):
+        signal.raise_signal(signal.SIGINT)
+        return summary(timeline)
+
+    summary = Timeline.summary
+    monkeypatch.setattr(Timeline, "summary", interrupted)
+    monkeypatch.setattr(os, "_exit", sys.exit)  # by which the command ends after an interrupt
+    outcome = command(*small, "--data", "synthetic", "--num_images", 9, "--output_dir", tmp_path / "output")
+    assert (outcome.exit_code, outcome.error) == (130, "interrupted")
+    report = read_report(tmp_path / "output")
+    assert (report["status"], report["num_images"]) == ("interrupted", 9) and report["images_per_second"] > 0
+    assert len(read_predictions(tmp_path / "output")) == 9
 
 
 def test_a_run_without_a_readable_image_fails(command, small, tmp_path):

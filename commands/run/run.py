@@ -189,16 +189,17 @@ def _classify(
                     tally.add(batch)
                 show_progress(batch.indices.stop)
     finally:
-        if executable.metadata["trained"] and tally.confusion is not None and tally.num_images:
-            accuracy = Accuracy.of(tally.confusion, tally.top5_hits, images.class_names or ())
-        report.measure(timeline.summary(), tally.num_images, tally.skipped, accuracy)
-        report.each_process = [{"num_images": count} for count in tally.by_process]
-        if isinstance(executable, Cards):
-            report.measure_cards(executable, timeline)
-            is_any_left = not all(card.ended for card in executable.cards)
-            for card in executable.cards:
-                if card.ended and card.is_ready and is_any_left:
-                    add_note(f"card {card.index} {card.ended}: its batches went to the others", report)
+        with deferred_interrupts():
+            if executable.metadata["trained"] and tally.confusion is not None and tally.num_images:
+                accuracy = Accuracy.of(tally.confusion, tally.top5_hits, images.class_names or ())
+            report.measure(timeline.summary(), tally.num_images, tally.skipped, accuracy)
+            report.each_process = [{"num_images": count} for count in tally.by_process]
+            if isinstance(executable, Cards):
+                report.measure_cards(executable, timeline)
+                is_any_left = not all(card.ended for card in executable.cards)
+                for card in executable.cards:
+                    if card.ended and card.is_ready and is_any_left:
+                        add_note(f"card {card.index} {card.ended}: its batches went to the others", report)
     if tally.of_softmax and tally.num_images:
         add_note(
             "the model's outputs look like probabilities, non-negative with sum 1: a classifier returns logits, of "
