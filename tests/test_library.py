@@ -279,6 +279,13 @@ def test_classifying_needs_an_image_classifier(executable, tmp_path):
         other.classify(tmp_path)
 
 
+@pytest.mark.parametrize(("labels", "got"), [(None, "None"), ([1, 2], r"\[1, 2\]"), (["cat", "dog"], "2 labels")])
+def test_labels_that_do_not_name_the_classes_are_refused(executable, labels, got):
+    other = dataclasses.replace(executable, metadata=executable.metadata | {"labels": labels})
+    with pytest.raises(cambrian.UsageError, match=f"must be the names of all 10 classes, or none, got {got}"):
+        other.classify("synthetic", num_images=1)
+
+
 def test_settings_of_the_host_are_known_by_name():
     assert "cpu_latency" not in cambrian.HostSettings().permitted
     settings = cambrian.HostSettings()

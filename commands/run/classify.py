@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from cambrian.engine.hosts import SharedExecutable
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.metrics import Timeline
 from cambrian.engine.runtime.stream import stream
-from cambrian.sharding import Preprocessing, UsageError
+from cambrian.sharding import Preprocessing, TensorSpec, UsageError
 
 _TOP = 5
 _SUM_ERROR = 1e-2  # of probabilities in bfloat16
@@ -70,13 +70,21 @@ class ClassifiedBatch:
     of_softmax: bool = False
 
 
-def check_classifier(name: str, metadata: Mapping[str, Any]) -> None:
-    """Raises UsageError if the metadata of an executable or artefact aren't an image classifier's."""
+def check_classifier(executable: Executable | Cards | Manifest) -> None:
+    """Raises UsageError if an executable, or the artefact of a manifest, isn't an image classifier."""
+    name, metadata, outputs = executable.name, executable.metadata, executable.output_spec
     if missing := [fact for fact in ("labels", "preprocessing", "trained") if fact not in metadata]:
         raise UsageError(
             f"expected an image classifier, with labels, preprocessing and trained in its metadata, "
             f"got {name} without {', '.join(missing)}"
         )
+    if not isinstance(outputs, TensorSpec) or len(outputs.shape) != 2:
+        raise UsageError(f"an image classifier must return logits (N, classes), got {outputs!r:.200} of {name}")
+    labels, num_classes = metadata["labels"], outputs.shape[1]
+    are_texts = isinstance(labels, (list, tuple)) and all(isinstance(label, str) for label in labels)
+    if not are_texts or len(labels) not in (0, num_classes):
+        got = f"{len(labels)} labels" if are_texts else f"{labels!r:.80}"
+        raise UsageError(f"the labels of {name} must be the names of all {num_classes} classes, or none, got {got}")
 
 
 def images_of(executable: Executable | Cards | Manifest, source: ImageSource) -> tuple[ModelImages, tuple[str, ...]]:
@@ -85,7 +93,7 @@ def images_of(executable: Executable | Cards | Manifest, source: ImageSource) ->
     Raises:
       UsageError: if the executable isn't an image classifier, or a class isn't one of its labels.
     """
-    check_classifier(executable.name, executable.metadata)
+    check_classifier(executable)
     metadata = executable.metadata
     preprocessing = Preprocessing.from_json(metadata["preprocessing"], executable.name)
     if executable.input_spec.shape[1:3] != preprocessing.size:

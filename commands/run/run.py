@@ -110,7 +110,7 @@ def _run(
     start: Callable[[], None],
     work: Work,
 ) -> None:
-    check_classifier(executable.name, executable.metadata)
+    check_classifier(executable)
     report.describe(executable)
     images, notes = _images(executable, configuration, source)
     report.data = images.description
@@ -144,7 +144,7 @@ def _run_part(configuration: Configuration) -> int:
     """Classifies this process's part of each batch for process 0; returns the number of its images."""
     source, notes = (None, []) if configuration.data == "auto" else _open(configuration.data, configuration)
     with ready(configuration) as (executable, _):
-        check_classifier(executable.name, executable.metadata)
+        check_classifier(executable)
         images, more = _images(executable, configuration, source)
         for note in dict.fromkeys((*notes, *more)):
             print_note(note)

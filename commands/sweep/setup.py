@@ -164,7 +164,7 @@ def _model(configuration: Configuration) -> tuple[dict[str, Any], tuple[str, ...
     identity = dataclasses.asdict(model)
     if configuration.artifact:
         manifest, _ = read_artifact(Path(configuration.artifact), None)
-        check_classifier(manifest.name, manifest.metadata)
+        check_classifier(manifest)
         return dict(manifest.metadata), tuple(manifest.metadata["labels"]), manifest.output_spec.shape[-1]
     if configuration.weights not in ("auto", "random"):
         model = read_model(configuration).config
