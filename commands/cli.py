@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from importlib.metadata import version
 from typing import Any
 
@@ -44,6 +45,7 @@ def cli() -> None:
         binary, sys.stdout.encoding, errors="backslashreplace", line_buffering=sys.stdout.isatty()
     )
     logging.set_verbosity(logging.WARNING)  # JAX logs each platform that it doesn't find
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that it reads, and without their names
     sys.unraisablehook = _interrupt_again
     host.permit("cpu_latency", "malloc")  # this process belongs to Cambrian
     define_flags(FLAGS)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from command import ROOT, Command, read_predictions, read_report
+from command import ROOT, Command, read_predictions, read_report, write_images
 from waiting import num_lines, settle
 
 BATCH_SIZE = 8
@@ -103,6 +103,22 @@ def test_a_closed_stream_is_refused(command, descriptor):
     outcome = start_after(command, f"os.close({descriptor})", "--mesh", "1x1")
     message = "error: standard output and standard error must be open, got a closed one\n"
     assert (outcome.exit_code, outcome.stdout + outcome.stderr) == (2, message)
+
+
+LARGE_PICTURES = """
+import PIL.Image
+from cambrian.commands.cli import cli
+
+PIL.Image.MAX_IMAGE_PIXELS = 40  # of which Pillow warns above
+cli()
+"""
+
+
+@pytest.mark.slow
+def test_what_pillow_warns_of_is_read_without_a_word(command, flags):
+    write_images(command.home / "large", ["a.png", "b.png"])
+    run = command.run(*flags, "--data", "large", script=("-c", LARGE_PICTURES))
+    assert run.report["num_images"] == 2
 
 
 @pytest.mark.slow
