@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def print_note(note: str) -> None:
-    """Prints a deviation from the request."""
-    print(f"note: {note}", file=sys.stderr, flush=True)
+    """Prints a deviation from the request, in one line."""
+    print(f"note: {' '.join(note.split())}", file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str) -> str:

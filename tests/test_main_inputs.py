@@ -59,6 +59,13 @@ def test_bad_images_are_skipped_counted_and_listed_on_request(command, small, ph
     assert {row["predicted"] for row in run.predictions} <= set(map(str, range(10)))
 
 
+def test_a_note_is_one_line_whatever_names_it_holds(command, small, tmp_path):
+    write_images(tmp_path / "photos", ["0.png"])
+    (tmp_path / "photos" / "x.a\nb").touch()
+    run = command.run(*small, "--data", tmp_path / "photos")
+    assert f"ignored what isn't a JPEG or PNG image in {tmp_path / 'photos'}: 1 .a b" in run.outcome.notes
+
+
 def test_an_interrupt_while_a_run_is_summed_up_leaves_its_sums(command, small, tmp_path, monkeypatch):
     def interrupted(timeline):
         signal.raise_signal(signal.SIGINT)
