@@ -6,7 +6,14 @@ import time
 
 import pytest
 
-from cambrian.sharding.host.files import new_directory, open_regular, remove_abandoned, replace_file, write_file
+from cambrian.sharding.host.files import (
+    new_directory,
+    open_regular,
+    remove_abandoned,
+    replace_file,
+    sync_directory,
+    write_file,
+)
 
 
 @pytest.fixture
@@ -25,6 +32,11 @@ def test_a_full_disk_is_named_by_the_path_and_leaves_the_old_content(tmp_path, f
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'other'}'$"):
         write_file(tmp_path / "other", b"new")
+
+
+def test_a_folder_that_the_disk_can_not_hold_is_named(tmp_path, full_disk):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'$"):
+        sync_directory(tmp_path)
 
 
 def test_a_new_directory_is_whole_or_absent(tmp_path):

@@ -116,6 +116,7 @@ def sync_directory(path: Path) -> None:
     """Makes the renames and new names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with path_named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
