@@ -262,6 +262,11 @@ class Configuration:
         return host.removeprefix("[").removesuffix("]"), int(port)
 
     @property
+    def named_weights(self) -> str:
+        """The path of the weights, else the user's function that makes the model; empty for a ResNet without a path."""
+        return self.weights if self.weights not in ("auto", "random") else self.user_model
+
+    @property
     def device_memory_limit_bytes(self) -> int | None:
         """The limit on what a device holds, in bytes; None for the device's memory."""
         return parse_bytes(self.device_memory_limit) if self.device_memory_limit else None

@@ -113,6 +113,8 @@ def _make(configuration: Configuration, defer_probe: bool, may_build: bool) -> M
             defer_probe=defer_probe,
         )
         load_ms = milliseconds_since(start) - (build_ms or 0.0)
+        if named := configuration.named_weights:  # the same weights may have had another path when it was built
+            executable = dataclasses.replace(executable, metadata=executable.metadata | {"weights": named})
     executable = dataclasses.replace(executable, notes=(*notes, *executable.notes))
     return Made(executable, build_ms, load_ms, path)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -154,6 +155,14 @@ def test_resize_decides_where_the_weights_do_not(command, tmp_path):
     (manifest,) = [manifest for manifest in manifests if manifest["metadata"]["weights"] == str(weights)]
     preprocessing = manifest["metadata"]["preprocessing"]
     assert (preprocessing["size"], preprocessing["resize_to"]) == ([112, 112], [117, 117])
+
+
+def test_the_report_names_the_weights_by_the_path_that_was_given(command, small, tmp_path):
+    _, weights, *others = small
+    command.run(*small, "--num_images", 2)
+    copy = shutil.copy(weights, tmp_path)
+    run = command.run("--weights", copy, *others, "--num_images", 2)
+    assert run.report["build_ms"] is None and run.report["weights"] == copy
 
 
 @pytest.mark.parametrize("num_images", [1, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1])

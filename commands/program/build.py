@@ -49,8 +49,7 @@ def build_program(configuration: Configuration, mesh: Mesh, model: Model | UserM
         program = model_program(model, mesh, options, compile_reference=configuration.execution == "offline")
     else:
         program = classifier_program(model.classifier, mesh, options, name=model.stock.name)
-        weights = configuration.weights if configuration.weights not in ("auto", "random") else configuration.user_model
-        program = dataclasses.replace(program, metadata={**program.metadata, "weights": weights})
+        program = dataclasses.replace(program, metadata={**program.metadata, "weights": configuration.named_weights})
     return dataclasses.replace(program, notes=(*notes, *program.notes))
 
 
