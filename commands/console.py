@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def print_note(note: str) -> None:
     """Prints a deviation from the request, in one line."""
-    print(f"note: {' '.join(note.split())}", file=sys.stderr, flush=True)
+    print(f"note: {' '.join(note.splitlines())}", file=sys.stderr, flush=True)
 
 
 def counted(number: int, noun: str) -> str:
