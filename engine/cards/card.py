@@ -64,7 +64,7 @@ class Card:
         self._num_answers, self._slowest_s = 0, 0.0
         self._oom_kills = oom_kills()
         self.control, theirs = Pipe()
-        with theirs, share.occupied(), _interrupts_blocked():
+        with theirs, share.occupied(), _signals_blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _CHILD.format(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -202,9 +202,12 @@ def _words(exit_code: int, out_of_memory: bool) -> str:
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Blocks Ctrl-C in processes started in this context, for good: their parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+def _signals_blocked() -> Iterator[None]:
+    """Blocks Ctrl-C and SIGTERM in processes started in this context, for good: their parent ends them.
+
+    Both often reach a whole group of processes at once.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield
     finally:

@@ -93,11 +93,11 @@ def _aligned_bytes(spec: TensorSpec) -> int:
 def serve(descriptor: int) -> NoReturn:
     """Serves the parent at the other end of the control connection `descriptor`; never returns."""
     control = Connection(descriptor)
-    host.decline(*SETTINGS)
-    host.permit(*pickle.loads(control.recv_bytes()))
     made: queue.SimpleQueue[Executable] = queue.SimpleQueue()
     asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(control, asked, made), daemon=True).start()
+    host.decline(*SETTINGS)
+    host.permit(*pickle.loads(asked.get()))
     while True:
         try:
             make: Make = pickle.loads(asked.get())
