@@ -22,7 +22,7 @@ from cambrian.engine.artifact.fingerprint import relevant_xla_flags
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import canonical_json
-from cambrian.engine.hosts import JOIN_S, Group, SharedExecutable, meet
+from cambrian.engine.hosts import JOIN_S, LAST_S, Group, SharedExecutable, meet
 from cambrian.engine.hosts.share_artifact import content_digest, shared_artifact
 from cambrian.sharding import crosses_model_axis, make_mesh
 from cambrian.sharding.host import join_mesh, return_freed_memory
@@ -33,7 +33,6 @@ _AGREED_FLAGS = (
     *("split", "num_images", "seed", "skip_bad_images"),
 )
 _DIGITS = 12  # of a digest, in messages
-_LAST_S = 1.0
 
 
 @contextlib.contextmanager
@@ -66,7 +65,7 @@ def joined(configuration: Configuration) -> Iterator[Group]:
         except BaseException as error:
             if process_id == 0 and jax.distributed.is_initialized():  # it aborts the others as soon as this one is gone
                 group.fail(error)
-                time.sleep(_LAST_S)
+                time.sleep(LAST_S)
             raise
 
 

@@ -233,6 +233,42 @@ def test_a_process_that_hangs_in_a_collective_is_ended(address, ended, monkeypat
     assert in_all(address, [0, 1], work) == [None, None]
 
 
+def test_the_others_learn_which_process_ended_from_a_process_0_that_hangs(address, ended, monkeypatch):
+    monkeypatch.setattr(group_module, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(group_module, "LAST_S", 0.0)
+
+    def work(group: Group):
+        group.exchange(None)
+        if group.process_id == 0:
+            assert ended.wait(10)
+        if group.process_id == 2:
+            group.exchange(None)
+
+    *_, error = in_all(address, [0, 1, 2], work)
+    assert isinstance(error, ProcessEnded) and str(error).startswith("process 1 on 127.0.0.1 has ended: ")
+
+
+def test_a_process_that_still_receives_parts_is_not_ended(address, ended, monkeypatch):
+    monkeypatch.setattr(group_module, "LAST_S", 0.0)
+    received = []
+
+    def work(group: Group):
+        def receive_one(_):
+            if len(received) < 3:
+                received.append(group.gather(""))
+
+        monkeypatch.setattr(group._closed, "wait", receive_one if group.process_id == 0 else group._closed.wait)
+        group.exchange(None)
+        if group.process_id == 0:
+            assert ended.wait(10)
+        else:
+            for launch in range(3):
+                group.gather(launch)
+
+    in_all(address, [0, 1], work)
+    assert received == [["", 0], ["", 1], ["", 2]]
+
+
 def test_an_artefact_is_taken_from_its_path_or_sent(address, artifact, monkeypatch):
     def work(group: Group):
         with shared_artifact(group, artifact if group.process_id == 0 else None) as path:
@@ -276,7 +312,7 @@ def test_process_0_tells_the_others_where_joining_is_interrupted(monkeypatch):
 
     monkeypatch.setattr(shared_mesh, "meet", lambda *_: contextlib.nullcontext(group))
     monkeypatch.setattr(shared_mesh, "join_mesh", interrupted)
-    monkeypatch.setattr(shared_mesh, "_LAST_S", 0.0)
+    monkeypatch.setattr(shared_mesh, "LAST_S", 0.0)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     configuration = Configuration(default_model("cifar"), MeshShape(1, 2), coordinator="127.0.0.1:1", num_processes=2)
     with pytest.raises(KeyboardInterrupt), shared_mesh.joined(configuration):

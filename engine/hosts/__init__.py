@@ -5,6 +5,6 @@ from cambrian.engine.hosts.connection import (
     ProcessEnded as ProcessEnded,
     ProcessRefused as ProcessRefused,
 )
-from cambrian.engine.hosts.group import Group as Group
+from cambrian.engine.hosts.group import LAST_S as LAST_S, Group as Group
 from cambrian.engine.hosts.rendezvous import meet as meet
 from cambrian.engine.hosts.shared_executable import SharedExecutable as SharedExecutable

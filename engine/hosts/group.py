@@ -18,6 +18,7 @@ _WINDOW = 16  # launches that a process may be ahead of process 0
 _PATIENCE_S = 10.0
 _PATIENCE_WITHOUT_RESULTS_S = 0.5
 _NOTICED_S = 1.0
+LAST_S = 1.0  # in which the others end when process 0 does, before JAX aborts them
 
 
 class Group:
@@ -36,7 +37,7 @@ class Group:
         Process 0 has one for each other process, in their order; these have one, to process 0.
         """
         self.process_id, self.num_processes = process_id, num_processes
-        self._closed, self._num_ahead = threading.Event(), 0
+        self._closed, self._num_ahead, self._num_received = threading.Event(), 0, 0
         self._connections = [Connection(each, peer, self._watch) for each, peer in connected]
 
     def exchange(self, value: Any) -> list[Any]:
@@ -102,7 +103,9 @@ class Group:
         self._closed.set()
 
     def _receive(self, connection: Connection) -> Any:
-        return connection.receive(self.check)
+        value = connection.receive(self.check)
+        self._num_received += 1
+        return value
 
     def check(self) -> None:
         """Raises ProcessRefused or ProcessEnded if another process has ended."""
@@ -110,13 +113,21 @@ class Group:
             connection.check()
 
     def _watch(self, error: Exception, told: bool) -> None:
-        """Ends this process if it doesn't notice the end of another one.
+        """Ends this process if it doesn't notice the end of another one, nor receives what that one had sent.
 
         Where process 0 is gone without a word, at once: JAX is about to abort this one.
         """
         patience_s = (_PATIENCE_WITHOUT_RESULTS_S if told else 0.0) if self.process_id else _PATIENCE_S
-        if not self._closed.wait(patience_s):
-            _exit(error)
+        before = None
+        while before != self._num_received:
+            before = self._num_received
+            if self._closed.wait(patience_s):
+                return
+        if self.process_id == 0:
+            self._tell(error)
+            if self._closed.wait(LAST_S):
+                return
+        _exit(error)
 
     def __enter__(self) -> Self:
         return self
@@ -149,9 +160,13 @@ class Group:
     def fail(self, error: BaseException) -> None:
         """Tells the other processes, once, that this one ends with an error."""
         if not self._closed.is_set():
-            for connection in self._connections:
-                connection.fail(error, self._words(error))
+            self._tell(error)
         self._closed.set()
+
+    def _tell(self, error: BaseException) -> None:
+        for connection in self._connections:
+            if connection.error is None:  # else it may block
+                connection.fail(error, self._words(error))
 
     def _words(self, error: BaseException) -> str:
         if isinstance(error, (ProcessEnded, ProcessRefused)):
