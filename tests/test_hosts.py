@@ -23,6 +23,7 @@ from cambrian.engine.hosts.share_artifact import content_digest, shared_artifact
 from cambrian.engine.runtime.stream import Turns
 from cambrian.sharding import MeshShape, UsageError
 from flag_values import parse
+from waiting import settle
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +268,22 @@ def test_a_process_that_still_receives_parts_is_not_ended(address, ended, monkey
 
     in_all(address, [0, 1], work)
     assert received == [["", 0], ["", 1], ["", 2]]
+
+
+def test_a_process_0_that_ends_behind_its_last_answer_ends_no_other(address, ended, monkeypatch):
+    def work(group: Group):
+        exchange = group.exchange
+
+        def exchange_late(value):
+            values = exchange(value)
+            settle(lambda: group._connections[0]._socket.fileno() < 0)  # its end was noticed
+            return values
+
+        if group.process_id:
+            monkeypatch.setattr(group, "exchange", exchange_late)
+        group.finish()
+
+    assert in_all(address, [0, 1], work) == [None, None] and not ended.is_set()
 
 
 def test_an_artefact_is_taken_from_its_path_or_sent(address, artifact, monkeypatch):
