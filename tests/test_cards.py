@@ -44,6 +44,17 @@ def test_a_part_of_a_batch_whose_samples_mix_is_refused_and_ends_no_card(tmp_pat
         np.testing.assert_allclose(cards(x), x - x.mean(axis=0), atol=1e-6)
 
 
+@pytest.mark.slow
+def test_cards_have_64_bit_types_where_this_process_has_them(tmp_path):
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    with jax.enable_x64(True):
+        spec = jax.ShapeDtypeStruct((3,), "float64")
+        cambrian.compile(lambda p, x: x * 2, {}, spec, batch_size=4).save(tmp_path / "wide")
+        # Without the key, each card proves the program in a process of its own.
+        with cambrian.load(tmp_path / "wide", cards=1, signing_key=tmp_path / "absent") as cards:
+            np.testing.assert_array_equal(cards(x), x * 2, strict=True)
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Cards, list[int]]]:
     cards, processes = start(2)

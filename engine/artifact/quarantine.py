@@ -31,6 +31,7 @@ from cambrian.engine.artifact.layout import PORTABLE, rebuild_mesh
 from cambrian.engine.artifact.manifest import Manifest
 from cambrian.engine.errors import DamagedArtifact, ParityError, one_line
 from cambrian.engine.runtime.parity import Parity
+from cambrian.sharding.host import child_environment
 from cambrian.sharding.host.control_groups import control_group_bytes
 
 TIME_LIMIT_S = 300.0  # ResNet101 on 32 devices and 2 cores takes 12
@@ -52,7 +53,7 @@ def prove(path: Path, manifest: Manifest) -> None:
             input=json.dumps(request | {"manifest": manifest.to_json()}).encode(),
             capture_output=True,
             timeout=TIME_LIMIT_S,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path)},
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired:
         raise DamagedArtifact(_refusal(path, f"no result in {TIME_LIMIT_S:g} s")) from None

@@ -27,7 +27,7 @@ import numpy as np
 from cambrian.engine.cards.worker import NEW_LANE, ExecutableFacts, LaneMemory, Make, copy_batch
 from cambrian.engine.runtime.batch import num_samples, samples
 from cambrian.engine.runtime.executable import Computed
-from cambrian.sharding.host import Share, host, oom_kills
+from cambrian.sharding.host import Share, child_environment, host, oom_kills
 
 # A card is hung that has answered nobody for so long: at first, and then at least, or ten times its slowest answer.
 FIRST_PATIENCE_S, PATIENCE_S, PATIENCE_FACTOR = 600.0, 60.0, 10.0
@@ -69,7 +69,7 @@ class Card:
                 [sys.executable, "-P", "-c", _CHILD.format(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path)},
+                env=child_environment(),
             )
         _cards.add(self)
         self._send(pickle.dumps(host.permitted))

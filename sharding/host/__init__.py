@@ -30,5 +30,10 @@ from cambrian.sharding.host.malloc import (
 )
 from cambrian.sharding.host.paths import cache_dir as cache_dir, config_dir as config_dir
 from cambrian.sharding.host.process_limits import oom_kills as oom_kills
-from cambrian.sharding.host.settings import SETTINGS as SETTINGS, HostSettings as HostSettings, host as host
+from cambrian.sharding.host.settings import (
+    SETTINGS as SETTINGS,
+    HostSettings as HostSettings,
+    child_environment as child_environment,
+    host as host,
+)
 from cambrian.sharding.host.shares import Share as Share, divide_host as divide_host

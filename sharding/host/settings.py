@@ -5,8 +5,12 @@ allocator of the C library, the kernel's power management. `host` permits and re
 """
 
 import logging
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+
+import jax
 
 from cambrian.sharding.errors import UsageError
 
@@ -84,3 +88,12 @@ def _known(names: Iterable[str]) -> set[str]:
 
 
 host = HostSettings()
+
+
+def child_environment() -> dict[str, str]:
+    """Returns the environment of a child that imports what this process does, with 64-bit types in JAX if it has them.
+
+    What `jax.config.update` has changed, a child doesn't see otherwise.
+    """
+    path = os.pathsep.join(entry or os.curdir for entry in sys.path)
+    return os.environ | {"PYTHONPATH": path, "JAX_ENABLE_X64": str(jax.config.jax_enable_x64)}
