@@ -16,7 +16,7 @@ from cambrian.models.costs.layer_case import LayerCase
 from cambrian.models.costs.layer_options import TableCosts
 from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this_machine
 from cambrian.models.costs.table import CostTable, Transition
-from cambrian.models.execution import choose_setting as module
+from cambrian.models.execution import choose_setting as module, settings
 from cambrian.models.execution.choose_setting import Chosen, choose_setting
 from cambrian.models.execution.settings import Plans, Setting
 from cambrian.models.lowerings import LOWERINGS
@@ -244,6 +244,21 @@ def test_the_batch_size_is_the_smallest_that_is_about_as_fast_as_any(monkeypatch
     assert plans.fastest(["float32"], list(times)) == Setting("float32", 16)
     times[64] = float("inf")  # doesn't fit the memory
     assert plans.fastest(["float32"], list(times)) == Setting("float32", 16)
+
+
+@pytest.mark.parametrize(("limit", "batch_size"), [(1.4, 32), (0.5, 1)])
+def test_whether_the_largest_batch_takes_too_long_is_measured(on_machine, monkeypatch, limit, batch_size):
+    here = on_machine(**EPYC_S)
+    other = CostTable("cpu", XEON_MACHINE)  # by which what is measured first makes all estimates too high
+    for timed, milliseconds in XEON.times.items():
+        is_native = isinstance(timed, LayerCase) and timed.lowering == "native"
+        other.add(timed, milliseconds / 3 if is_native else milliseconds)
+    monkeypatch.setattr(files, "_shipped", lambda path, platform: other)
+    largest = Setting("float32", 32)
+    true_ms = Plans(NETWORK, MeshShape(1, 1), here.table).ms_per_sample(largest) * largest.batch_size
+    monkeypatch.setattr(settings, "_LONGEST_MS", limit * true_ms)
+    chosen = choose_on(seconds=5, precisions=["float32"], batch_sizes=(1, 32))  # for one batch size
+    assert chosen.setting.batch_size == batch_size
 
 
 @pytest.mark.parametrize(("launches_at_once", "batch_size"), [(1, 32), (4, 8)])

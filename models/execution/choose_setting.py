@@ -184,7 +184,8 @@ class _Measuring:
         """Returns the fastest setting, after measuring what decides it in all precisions and at its batch size."""
         if not any(map(self._own.has_measured, precisions)):  # how fast this machine is, for the first batch size
             self._measure(Setting(precisions[0], min(batch_sizes)), share=0.0)
-        batch_size, refined = self.plans.largest(precisions, batch_sizes).batch_size, []
+        # What may be short enough is measured: by the first estimates alone, it would depend on the moment.
+        batch_size, refined = self.plans.largest(precisions, batch_sizes, Outlook.OPTIMISTIC).batch_size, []
         while batch_size not in refined and (self._left_s > 0 or not refined):
             self._refine([Setting(precision, batch_size) for precision in precisions])
             refined.append(batch_size)
@@ -193,7 +194,8 @@ class _Measuring:
             settings = [Setting(precision, refined[-1]) for precision in precisions]
             best = min(settings, key=lambda setting: self.plans.ms_per_sample(setting, Outlook.PESSIMISTIC))
             precisions = [best.precision]
-        return self.plans.fastest(precisions, refined)
+        are_short = [self.plans.is_short(Setting(name, size)) for name in precisions for size in refined]
+        return self.plans.fastest(precisions, refined if any(are_short) else batch_sizes)
 
     def note(self, setting: Setting) -> str:
         if not self._num_measured:

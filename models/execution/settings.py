@@ -88,18 +88,25 @@ class Plans:
 
         return not self.table.times or all(is_known(layer) for layer in self.network if layer.has_weights)
 
-    def largest(self, precisions: Sequence[str], batch_sizes: Sequence[int]) -> Setting:
+    def is_short(self, setting: Setting, outlook: Outlook = Outlook.EXPECTED) -> bool:
+        """Whether a launch fits the memory limit and is predicted to take a few seconds at most."""
+        return self.ms_per_sample(setting, outlook) * self.planned(setting)[1] <= _LONGEST_MS
+
+    def largest(
+        self, precisions: Sequence[str], batch_sizes: Sequence[int], outlook: Outlook = Outlook.EXPECTED
+    ) -> Setting:
         """Returns the fastest precision with the largest batch that fits and that a launch computes in a few seconds.
 
         Args:
           precisions: precisions to choose from. Those in which nothing was measured on this machine aren't considered;
             if nothing was measured in any, the first one is taken.
           batch_sizes: batch sizes to choose from.
+          outlook: how long what wasn't measured takes in a launch.
         """
         considered = [precision for precision in precisions if self.table.has_measured(precision)] or precisions[:1]
         for batch_size in sorted(batch_sizes, reverse=True):
             setting = min((Setting(precision, batch_size) for precision in considered), key=self.ms_per_sample)
-            if self.ms_per_sample(setting) * self.planned(setting)[1] <= _LONGEST_MS:
+            if self.is_short(setting, outlook):
                 break
         return setting
 
