@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=60"
@@ -108,3 +109,21 @@ def classes(tmp_path):
     from image_cases import write_classes
 
     return write_classes(tmp_path)
+
+
+@pytest.fixture
+def address():
+    """Where process 0 of several listens."""
+    from host_processes import free_port
+
+    return "127.0.0.1", free_port()
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """Set where a process of several would end itself."""
+    from cambrian.engine.hosts import group
+
+    ended = threading.Event()
+    monkeypatch.setattr(group, "_exit", lambda error: ended.set())
+    return ended

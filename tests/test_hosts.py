@@ -1,66 +1,21 @@
-"""Processes that share a mesh, as threads: how they meet, agree, ship an artefact, and notice each other's end."""
+"""Processes that share a mesh, as threads: how they meet, agree, and ship an artefact."""
 
 import contextlib
 import socket
 import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import jax
 import pytest
 
-from cambrian.commands import shared_mesh
-from cambrian.commands.configuration import Configuration
-from cambrian.commands.flags import read_configuration
-from cambrian.commands.model import default_model
 from cambrian.engine.artifact.layout import PARAMETERS
-from cambrian.engine.hosts import Group, ProcessEnded, connection, group as group_module, meet, share_artifact
+from cambrian.engine.hosts import Group, group as group_module, meet, share_artifact
 from cambrian.engine.hosts.share_artifact import content_digest, shared_artifact
-from cambrian.engine.runtime.stream import Turns
-from cambrian.sharding import MeshShape, UsageError
-from flag_values import parse
-from waiting import settle
+from cambrian.sharding import UsageError
+from host_processes import connect, in_all
 
-
-@pytest.fixture(autouse=True)
-def ended(monkeypatch):
-    """Set where a process would end itself."""
-    ended = threading.Event()
-    monkeypatch.setattr(group_module, "_exit", lambda error: ended.set())
-    return ended
-
-
-@pytest.fixture
-def address():
-    return "127.0.0.1", free_port()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def in_all(address, ids, work, timeout_s=10.0, num_processes=None) -> list[Any]:
-    """Has a thread for each id meet the others and do `work(group)`; returns results or exceptions in their order."""
-
-    def process(process_id):
-        try:
-            with meet(address, num_processes or len(ids), process_id, timeout_s) as group:
-                return work(group)
-        except Exception as error:
-            return error
-
-    with ThreadPoolExecutor(len(ids)) as pool:
-        return list(pool.map(process, ids))
-
-
-def vanish(group: Group) -> None:
-    """Ends the connection as the kernel does for a process that is killed."""
-    group._connections[0]._socket.shutdown(socket.SHUT_RDWR)
+pytestmark = pytest.mark.usefixtures("ended")
 
 
 def messages(errors) -> set[str]:
@@ -161,131 +116,6 @@ def test_what_else_connects_and_a_process_that_was_started_again_dont_count(addr
     assert [*first.result(), *others] == [["zero", "later", "later"]] * 3
 
 
-def connect(address) -> socket.socket:
-    while True:
-        with contextlib.suppress(ConnectionRefusedError):
-            return socket.create_connection(address, 10)
-
-
-def test_the_end_of_a_process_reaches_all_others(address):
-    def work(group: Group):
-        group.exchange(None)
-        if group.process_id == 1:
-            raise ValueError("a broken disk")
-        group.gather(None)
-        group.finish()
-
-    first, _, last = in_all(address, [0, 1, 2], work)
-    assert isinstance(first, ProcessEnded) and isinstance(last, ProcessEnded)
-    assert str(first) == str(last) == "process 1: a broken disk"
-
-
-def test_a_collective_that_fails_first_is_blamed_on_the_process_that_ended(address):
-    def work(group: Group):
-        group.exchange(None)
-        if group.process_id == 0:
-            raise ValueError("Gloo all-reduce failed: connection reset by peer")
-        time.sleep(0.1)
-        vanish(group)
-
-    error, _ = in_all(address, [0, 1], work)
-    assert isinstance(error, ProcessEnded) and str(error).startswith("process 1 on 127.0.0.1 has ended: ")
-
-
-def test_an_end_without_a_word_is_noticed_by_check_too(address):
-    def work(group: Group):
-        group.exchange(None)
-        if group.process_id == 1:
-            return vanish(group)
-        while True:
-            group.check()
-
-    error, _ = in_all(address, [0, 1], work)
-    assert isinstance(error, ProcessEnded)
-    assert str(error).startswith("process 1 on 127.0.0.1 has ended: ")
-
-
-def test_a_process_without_a_sign_of_life_has_ended(address, monkeypatch):
-    monkeypatch.setattr(connection, "_BEAT_S", 0.125)
-    monkeypatch.setattr(connection, "SILENT_S", 0.5)
-
-    def work(group: Group):
-        if group.process_id == 1:
-            time.sleep(1)  # which keeps no other thread from running
-        return group.exchange(group.process_id)
-
-    assert in_all(address, [0, 1], work) == [[0, 1]] * 2
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(in_all, address, [0], lambda group: group.exchange(0), num_processes=2)
-        with contextlib.closing(connect(address)) as silent:
-            connection.send_message(silent, {"cambrian": {"process_id": 1, "num_processes": 2}})
-            connection.send_message(silent, {})
-            (error,) = first.result()
-    assert str(error) == "process 1 on 127.0.0.1 has given no sign of life for 0.5 s"
-
-
-def test_a_process_that_hangs_in_a_collective_is_ended(address, ended, monkeypatch):
-    monkeypatch.setattr(group_module, "_PATIENCE_S", 0.1)
-
-    def work(group: Group):
-        group.exchange(None)
-        assert group.process_id == 1 or ended.wait(10)
-
-    assert in_all(address, [0, 1], work) == [None, None]
-
-
-def test_the_others_learn_which_process_ended_from_a_process_0_that_hangs(address, ended, monkeypatch):
-    monkeypatch.setattr(group_module, "_PATIENCE_S", 0.1)
-    monkeypatch.setattr(group_module, "LAST_S", 0.0)
-
-    def work(group: Group):
-        group.exchange(None)
-        if group.process_id == 0:
-            assert ended.wait(10)
-        if group.process_id == 2:
-            group.exchange(None)
-
-    *_, error = in_all(address, [0, 1, 2], work)
-    assert isinstance(error, ProcessEnded) and str(error).startswith("process 1 on 127.0.0.1 has ended: ")
-
-
-def test_a_process_that_still_receives_parts_is_not_ended(address, ended, monkeypatch):
-    monkeypatch.setattr(group_module, "LAST_S", 0.0)
-    received = []
-
-    def work(group: Group):
-        def receive_one(_):
-            if len(received) < 3:
-                received.append(group.gather(""))
-
-        monkeypatch.setattr(group._closed, "wait", receive_one if group.process_id == 0 else group._closed.wait)
-        group.exchange(None)
-        if group.process_id == 0:
-            assert ended.wait(10)
-        else:
-            for launch in range(3):
-                group.gather(launch)
-
-    in_all(address, [0, 1], work)
-    assert received == [["", 0], ["", 1], ["", 2]]
-
-
-def test_a_process_0_that_ends_behind_its_last_answer_ends_no_other(address, ended, monkeypatch):
-    def work(group: Group):
-        exchange = group.exchange
-
-        def exchange_late(value):
-            values = exchange(value)
-            settle(lambda: group._connections[0]._socket.fileno() < 0)  # its end was noticed
-            return values
-
-        if group.process_id:
-            monkeypatch.setattr(group, "exchange", exchange_late)
-        group.finish()
-
-    assert in_all(address, [0, 1], work) == [None, None] and not ended.is_set()
-
-
 def test_an_artefact_is_taken_from_its_path_or_sent(address, artifact, monkeypatch):
     def work(group: Group):
         with shared_artifact(group, artifact if group.process_id == 0 else None) as path:
@@ -318,85 +148,6 @@ def with_path_hidden(monkeypatch, group, work):
         receiver = threading.current_thread()
     group.exchange(None)
     return work(group)
-
-
-def test_process_0_tells_the_others_where_joining_is_interrupted(monkeypatch):
-    told = []
-    group = SimpleNamespace(agree=lambda facts: None, exchange=lambda value: [1], fail=told.append)
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shared_mesh, "meet", lambda *_: contextlib.nullcontext(group))
-    monkeypatch.setattr(shared_mesh, "join_mesh", interrupted)
-    monkeypatch.setattr(shared_mesh, "LAST_S", 0.0)
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    configuration = Configuration(default_model("cifar"), MeshShape(1, 2), coordinator="127.0.0.1:1", num_processes=2)
-    with pytest.raises(KeyboardInterrupt), shared_mesh.joined(configuration):
-        pass
-    assert len(told) == 1 and isinstance(told[0], KeyboardInterrupt)
-
-
-@pytest.mark.parametrize(
-    ("mesh", "processes", "block"),
-    [("4x8", 2, "4x4"), ("4x8", 8, "4x1"), ("4x8", 16, "2x1"), ("4x1", 2, "2x1"), ("6x2", 4, "3x1"), ("3x8", 3, "1x8")],
-)
-def test_processes_divide_the_data_axis_first(mesh, processes, block):
-    assert str(MeshShape.parse(mesh).divided(processes)) == block
-
-
-@pytest.mark.parametrize(("mesh", "processes"), [("4x8", 3), ("1x2", 4), ("4x8", 64), ("3x4", 8)])
-def test_processes_that_dont_divide_the_mesh_are_refused(mesh, processes):
-    with pytest.raises(UsageError, match=f"divide mesh {mesh} into equal parts.*, got {processes}"):
-        MeshShape.parse(mesh).divided(processes)
-
-
-def test_turns_are_taken_in_order():
-    turns, taken = Turns(), []
-
-    def take(number: int) -> None:
-        with turns.taken(number):
-            taken.append(number)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(take, [5, 3, 1, 7, 0, 2, 6, 4]))
-    assert taken == list(range(8))
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"num_processes": 2}, "several processes require --coordinator HOST:PORT"),
-        ({"process_id": 1}, "several processes require --coordinator HOST:PORT"),
-        ({"coordinator": "a:1"}, "expected --num_processes of at least 2, got 1"),
-        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "must be below num_processes of 2, got 2"),
-        ({"coordinator": "a", "num_processes": 2}, "HOST:PORT, such as 10.0.0.1:7000, got 'a'"),
-        ({"coordinator": "a:70000", "num_processes": 2}, "HOST:PORT, such as 10.0.0.1:7000, got 'a:70000'"),
-        ({"coordinator": "a:1", "num_processes": 3}, "divide mesh 4x8 into equal parts"),
-        ({"coordinator": "a:1", "num_processes": 2, "cards": 2}, "leave --cards out, got 2"),
-        ({"coordinator": "a:1", "num_processes": 2, "execution": "online"}, "must be offline in several processes"),
-        ({"coordinator": "a:1", "num_processes": 2, "user_model": "m.py:f"}, "expected --artifact DIRECTORY"),
-    ],
-)
-def test_flags_of_processes_that_make_no_sense(flags, message):
-    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
-        Configuration(default_model("cifar"), MeshShape(4, 8), **flags)
-
-
-@pytest.mark.parametrize("mode", ["compile", "plan", "train", "batch", "loadgen"])
-def test_other_modes_run_in_one_process(mode):
-    with pytest.raises(UsageError, match=f"mode {mode} runs in one process: leave --coordinator out, got 'a:1'"):
-        read_configuration(parse("--coordinator", "a:1", "--num_processes", 2, "--mode", mode))
-
-
-def test_a_sweep_runs_in_processes_of_its_own():
-    with pytest.raises(UsageError, match="a sweep starts its own processes: leave --coordinator out, got 'a:1'"):
-        parse("--coordinator", "a:1", "--num_processes", 2, "--threads", "1,2")
-
-
-def test_the_host_of_a_coordinator_may_be_an_ipv6_address():
-    configuration = Configuration(default_model("cifar"), MeshShape(1, 2), coordinator="[::1]:7000", num_processes=2)
-    assert configuration.coordinator_address == ("::1", 7000)
 
 
 def test_an_artefact_that_isnt_there_is_named(tmp_path):

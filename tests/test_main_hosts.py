@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from command import read_predictions, read_report
-from test_hosts import free_port
+from host_processes import free_port
 from waiting import num_lines, settle
 
 pytestmark = pytest.mark.slow

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import pytest
 
 from cambrian.engine.runtime.executable import Computed, Executable
 from cambrian.engine.runtime.metrics import Timeline
-from cambrian.engine.runtime.stream import stream
+from cambrian.engine.runtime.stream import Turns, stream
 from cambrian.sharding import MeshShape, UsageError
 from tiny_executable import NUM_FEATURES, GatedOutputs, host_threads, inputs_of, make_executable, outputs_of
 from waiting import settle
@@ -166,3 +167,15 @@ def test_the_timeline_has_every_batch(executable):
     assert summary.decode_ms is not None and summary.decode_ms >= 100
     assert summary.postprocess_ms is not None and summary.postprocess_ms >= 50
     assert summary.execute_ms is not None and 0 < summary.execute_ms < 2 * elapsed_ms
+
+
+def test_turns_are_taken_in_order():
+    turns, taken = Turns(), []
+
+    def take(number: int) -> None:
+        with turns.taken(number):
+            taken.append(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, [5, 3, 1, 7, 0, 2, 6, 4]))
+    assert taken == list(range(8))

@@ -69,14 +69,14 @@ def _take(table: CostTable, entry: dict[str, Any]) -> None:
             names = [field.name for field in dataclasses.fields(LayerCase)]
             case: dict[str, Any] = dict(zip(names, fields, strict=True))
             case["padding"] = tuple(map(tuple, case["padding"]))
-            table.add(LayerCase(**case), float(milliseconds), _reference_ms(others))
+            table.add(LayerCase(**case), float(milliseconds), _reference_of(others))
         case {"transition": [*fields], "ms": milliseconds, **others}:
-            table.add(Transition(*fields), float(milliseconds), _reference_ms(others))
+            table.add(Transition(*fields), float(milliseconds), _reference_of(others))
         case _:
             raise ValueError(f"got {entry}")
 
 
-def _reference_ms(entry: dict[str, Any]) -> float | None:
+def _reference_of(entry: dict[str, Any]) -> float | None:
     return float(entry["reference_ms"]) if "reference_ms" in entry else None
 
 

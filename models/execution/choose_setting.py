@@ -205,10 +205,10 @@ class _Measuring:
         unmeasured = _Unmeasured.of(self.plans, setting)
         if self._left_s <= 0 and unmeasured.decides:
             slowdown = max(map(self._own.slowdown, unmeasured.gains_ms))
-            meanwhile = "scaled from another machine's table"
+            how = "scaled from another machine's table"
             if slowdown > 1:
-                meanwhile = f"while other processes slowed it {slowdown:.1f} times"
-            note += f", in part {meanwhile}: a longer --calibrate_s or --tune measures more"
+                how = f"while other processes slowed it {slowdown:.1f} times"
+            note += f", in part {how}: a longer --calibrate_s or --tune measures more"
         return note
 
     @property
