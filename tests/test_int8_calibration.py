@@ -1,5 +1,7 @@
 """int8: scales by calibration, channels rescaled, and the budget of accuracy."""
 
+import functools
+import math
 import re
 
 import jax
@@ -44,7 +46,7 @@ def test_every_channel_is_observed():
     shape = jax.ShapeDtypeStruct((128, 8), "float32")
     graph = optimized(trace(lambda p, x: jax.nn.relu(x @ p[0] + p[1]) @ p[0].T, params, shape)[0])
     (node,) = quantizable(graph)
-    _, observed = observe(graph, [node], [np.zeros(shape.shape, np.float32)])
+    _, observed = observe(graph, [node], [[np.zeros(shape.shape, np.float32)]])
     assert {*observed[node.output].sample.tolist()} == {*range(96)}
 
 
@@ -62,11 +64,11 @@ def test_rescaled_channels_give_the_same_and_lose_less():
 
     def error(graph) -> float:
         nodes = quantizable(graph)
-        _, observed = observe(graph, nodes, [inputs])
+        _, observed = observe(graph, nodes, [[inputs]])
         made = quantize_pass(graph, {value: found.scale("minmax") for value, found in observed.items()}, {*nodes})
         return relative_error(evaluator(made)(inputs)[0], exact)
 
-    equalized = equalize(graph, largest_of_channels(graph, [inputs]))
+    equalized = equalize(graph, largest_of_channels(graph, [[inputs]]))
     assert relative_error(evaluator(equalized)(inputs)[0], exact) <= 1e-5
     assert error(equalized) < 0.02 < 0.2 < error(graph)
 
@@ -123,7 +125,7 @@ def test_a_loss_of_the_whole_budget_is_within_it(count, lost, budget):
         return np.eye(2)[(np.arange(count) < num_right).astype(int)]
 
     labels = np.ones(count, int)
-    drops = {_Judge(outputs(right), labels).top1_drop(outputs(right - lost)) for right in range(lost, count + 1)}
+    drops = {_Judge([outputs(right)], labels).top1_drop([outputs(right - lost)]) for right in range(lost, count + 1)}
     assert drops == {budget}
 
 
@@ -133,6 +135,9 @@ def test_a_loss_of_the_whole_budget_is_within_it(count, lost, budget):
         (IMAGES[:15], "int8 needs at least 16 calibration inputs, got 15: noise"),
         (np.repeat(IMAGES[:1], 20, axis=0), "int8 needs calibration inputs that differ, got equal ones: noise"),
         (np.full((16, 4), np.nan), "int8 needs calibration inputs of finite numbers, got NaN or infinity: noise"),
+        ([IMAGES, IMAGES[:20]], "int8 needs as many calibration inputs in each array, got 20 and 24: noise"),
+        ({"mask": np.ones((16, 4)), "x": np.full((16, 4), np.inf)}, "finite numbers, got NaN or infinity: noise"),
+        ({"mask": np.ones((16, 4)), "x": np.zeros((16, 4))}, "inputs that differ, got equal ones: noise"),
     ],
 )
 def test_bad_calibration_is_refused(inputs, message):
@@ -153,6 +158,89 @@ def test_inputs_that_are_not_the_networks_are_refused(shape, given, dtype):
     got = re.escape(f"{shape} {given}: noise")
     with pytest.raises(UsageError, match=rf"int8 needs calibration inputs \(M, 8, 8, 1\) {dtype}, got {got}"):
         quantized(graph, Calibration(RANDOM.uniform(0, 9, shape).astype(given), "noise"))
+
+
+def function_of_arrays(params, inputs):
+    """Outputs: classes, a second head of them, the most probable class, and pixels."""
+    x = jax.nn.relu(conv(inputs["image"], params["stem"])) * inputs["mask"].astype(np.float32)[:, None, None, None]
+    x = jax.nn.relu(conv(x, params["inner"]))
+    both = jnp.concatenate([x.mean((1, 2)), jax.nn.relu(inputs["facts"] @ params["facts"])], axis=1)
+    both = jax.nn.relu(both @ params["both"])
+    heads = both @ params["first head"], both @ params["second head"]
+    return {"heads": heads, "best": heads[0].argmax(axis=1), "pixels": conv(x, params["pixels"])}
+
+
+PARAMS_OF_ARRAYS = {
+    name: RANDOM.standard_normal(shape, np.float32) / math.prod(shape[:-1]) ** 0.5
+    for name, shape in {
+        "stem": (3, 3, 3, 32),
+        "inner": (3, 3, 32, 32),
+        "facts": (8, 32),
+        "both": (64, 32),
+        "first head": (32, 10),
+        "second head": (32, 7),
+        "pixels": (1, 1, 32, 2),
+    }.items()
+}
+ARRAYS = {
+    "image": RANDOM.standard_normal((40, 8, 8, 3), np.float32),
+    "facts": RANDOM.standard_normal((40, 8), np.float32),
+    "mask": np.ones(40, np.int32),
+}
+
+
+@pytest.fixture(scope="module")
+def quantized_function_of_arrays():
+    graph = optimized(
+        trace(
+            function_of_arrays,
+            PARAMS_OF_ARRAYS,
+            jax.tree.map(lambda array: jax.ShapeDtypeStruct((16, *array.shape[1:]), array.dtype), ARRAYS),
+        )[0]
+    )
+    function = functools.partial(function_of_arrays, PARAMS_OF_ARRAYS)
+    return graph, quantized(graph, Calibration(ARRAYS, "noise", max_top1_drop=100.0), function)
+
+
+def test_several_arrays_in_and_out(quantized_function_of_arrays):
+    _, found = quantized_function_of_arrays
+    assert [*found.facts["scales"]] == ["stem", "inner", "facts", "both"]  # heads keep float32
+    exact, got = function_of_arrays(PARAMS_OF_ARRAYS, ARRAYS), found.reference(ARRAYS)
+    assert jax.tree.structure(got) == jax.tree.structure(exact)
+    pairs = [
+        (got["heads"][0], exact["heads"][0]),
+        (got["heads"][1], exact["heads"][1]),
+        (got["pixels"], exact["pixels"]),
+    ]
+    errors = [relative_error(one, np.asarray(other)) for one, other in pairs]
+    assert min(errors) > 1e-4 and max(errors) < 0.05
+    agreements = [np.mean(one.argmax(1) == np.argmax(other, axis=1)) for one, other in pairs[:2]]
+    assert found.facts["top1_agreement"] == min(agreements)
+    assert found.facts["top1_drop"] == pytest.approx(100 * (1 - min(agreements)))
+    # Classes that differ in one of 40 samples are an error of (1 / 40)².
+    assert found.facts["relative_error"] == pytest.approx(max(*errors, (1 - agreements[0]) ** 2), rel=1e-3)
+
+
+def test_the_logits_that_lose_most_top1_count():
+    exact, integers = np.eye(4), np.eye(4, dtype=int)
+    judge = _Judge([exact, exact, integers, np.ones((4, 2, 2))], None)
+    got = [exact, exact[[0, 0, 2, 3]], 1 - integers, np.zeros((4, 2, 2))]
+    assert (judge.top1_agreement(got), judge.top1_drop(got)) == (0.75, 25)
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (
+            {**ARRAYS, "facts": ARRAYS["image"]},
+            r"calibration inputs/facts \(M, 8\) float32, got \(40, 8, 8, 3\) float32",
+        ),
+        (ARRAYS["image"], "int8 needs calibration inputs for each of the network's 3, got 1 arrays: noise"),
+    ],
+)
+def test_arrays_that_are_not_the_networks_are_refused(inputs, message, quantized_function_of_arrays):
+    with pytest.raises(UsageError, match=message):
+        quantized(quantized_function_of_arrays[0], Calibration(inputs, "noise"))
 
 
 def test_inputs_of_another_width_are_cast():

@@ -178,9 +178,9 @@ def test_arguments_that_make_no_sense_are_refused(model, arguments, message):
         cambrian.compile(model, **arguments)
 
 
-@pytest.mark.parametrize("calibration", [3, [[0.0]], {"x": np.zeros(3)}, np.array(["a"]), np.float32(1)])
-def test_calibration_is_an_array(calibration):
-    with pytest.raises(cambrian.UsageError, match=r"calibration must be an array of inputs \(M, …\), got"):
+@pytest.mark.parametrize("calibration", [3, [[0.0]], {"x": 3}, {}, np.array(["a"]), np.float32(1)])
+def test_calibration_is_an_array_or_a_pytree_of_them(calibration):
+    with pytest.raises(cambrian.UsageError, match=r"must be an array of inputs \(M, …\), or a pytree of them, got"):
         cambrian.compile(lambda p, x: x @ p, np.eye(4), SPEC, precision="int8", calibration=calibration)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 
 from cambrian.models.costs.files import current_cost_table
@@ -169,7 +168,7 @@ def _check_results(graph: Graph, stock: Program) -> None:
 
 def _in_int8(
     graph: Graph,
-    function: Callable[[np.ndarray], jax.Array],
+    function: Callable[[Any], Any],
     stock: Program,
     calibration: Calibration | None,
     tolerance: float | None,
@@ -177,6 +176,9 @@ def _in_int8(
     """The quantised graph, and the function with the reference of its integers."""
     if calibration is None:
         raise UsageError(f"precision int8 needs calibration, samples of the inputs of {stock.name}, got None")
+    given, expected = jax.tree.structure(calibration.inputs), jax.tree.structure(stock.input_spec)
+    if given != expected:
+        raise UsageError(f"calibration must have the structure of the inputs of {stock.name}, {expected}, got {given}")
     found = quantized(graph, calibration, function)
     stock = dataclasses.replace(
         stock,

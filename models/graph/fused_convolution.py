@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 
-from cambrian.models.graph.graph import Constant, Node
+from cambrian.models.graph.graph import Constant, Graph, Node
 from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
 
 
@@ -56,6 +56,19 @@ def weights(node: Node) -> tuple[Constant, Constant]:
     _, kernel, bias = node.inputs[:3]
     assert isinstance(kernel, Constant) and isinstance(bias, Constant)
     return kernel, bias
+
+
+def last_convolutions(graph: Graph) -> set[Node]:
+    """The fused convolutions whose results reach the graph's results without another one."""
+    reaching, last = set(graph.outputs), set()
+    for node in reversed(graph.nodes):
+        if not reaching.intersection(node.outputs):
+            continue
+        if isinstance(node.operation, FusedConvolution):
+            last.add(node)
+        else:
+            reaching.update(node.inputs)
+    return last
 
 
 def layer_name(node: Node) -> str:

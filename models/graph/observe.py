@@ -53,14 +53,14 @@ class Observed:
 
 
 def observe(
-    graph: Graph, nodes: Sequence[Node], batches: Sequence[np.ndarray]
-) -> tuple[np.ndarray, dict[Value, Observed]]:
+    graph: Graph, nodes: Sequence[Node], batches: Sequence[Sequence[np.ndarray]]
+) -> tuple[list[np.ndarray], dict[Value, Observed]]:
     """Evaluates a float32 graph on inputs.
 
     Args:
-      graph: graph with one input.
+      graph: float32 graph.
       nodes: fused convolutions of the graph.
-      batches: inputs, each of the shape of the graph's input.
+      batches: inputs of the graph.
 
     Returns:
       The outputs, and what each activation is that `nodes` read or make.
@@ -68,17 +68,18 @@ def observe(
     wanted = list(dict.fromkeys(value for node in nodes for value in (node.inputs[0], node.output)))
     strides = [_stride(value) for value in wanted]
 
-    def observed(values: Sequence[jax.Array]) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array, jax.Array]]]:
-        output, *activations = values
-        return output, [(x.min(), x.max(), x.reshape(-1)[::step]) for x, step in zip(activations, strides, strict=True)]
+    def observed(values: Sequence[jax.Array]) -> tuple[Sequence[jax.Array], list[tuple[jax.Array, ...]]]:
+        outputs, activations = values[: len(graph.outputs)], values[len(graph.outputs) :]
+        samples = [x.reshape(-1)[::step] for x, step in zip(activations, strides, strict=True)]
+        return outputs, [(x.min(), x.max(), sample) for x, sample in zip(activations, samples, strict=True)]
 
     evaluate = evaluator(Graph(graph.inputs, graph.nodes, (*graph.outputs, *wanted)), observed)
-    outputs, of_batches = zip(*[jax.tree.map(np.asarray, evaluate(batch)) for batch in batches], strict=True)
+    outputs, of_batches = zip(*[jax.tree.map(np.asarray, evaluate(*batch)) for batch in batches], strict=True)
     by_value = {}
     for value, of_value in zip(wanted, zip(*of_batches, strict=True), strict=True):
         smallest, largest, samples = zip(*of_value, strict=True)
         by_value[value] = Observed(float(min(smallest)), float(max(largest)), np.concatenate(samples))
-    return np.concatenate(outputs), by_value
+    return list(map(np.concatenate, zip(*outputs, strict=True))), by_value
 
 
 def _stride(value: Value) -> int:
@@ -86,7 +87,7 @@ def _stride(value: Value) -> int:
     return next(step for step in itertools.count(value.size // _SAMPLED + 1) if math.gcd(step, value.shape[-1]) == 1)
 
 
-def largest_of_channels(graph: Graph, batches: Sequence[np.ndarray]) -> dict[Value, np.ndarray]:
+def largest_of_channels(graph: Graph, batches: Sequence[Sequence[np.ndarray]]) -> dict[Value, np.ndarray]:
     """Returns the largest value of each channel (C,) of what fused convolutions make by a ReLU."""
     made = [
         node.output
@@ -97,19 +98,17 @@ def largest_of_channels(graph: Graph, batches: Sequence[np.ndarray]) -> dict[Val
         Graph(graph.inputs, graph.nodes, tuple(made)),
         lambda values: [x.max(axis=tuple(range(x.ndim - 1))) for x in values],
     )
-    found = [evaluate(batch) for batch in batches]
+    found = [evaluate(*batch) for batch in batches]
     return {value: np.max(maxima, axis=0) for value, maxima in zip(made, zip(*found, strict=True), strict=True)}
 
 
-def evaluator(
-    graph: Graph, then: Callable[[Sequence[jax.Array]], Any] = lambda outputs: outputs
-) -> Callable[[np.ndarray], Any]:
-    """Returns a compiled function from a batch of inputs to `then(outputs)`, on the host's CPU."""
+def evaluator(graph: Graph, then: Callable[[Sequence[jax.Array]], Any] = lambda outputs: outputs) -> Callable[..., Any]:
+    """Returns a compiled function from a batch of each input to `then(outputs)`, on the host's CPU."""
     constants, cpu = graph.constants(), jax.local_devices(backend="cpu")[0]
     arrays = jax.device_put([constant.array for constant in constants], cpu)
 
     @jax.jit
-    def evaluate(arrays: Sequence[jax.Array], batch: jax.Array):
-        return then(graph.evaluate(dict(zip(constants, arrays, strict=True)), [batch]))
+    def evaluate(arrays: Sequence[jax.Array], batch: Sequence[jax.Array]):
+        return then(graph.evaluate(dict(zip(constants, arrays, strict=True)), batch))
 
-    return lambda batch: evaluate(arrays, jax.device_put(batch, cpu))
+    return lambda *batch: evaluate(arrays, jax.device_put(batch, cpu))

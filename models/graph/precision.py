@@ -17,7 +17,7 @@ from jax import lax
 
 from cambrian.models.graph.constants import compact
 from cambrian.models.graph.find_poolings import Pool
-from cambrian.models.graph.fused_convolution import FusedConvolution
+from cambrian.models.graph.fused_convolution import FusedConvolution, last_convolutions
 from cambrian.models.graph.graph import Constant, Graph, Node, Operation, Primitive, Uses, Value, is_elementwise
 from cambrian.models.graph.views import Reshape, view_of
 
@@ -78,7 +78,7 @@ class _Narrowing:
 
     def __init__(self, graph: Graph):
         self.uses = Uses(graph)
-        self.last = _last_convolutions(graph)
+        self.last = last_convolutions(graph)
         self.reducing = _reducing(graph, self.uses)
         self.nodes: list[Node] = []
         self.stored: dict[Value, Value] = {value: value for value in graph.inputs}  # value → how it is stored
@@ -167,19 +167,6 @@ def _moves(node: Node) -> bool:
 def _is_local(node: Node) -> bool:
     """Whether each element of the result is computed from the same element of the operands, in order."""
     return is_elementwise(node) or isinstance(view_of(node), Reshape)
-
-
-def _last_convolutions(graph: Graph) -> set[Node]:
-    """The convolutions whose results reach the graph's results without another convolution."""
-    reaching, last = set(graph.outputs), set()
-    for node in reversed(graph.nodes):
-        if not reaching.intersection(node.outputs):
-            continue
-        if isinstance(node.operation, FusedConvolution):
-            last.add(node)
-        else:
-            reaching.update(node.inputs)
-    return last
 
 
 def _reducing(graph: Graph, uses: Uses) -> set[Node]:

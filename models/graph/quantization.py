@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr
 
 from cambrian.models.graph.comparison import default_tolerance, deviation
 from cambrian.models.graph.equalize import equalize, without_bounds
@@ -32,29 +33,39 @@ class Calibration:
     """What a network is quantised by.
 
     Attributes:
-      inputs: (M, …) inputs of the network, at least LEAST_INPUTS, not all equal.
+      inputs: array (M, …), or pytree of arrays, of the network's inputs: at least LEAST_INPUTS, not all equal.
       source: where they come from, for people.
       labels: (M,) the right classes; None to take those of the float32 network.
-      max_top1_drop: largest loss of top-1 on the inputs, in percentage points, of networks with outputs (N, classes).
+      max_top1_drop: largest loss of top-1 on the inputs, in percentage points, of each output (N, classes).
 
     Raises:
-      UsageError: if there are too few inputs, all are equal, or one isn't finite.
+      UsageError: if there are too few inputs, or not as many in each array, all are equal, or one isn't finite.
     """
 
-    inputs: np.ndarray = dataclasses.field(repr=False)
+    inputs: Any = dataclasses.field(repr=False)
     source: str
     labels: np.ndarray | None = dataclasses.field(default=None, repr=False)
     max_top1_drop: float = 0.5
 
     def __post_init__(self):
-        if len(self.inputs) < LEAST_INPUTS:
-            raise UsageError(
-                f"int8 needs at least {LEAST_INPUTS} calibration inputs, got {len(self.inputs)}: {self.source}"
-            )
-        if not np.isfinite(self.inputs).all():
+        arrays, counts = self.arrays, sorted({len(array) for array in self.arrays})
+        if len(counts) > 1:
+            got = " and ".join(map(str, counts))
+            raise UsageError(f"int8 needs as many calibration inputs in each array, got {got}: {self.source}")
+        if len(self) < LEAST_INPUTS:
+            raise UsageError(f"int8 needs at least {LEAST_INPUTS} calibration inputs, got {len(self)}: {self.source}")
+        if not all(np.isfinite(array).all() for array in arrays):
             raise UsageError(f"int8 needs calibration inputs of finite numbers, got NaN or infinity: {self.source}")
-        if (self.inputs == self.inputs[:1]).all():
+        if all((array == array[:1]).all() for array in arrays):
             raise UsageError(f"int8 needs calibration inputs that differ, got equal ones: {self.source}")
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """The leaves of `inputs`."""
+        return jax.tree.leaves(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -63,49 +74,53 @@ class Quantized:
 
     Attributes:
       graph: computes with integers, in float32 until lowerings are chosen.
+      structure: of the outputs.
       facts: JSON-compatible: calibration, loss of accuracy, scales.
       tolerance: largest relative error of outputs against the same integers on one device.
       notes: which layers stay in float32 for accuracy.
     """
 
     graph: Graph
+    structure: jax.tree_util.PyTreeDef
     facts: dict[str, Any]
     tolerance: float
     notes: tuple[str, ...] = ()
 
-    def reference(self, inputs: np.ndarray) -> np.ndarray:
+    def reference(self, inputs: Any) -> Any:
         """Computes the outputs (M, …) for inputs (M, …) on one device, its integers in float32."""
-        evaluate = evaluator(self.graph)
-        batches = _batches(inputs, self.graph.inputs[0])
-        return np.concatenate([np.asarray(evaluate(batch)[0]) for batch in batches])[: len(inputs)]
+        arrays = jax.tree.leaves(inputs)
+        outputs = _outputs(self.graph, _batches(arrays, self.graph), len(arrays[0]))
+        return jax.tree.unflatten(self.structure, outputs)
 
 
-def quantized(
-    graph: Graph, calibration: Calibration, function: Callable[[np.ndarray], jax.Array] | None = None
-) -> Quantized:
-    """Quantises a float32 graph with one input (N, …) and one output (N, …), as `optimized` returns it.
+def quantized(graph: Graph, calibration: Calibration, function: Callable[[Any], Any] | None = None) -> Quantized:
+    """Quantises a float32 graph with inputs and outputs (N, …), as `optimized` returns it.
 
     Args:
-      function: the function of which the graph is, to compare with in float32; None if the graph is known to be right.
+      function: the function of which the graph is, to compare with in float32; None if the graph is known to be right,
+        with one input and one output.
 
     Raises:
       UsageError: if the calibration's inputs aren't those of the graph, integers can compute nothing of the graph, they
         lose more than the budget whatever stays in float32, or the graph isn't right.
     """
     _check(graph, calibration)
-    batches, count = _batches(calibration.inputs, graph.inputs[0]), len(calibration.inputs)
-    few = batches[: -(-_FEW_INPUTS // len(batches[0]))]
+    batches, count = _batches(calibration.arrays, graph), len(calibration)
+    size, structure = graph.inputs[0].shape[0], jax.tree.structure(0)
+    few = batches[: -(-_FEW_INPUTS // size)]
     unbounded = without_bounds(graph)
     versions = [graph] if unbounded.nodes == graph.nodes else [graph, unbounded]
     balanced = [equalize(each, largest_of_channels(_by_onednn(each), few)) for each in versions]
     outputs, observed = zip(*[observe(_by_onednn(each), quantizable(each), batches) for each in balanced], strict=True)
     if function is not None:
-        found = deviation(outputs[0][: len(batches[0])], function(batches[0]))
+        expected = function(jax.tree.unflatten(jax.tree.structure(calibration.inputs), batches[0]))
+        structure = jax.tree.structure(expected)
+        found = deviation(jax.tree.unflatten(structure, _first(outputs[0], size)), expected)
         if not found.error <= (tolerance := default_tolerance(graph, "float32")):
             raise UsageError(
                 f"int8 needs float32 outputs of the optimised function within {tolerance:g} of its own, got {found}"
             )
-    judge = _Judge(outputs[0][:count].astype(np.float64), calibration.labels)
+    judge = _Judge(_first(outputs[0], count), calibration.labels)
     schemes = [
         _Scheme(
             each,
@@ -115,11 +130,11 @@ def quantized(
         for each, of_graph in zip(balanced, observed, strict=True)
         for method in METHODS
     ]
-    scheme = min(schemes, key=lambda each: judge.error(_outputs(each.quantized(), few, count)))
+    scheme = min(schemes, key=lambda each: judge.error(_outputs(_by_onednn(each.quantized()), few, count)))
 
-    def computed(kept: Sequence[Node]) -> tuple[Graph, np.ndarray]:
+    def computed(kept: Sequence[Node]) -> tuple[Graph, list[np.ndarray]]:
         made = scheme.quantized(kept)
-        return made, _outputs(made, batches, count)
+        return made, _outputs(_by_onednn(made), batches, count)
 
     def suffices(kept: Sequence[Node]) -> bool:
         return judge.top1_drop(computed(kept)[1]) <= calibration.max_top1_drop
@@ -152,21 +167,26 @@ def quantized(
     # A float32 value between two integers may be rounded to the other one by another partition; all that follows then
     # differs, but not by more than rounding itself costs.
     tolerance = max(_LEAST_TOLERANCE, 2 * facts["relative_error"])
-    return Quantized(made, facts, tolerance, (note,) if kept else ())
+    return Quantized(made, structure, facts, tolerance, (note,) if kept else ())
 
 
 def _check(graph: Graph, calibration: Calibration) -> None:
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise UsageError("int8 needs a function of one array that returns one array, got more of them")
-    inputs, (expected,) = calibration.inputs, graph.inputs
-    are_floats = [jnp.issubdtype(dtype, jnp.floating) for dtype in (inputs.dtype, expected.dtype)]
-    is_alike = are_floats[0] == are_floats[1] and np.can_cast(inputs.dtype, expected.dtype, "same_kind")
-    if inputs.shape[1:] != expected.shape[1:] or not is_alike:
-        sample = ", ".join(map(str, expected.shape[1:]))
+    found = jax.tree.leaves_with_path(calibration.inputs)
+    if len(found) != len(graph.inputs):
         raise UsageError(
-            f"int8 needs calibration inputs (M, {sample}) {expected.dtype}, got {inputs.shape} {inputs.dtype}: "
+            f"int8 needs calibration inputs for each of the network's {len(graph.inputs)}, got {len(found)} arrays: "
             f"{calibration.source}"
         )
+    for (path, inputs), expected in zip(found, graph.inputs, strict=True):
+        are_floats = [jnp.issubdtype(dtype, jnp.floating) for dtype in (inputs.dtype, expected.dtype)]
+        is_alike = are_floats[0] == are_floats[1] and np.can_cast(inputs.dtype, expected.dtype, "same_kind")
+        if inputs.shape[1:] != expected.shape[1:] or not is_alike:
+            name = "/".join(["inputs", keystr(path, simple=True, separator="/")] if path else ["inputs"])
+            shape = ", ".join(["M", *map(str, expected.shape[1:])])
+            raise UsageError(
+                f"int8 needs calibration {name} ({shape}) {expected.dtype}, got {inputs.shape} {inputs.dtype}: "
+                f"{calibration.source}"
+            )
     if not quantizable(graph):
         raise UsageError(
             "int8 computes convolutions and dense layers but the last, and those with channel groups: the network has "
@@ -191,27 +211,36 @@ class _Scheme:
 
 
 class _Judge:
-    """Compares outputs with those of the float32 network, of a classifier if they are (M, classes)."""
+    """Compares outputs with those of the float32 network. Floats (M, classes) are those of a classifier."""
 
-    def __init__(self, expected: np.ndarray, labels: np.ndarray | None):
-        self.expected = expected
-        classes = expected.argmax(axis=1) if expected.ndim == 2 else None
-        self.classes, self.labels = classes, labels if classes is not None and labels is not None else classes
+    def __init__(self, expected: Sequence[np.ndarray], labels: np.ndarray | None):
+        self.expected, self.labels = expected, labels
+        self.logits = [
+            place
+            for place, array in enumerate(expected)
+            if array.ndim == 2 and jnp.issubdtype(array.dtype, jnp.floating)
+        ]
 
-    def error(self, outputs: np.ndarray) -> float:
-        """The relative error of the first outputs."""
-        exact = self.expected[: len(outputs)]
-        return float(np.linalg.norm(outputs - exact) / np.linalg.norm(exact))
+    def error(self, outputs: Sequence[np.ndarray]) -> float:
+        """The largest relative error of the outputs for the first inputs."""
+        return deviation(outputs, _first(self.expected, len(outputs[0]))).error
 
-    def top1_agreement(self, outputs: np.ndarray) -> float | None:
-        """The share of inputs with the float32 network's class."""
-        return None if self.classes is None else _num_right(outputs, self.classes) / len(outputs)
+    def top1_agreement(self, outputs: Sequence[np.ndarray]) -> float | None:
+        """The share of inputs with the float32 network's class, the smallest of the outputs'."""
+        shares = [
+            _num_right(outputs[place], self.expected[place].argmax(axis=1)) / len(outputs[place])
+            for place in self.logits
+        ]
+        return min(shares, default=None)
 
-    def top1_drop(self, outputs: np.ndarray) -> float:
-        """The loss of top-1 in percentage points, rounded once: a loss of the whole budget compares as equal."""
-        if self.labels is None:
-            return 0.0
-        return 100 * (_num_right(self.expected, self.labels) - _num_right(outputs, self.labels)) / len(outputs)
+    def top1_drop(self, outputs: Sequence[np.ndarray]) -> float:
+        """The largest loss of top-1 in percentage points, rounded once: losing the whole budget compares as equal."""
+
+        def drop(got: np.ndarray, exact: np.ndarray) -> float:
+            labels = exact.argmax(axis=1) if self.labels is None else self.labels
+            return 100 * (_num_right(exact, labels) - _num_right(got, labels)) / len(got)
+
+        return max((drop(outputs[place], self.expected[place]) for place in self.logits), default=0.0)
 
 
 def _fewest(worst_first: Sequence[Node], suffices: Callable[[Sequence[Node]], bool]) -> list[Node]:
@@ -225,7 +254,7 @@ def _fewest(worst_first: Sequence[Node], suffices: Callable[[Sequence[Node]], bo
     return list(worst_first[:enough])
 
 
-def _worst_first(scheme: _Scheme, batch: np.ndarray) -> list[Node]:
+def _worst_first(scheme: _Scheme, batch: Sequence[np.ndarray]) -> list[Node]:
     """The nodes of a scheme in the order of the relative error that each alone makes on float32 operands."""
     added, pairs = [], []
     for node in scheme.nodes:
@@ -240,20 +269,29 @@ def _worst_first(scheme: _Scheme, batch: np.ndarray) -> list[Node]:
         norm, least = jnp.linalg.norm, np.finfo(np.float32).tiny  # a layer may give zeros alone
         return [norm(got - exact) / (norm(exact) + least) for exact, got in zip(values[::2], values[1::2], strict=True)]
 
-    by_node = dict(zip(scheme.nodes, evaluator(_by_onednn(both), errors)(batch), strict=True))
+    by_node = dict(zip(scheme.nodes, evaluator(_by_onednn(both), errors)(*batch), strict=True))
     return sorted(by_node, key=lambda node: -float(by_node[node]))
 
 
-def _batches(inputs: np.ndarray, expected: Value) -> list[np.ndarray]:
-    """Cuts inputs into batches of the graph's size and dtype, the last one filled up by a repetition."""
-    size = expected.shape[0]
-    repeated = inputs[np.arange(-(-len(inputs) // size) * size) % len(inputs)]
-    return list(repeated.astype(expected.dtype).reshape(-1, *expected.shape))
+def _batches(arrays: Sequence[np.ndarray], graph: Graph) -> list[list[np.ndarray]]:
+    """Cuts arrays (M, …) into batches of the graph's size and dtypes, the last one filled up by a repetition."""
+    count, size = len(arrays[0]), graph.inputs[0].shape[0]
+    places = (np.arange(-(-count // size) * size) % count).reshape(-1, size)
+    return [
+        [array[chosen].astype(value.dtype) for array, value in zip(arrays, graph.inputs, strict=True)]
+        for chosen in places
+    ]
 
 
-def _outputs(graph: Graph, batches: Sequence[np.ndarray], count: int) -> np.ndarray:
-    evaluate = evaluator(_by_onednn(graph))
-    return np.concatenate([np.asarray(evaluate(batch)[0], np.float64) for batch in batches])[:count]
+def _outputs(graph: Graph, batches: Sequence[Sequence[np.ndarray]], count: int) -> list[np.ndarray]:
+    """The outputs for the first `count` inputs of batches, or for all if these are fewer."""
+    evaluate = evaluator(graph)
+    of_batches = [list(map(np.asarray, evaluate(*batch))) for batch in batches]
+    return _first(list(map(np.concatenate, zip(*of_batches, strict=True))), count)
+
+
+def _first(arrays: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    return [array[:count] for array in arrays]
 
 
 def _by_onednn(graph: Graph) -> Graph:

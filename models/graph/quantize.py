@@ -22,7 +22,7 @@ from jax import lax
 
 from cambrian.models.graph.constants import uniform_value
 from cambrian.models.graph.find_poolings import Pool, is_max_pool
-from cambrian.models.graph.fused_convolution import FusedConvolution, weights
+from cambrian.models.graph.fused_convolution import FusedConvolution, last_convolutions, weights
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, without_dead_nodes
 from cambrian.models.graph.views import view_of
 from cambrian.models.lowerings.lowering import Scale
@@ -61,14 +61,15 @@ class Dequantize:
 def quantizable(graph: Graph) -> list[Node]:
     """The convolutions and dense layers that integers can compute, in order.
 
-    Channel groups are as many as channels, and sums of products fit in int32. The last layer keeps float32: it takes
-    little of the time, and nothing rounds its results again.
+    Channel groups are as many as channels, and sums of products fit in int32. The last layers keep float32: they take
+    little of the time, and nothing rounds their results again.
     """
-    convolutions = [node for node in graph.nodes if isinstance(node.operation, FusedConvolution)]
+    last = last_convolutions(graph)
     return [
         node
-        for node in convolutions[:-1]
+        for node in graph.nodes
         if isinstance(node.operation, FusedConvolution)
+        and node not in last
         and node.operation.dtype == node.operation.out_dtype == "float32"
         and (node.operation.groups == 1 or node.operation.is_depthwise)
         and node.operation.activation in (None, *_SATURATING, *fused_activations())

@@ -110,7 +110,7 @@ def compile(
     name: str = "",
     tolerance: float | None = None,
     calibrate_s: float = CALIBRATE_S,
-    calibration: np.ndarray | str | os.PathLike | None = None,
+    calibration: Any = None,
     max_top1_drop: float = 0.5,
 ) -> Executable:
     """Compiles a model for a mesh, ahead of time.
@@ -147,9 +147,10 @@ def compile(
       calibrate_s: seconds in which to measure what decides a ResNet's plan, precision and batch size, where no cost
         table of this machine is there, and the lowerings of a function; 0 for none. What was measured is kept in the
         user's cache folder.
-      calibration: of int8: inputs (M, …), at least 16; for a ResNet or classifier also a folder of images, `cifar10` or
-        `cifar10_sample`, which None means.
-      max_top1_drop: of int8: percentage points of top-1 that may be lost on the calibration inputs.
+      calibration: of int8: inputs (M, …), at least 16, an array or a pytree of arrays as the model takes them; for a
+        ResNet or classifier also a folder of images, `cifar10` or `cifar10_sample`, which None means.
+      max_top1_drop: of int8: percentage points of top-1 that may be lost on the calibration inputs, by each output (N,
+        classes).
 
     Raises:
       UsageError: if an argument is out of its range, the devices don't suffice, the mesh can't cut the model, or the
@@ -214,17 +215,17 @@ def compile(
     return Executable.of(dataclasses.replace(executable, notes=(*notes, *told, *executable.notes)))
 
 
-def _calibration(
-    model: Any, given: np.ndarray | str | os.PathLike | None, max_top1_drop: float, platform: str
-) -> tuple["Calibration", tuple[str, ...]]:
+def _calibration(model: Any, given: Any, max_top1_drop: float, platform: str) -> tuple["Calibration", tuple[str, ...]]:
     from cambrian.models import Calibration
 
     check_int8(platform)
     if given is not None and not isinstance(given, (str, os.PathLike)):
-        if not isinstance(given, (np.ndarray, jax.Array)) or given.ndim == 0 or given.dtype.kind in "OSU":
-            got = f"{given.shape} {given.dtype}" if isinstance(given, np.ndarray) else type(given).__name__
-            raise UsageError(f"calibration must be an array of inputs (M, …), got {got}")
-        return Calibration(np.asarray(given), "the caller's", max_top1_drop=max_top1_drop), ()
+        arrays = jax.tree.leaves(given)
+        for each in arrays or [given]:
+            if not isinstance(each, (np.ndarray, jax.Array)) or each.ndim == 0 or each.dtype.kind in "OSU":
+                got = f"{each.shape} {each.dtype}" if isinstance(each, np.ndarray) else type(each).__name__
+                raise UsageError(f"calibration must be an array of inputs (M, …), or a pytree of them, got {got}")
+        return Calibration(jax.tree.map(np.asarray, given), "the caller's", max_top1_drop=max_top1_drop), ()
     named = "cifar10_sample" if given is None else os.fspath(given)
     if isinstance(model, Model):
         config = model.config
