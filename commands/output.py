@@ -31,9 +31,9 @@ METRICS, CURVES, MODEL = "metrics.csv", "curves.png", "model"
 LOADGEN_LOGS = tuple(f"mlperf_log_{name}" for name in ("summary.txt", "detail.txt", "accuracy.json", "trace.json"))
 TRAINED_PRECISIONS = ("float32", "bfloat16")  # in which a training evaluates its weights
 # Every file that a run or a training writes, but for its checkpoints.
+RUN_RESULTS = (PREDICTIONS, CLASSES, CONFUSION, *LOADGEN_LOGS)
 RESULTS = (
-    *(PREDICTIONS, CLASSES, CONFUSION, METRICS, CURVES),
-    *LOADGEN_LOGS,
+    *(*RUN_RESULTS, METRICS, CURVES),
     *(f"{MODEL}/{name}" for name in ("config.json", "preprocessor_config.json", "model.safetensors")),
     *(name.replace(".", f"_{end}.") for name in (CLASSES, CONFUSION) for end in TRAINED_PRECISIONS),
 )
@@ -141,7 +141,9 @@ def held_folder(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterator[Callable[[], None]]:
+def reporting(
+    report: WrittenReport, output_dir: Path, hint: str = "", removed: Iterable[str] = RESULTS
+) -> Iterator[Callable[[], None]]:
     """Keeps `output_dir`/report.json true to the run inside this context, however that ends.
 
     Yields a function to call before the first result is written: the report replaces that of an earlier run, with
@@ -152,6 +154,7 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
 
     Args:
       hint: printed beside the folder after a failure.
+      removed: which results of an earlier run are removed.
     """
     started = False
 
@@ -163,7 +166,7 @@ def reporting(report: WrittenReport, output_dir: Path, hint: str = "") -> Iterat
         with _writable(output_dir):
             report.write(output_dir)
         started = True
-        for name in RESULTS if had_report else ():
+        for name in removed if had_report else ():
             (output_dir / name).unlink(missing_ok=True)
 
     try:

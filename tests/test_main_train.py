@@ -92,6 +92,25 @@ def test_a_finished_training_says_that_nothing_is_trained_again(trained):
     assert report["status"] == "ok" and report["notes"] == again.notes and report["accuracy"]
 
 
+def test_a_repeat_that_fails_leaves_the_results_of_the_checkpoints_alone(tmp_path):
+    command = CommandHere(tmp_path)
+    write_images(tmp_path / "images", [f"{split}/{label}/0.png" for split in ("train", "test") for label in "ab"])
+    flags = ("--mode", "train", *command.small_flags(), "--data", "images", "--mesh", "1x1", "--batch_size", 2)
+    flags += ("--device_memory_limit", "1KiB", "--output_dir", "out")
+    earlier = {tmp_path / "out" / name for name in ("metrics.csv", "model/model.safetensors", "predictions.csv")}
+
+    def left() -> set[str]:
+        for path in (*earlier, tmp_path / "out" / "report.json"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('{"flags": {}, "status": "ok"}')
+        assert command(*flags).error.startswith("OutOfMemory: a device must hold all images")
+        return {path.name for path in earlier if path.exists()}
+
+    assert left() == set()
+    (tmp_path / "out" / "checkpoints" / "5").mkdir(parents=True)
+    assert left() == {"metrics.csv", "model.safetensors"}
+
+
 def test_a_step_is_computed_by_all_cores_however_many_threads_read_images(monkeypatch):
     asked = []
 

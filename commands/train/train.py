@@ -21,7 +21,17 @@ from cambrian.commands.executables import resolve
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
 from cambrian.commands.images.arrays import load_arrays
-from cambrian.commands.output import CURVES, METRICS, MODEL, TRAINED_PRECISIONS, add_note, output_folder, reporting
+from cambrian.commands.output import (
+    CURVES,
+    METRICS,
+    MODEL,
+    RESULTS,
+    RUN_RESULTS,
+    TRAINED_PRECISIONS,
+    add_note,
+    output_folder,
+    reporting,
+)
 from cambrian.commands.train.curves import draw_curves, metrics_csv
 from cambrian.commands.train.report import TrainingReport
 from cambrian.commands.train.setup import Setup, open_images, recipe_of, set_up
@@ -74,7 +84,9 @@ def train_command(configuration: Configuration, flags: Flags) -> None:
             weights=configuration.weights if setup.weights is None else str(setup.weights),
             checkpoints=str(output_dir / CHECKPOINTS),
         )
-        with reporting(report, output_dir, "; the same command with this --output_dir resumes") as start:
+        # Results that come from checkpoints are replaced one by one, so that a repeat that fails loses none.
+        removed = RUN_RESULTS if Checkpoints(output_dir / CHECKPOINTS).steps() else RESULTS
+        with reporting(report, output_dir, "; the same command with this --output_dir resumes", removed) as start:
             for note in (*recipe_notes, *notes, *setup.notes, *more_notes):
                 add_note(note, report)
             _train(configuration, recipe, setup, images, test_images, mesh, output_dir, report, start)
