@@ -260,6 +260,12 @@ def test_an_export_is_read_back_unchanged(tmp_path, stem, description):
         np.testing.assert_array_equal(back.variables[name], value, strict=True)
 
 
+def test_an_export_by_the_name_of_a_folder_leaves_nothing_of_other_weights_there(tmp_path):
+    for description in (Description(CONV_NEXT_PREPROCESSING, LABELS), Description()):
+        export_hugging_face(Weights(SMALL, random_variables(SMALL), description), str(tmp_path))
+        assert read_weights(str(tmp_path)).description == description
+
+
 def test_an_export_that_fails_names_the_file_and_leaves_none(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # bytes a file

@@ -1,6 +1,7 @@
 """Writes a network as a model folder of Hugging Face: what users of PyTorch and transformers load."""
 
 import json
+import os
 from pathlib import Path
 
 from safetensors.numpy import save
@@ -13,7 +14,7 @@ from cambrian.models.checkpoints.weights import Weights
 from cambrian.sharding.host.files import replace_file
 
 
-def export_hugging_face(weights: Weights, folder: Path) -> None:
+def export_hugging_face(weights: Weights, folder: str | os.PathLike) -> None:
     """Writes model.safetensors, config.json and preprocessor_config.json; `read_weights` reads them back unchanged.
 
     `transformers.ResNetForImageClassification.from_pretrained(folder)` gives the same logits where the stem is the
@@ -25,6 +26,7 @@ def export_hugging_face(weights: Weights, folder: Path) -> None:
       OSError: naming the path, if it can't be written.
     """
     tensors = export_tensors(weights.architecture, weights.variables)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # transformers refuses files that don't say which framework they are of.
     replace_file(folder / TENSORS, save(tensors, metadata={"format": "pt"}))
@@ -40,6 +42,8 @@ def export_hugging_face(weights: Weights, folder: Path) -> None:
     _write_json(folder / CONFIG, config)
     if (preprocessing := weights.description.preprocessing) is not None:
         _write_json(folder / PREPROCESSOR_CONFIG, hugging_face_processor(preprocessing))
+    else:
+        (folder / PREPROCESSOR_CONFIG).unlink(missing_ok=True)  # of other weights
 
 
 def _write_json(path: Path, value: object) -> None:
