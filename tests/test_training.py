@@ -277,6 +277,14 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
         read_weights(tmp_path)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_is_read_whatever_its_folder_is_called(tmp_path, undisturbed, monkeypatch):
+    (tmp_path / "latest").symlink_to(undisturbed[2] / "6")
+    monkeypatch.chdir(shutil.copytree(undisturbed[2] / "6", tmp_path / "best"))
+    for path in (tmp_path / "latest", tmp_path / "best", "."):
+        assert_same(read_weights(path).variables, undisturbed[0])
+
+
 def flip_a_bit(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position // 8 % len(data)] ^= 1 << position % 8

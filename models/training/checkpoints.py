@@ -104,8 +104,7 @@ class Checkpoints:
         Raises:
           UsageError: if the checkpoint can't be read.
         """
-        with _reading(self.folder / str(step)):
-            return json.loads((self.folder / str(step) / _FACTS).read_text(encoding="utf-8"))
+        return _read_facts(self.folder / str(step))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Reads the state of a checkpoint.
@@ -124,22 +123,12 @@ class Checkpoints:
         flat = [_leaf(restored, path) for path, _ in jax.tree.leaves_with_path(like)]
         return jax.tree.unflatten(jax.tree.structure(like), flat)
 
-    def read(self, step: int) -> dict[str, Any]:
-        """Reads the arrays of a checkpoint to the host, whatever devices they were on: one dict per field."""
-        path = self.folder / str(step)
-        with _reading(path):
-            metadata = self._orbax.metadata(path / _STATE).item_metadata
-            assert metadata is not None
-            tree = metadata.tree
-            args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return self._orbax.restore(path / _STATE, args=ocp.args.PyTreeRestore(restore_args=args))
-
 
 def read_trained(path: Path) -> tuple[Architecture, dict[str, np.ndarray], Description, tuple[str, ...]]:
     """Reads the trained network of a checkpoint: the averaged weights if the training kept averages.
 
     Args:
-      path: folder of one step, or the folder of all steps for the newest intact one.
+      path: one checkpoint, whatever its folder is called, or the folder of all for the newest intact one.
 
     Returns:
       The architecture, its variables, the description of preprocessing and labels, and a note for each newer damaged
@@ -148,21 +137,18 @@ def read_trained(path: Path) -> tuple[Architecture, dict[str, np.ndarray], Descr
     Raises:
       UsageError: if the path isn't a checkpoint, can't be read, or is damaged (names the file).
     """
-    # A folder of checkpoints may be named by a number, too.
-    is_step = path.name.isdecimal() and any((path / name).exists() for name in (_STATE, _FACTS, _DIGESTS))
-    folder, step = (path.parent, int(path.name)) if is_step else (path, None)
-    checkpoints = Checkpoints(folder)
-    if not checkpoints.steps() or (step is not None and step not in checkpoints.steps()):
-        raise UsageError(
-            f"weights must be a file, a model folder with config.json, or a checkpoint of a training, got {path}"
-        )
     notes: list[str] = []
-    if step is None:
+    if not any((path / name).exists() for name in (_FACTS, _DIGESTS)):
+        checkpoints = Checkpoints(path)
         step, notes = checkpoints.latest_step(), checkpoints.damaged()
-        assert step is not None
-    elif checkpoints.damage(step):
-        raise UsageError(checkpoints.damage(step))
-    facts, state = checkpoints.facts(step), checkpoints.read(step)
+        if step is None:
+            raise UsageError(
+                f"weights must be a file, a model folder with config.json, or a checkpoint of a training, got {path}"
+            )
+        path = path / str(step)
+    elif damage := _find_damage(path):
+        raise UsageError(damage)
+    facts, state = _read_facts(path), _read_arrays(path / _STATE)
     fields = {name: state.get(name, {}) for name in TrainState._fields}
     variables = {name: np.asarray(value) for name, value in trained_variables(TrainState(**fields)).items()}
     with _reading(path):
@@ -173,6 +159,21 @@ def read_trained(path: Path) -> tuple[Architecture, dict[str, np.ndarray], Descr
 def model_facts(architecture: Architecture, description: Description) -> dict[str, Any]:
     """Returns the facts of a checkpoint that `read_trained` reads."""
     return {"architecture": dataclasses.asdict(architecture), "description": description.to_json()}
+
+
+def _read_facts(checkpoint: Path) -> dict[str, Any]:
+    with _reading(checkpoint):
+        return json.loads((checkpoint / _FACTS).read_text(encoding="utf-8"))
+
+
+def _read_arrays(state: Path) -> dict[str, Any]:
+    """Reads the arrays of a state to the host, whatever devices they were on: one dict per field."""
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    with _reading(state.parent):
+        metadata = reader.metadata(state.absolute()).item_metadata
+        assert metadata is not None
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+        return reader.restore(state.absolute(), args=ocp.args.PyTreeRestore(restore_args=args))
 
 
 def _digests(folder: Path) -> dict[str, str]:
