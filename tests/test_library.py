@@ -286,6 +286,15 @@ def test_labels_that_do_not_name_the_classes_are_refused(executable, labels, got
         other.classify("synthetic", num_images=1)
 
 
+@pytest.mark.parametrize(
+    "facts", [3, {"num_images": 16}, {"relative_error": "x", "top1_agreement": 1, "num_images": 16}]
+)
+def test_facts_of_a_quantization_that_no_report_can_show_are_refused(executable, facts):
+    other = dataclasses.replace(executable, metadata=executable.metadata | {"quantization": facts})
+    with pytest.raises(cambrian.UsageError, match="must have the numbers relative_error, top1_agreement, num_images"):
+        other.classify("synthetic", num_images=1)
+
+
 def test_settings_of_the_host_are_known_by_name():
     assert "cpu_latency" not in cambrian.HostSettings().permitted
     settings = cambrian.HostSettings()

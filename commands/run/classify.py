@@ -85,6 +85,10 @@ def check_classifier(executable: Executable | Cards | Manifest) -> None:
     if not are_texts or len(labels) not in (0, num_classes):
         got = f"{len(labels)} labels" if are_texts else f"{labels!r:.80}"
         raise UsageError(f"the labels of {name} must be the names of all {num_classes} classes, or none, got {got}")
+    if (facts := metadata.get("quantization")) is not None:
+        shown = ("relative_error", "top1_agreement", "num_images")
+        if not isinstance(facts, dict) or not all(isinstance(facts.get(fact), int | float) for fact in shown):
+            raise UsageError(f"the quantization of {name} must have the numbers {', '.join(shown)}, got {facts!r:.80}")
 
 
 def images_of(executable: Executable | Cards | Manifest, source: ImageSource) -> tuple[ModelImages, tuple[str, ...]]:
