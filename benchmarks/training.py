@@ -47,11 +47,11 @@ def jax_step(depth: int, precision: str, batch: int, freeze: str):
         num_images=number, dtype=jnp.dtype(precision), mean=(0.5,) * 3, std=(0.25,) * 3, seed=0, in_one_launch=False,
     )  # fmt: skip
     run = jax.jit(function, donate_argnums=0)
-    state = steps.initial_state(random_variables(architecture), recipe, 4)
+    state, order = steps.initial_state(random_variables(architecture), recipe, 4), jnp.arange(number, dtype=jnp.int32)
 
     def step() -> None:
         nonlocal state
-        state, loss = run(state, images, labels, np.int32(1))
+        state, loss = run(state, images, labels, order, np.int32(1))
         loss.block_until_ready()
 
     return step

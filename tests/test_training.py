@@ -28,7 +28,7 @@ from cambrian.models.resnet.variables import initial_variables
 from cambrian.models.training.checkpoints import Checkpoints, model_facts
 from cambrian.models.training.loop import EpochMetrics, TrainingData, TrainingDiverged, mean_cross_entropy, train
 from cambrian.models.training.recipe import Recipe
-from cambrian.models.training.steps import initial_state, steps_function
+from cambrian.models.training.steps import epoch_order, initial_state, steps_function
 from cambrian.sharding import MeshShape, Preprocessing, UsageError, make_mesh
 from cambrian.sharding.host import without_compilation_cache
 
@@ -190,6 +190,7 @@ def steps_on_device(recipe, in_one_launch):
     mesh = make_mesh(ONE_DEVICE, jax.devices())
     replicated = jax.NamedSharding(mesh, P())
     images, labels = jax.device_put((DATA.images, DATA.labels), replicated)
+    order = jax.device_put(epoch_order(0, jnp.int32(0), 40), replicated)
     steps = jax.jit(
         steps_function(
             TINY, recipe, mesh,
@@ -203,7 +204,7 @@ def steps_on_device(recipe, in_one_launch):
         loss = jnp.float32(0)
         for number in calls:
             with without_compilation_cache():
-                state, loss = steps(state, images, labels, jax.device_put(np.int32(number), replicated))
+                state, loss = steps(state, images, labels, order, jax.device_put(np.int32(number), replicated))
         return state, loss
 
     return after
@@ -225,6 +226,21 @@ def test_a_device_that_goes_on_by_itself_stops_where_the_loss_is_no_number():
     recipe = dataclasses.replace(RECIPE, batch_size=8, learning_rate=1e30, warmup_epochs=0.0, momentum=0.0)
     state, loss = steps_on_device(recipe, in_one_launch=True)(5)
     assert 1 < state.step < 5 and not jnp.isfinite(loss)
+
+
+def test_only_an_epoch_shuffles_the_images():
+    def text_of(function, *arguments):
+        return jax.jit(function).lower(*arguments).as_text()
+
+    steps = steps_function(
+        TINY, RECIPE, make_mesh(ONE_DEVICE, jax.devices()),
+        num_images=40, dtype=jnp.float32, mean=MEAN, std=STD, seed=0, in_one_launch=False,
+    )  # fmt: skip
+    state = initial_state(initial_variables(TINY), RECIPE, 2)
+    assert "stablehlo.sort" not in text_of(
+        steps, state, DATA.images, DATA.labels, np.arange(40, dtype=np.int32), np.int32(1)
+    )
+    assert "stablehlo.sort" in text_of(lambda epoch: epoch_order(0, epoch, 40), np.int32(0))
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from cambrian.models.training.optimizer import learning_rate_schedule
 from cambrian.models.training.recipe import Recipe
 from cambrian.models.training.steps import (
     TrainState,
+    epoch_order,
     initial_state,
     logits_function,
     on_every_device,
@@ -140,9 +141,12 @@ def train(
     images, labels = on_every_device((data.images, data.labels), mesh)
     evaluate = evaluator(architecture, mesh, data.test_images, precision, mean, std)
     schedule = learning_rate_schedule(recipe, steps_per_epoch)
-    run = None
+    order_of = jax.jit(lambda epoch: epoch_order(seed, epoch, len(images)), out_shardings=replicated)
+    run = order = None
     call_steps, last_saved, epoch_seconds, epoch_images = 1, time.monotonic(), 0.0, 0
     while step < num_steps:
+        if order is None or step % steps_per_epoch == 0:
+            order = order_of(np.int32(step // steps_per_epoch))  # sorts, which may take as long as a step
         if run is None:  # compiled only if steps are left
             steps = steps_function(
                 architecture, recipe, mesh,
@@ -152,10 +156,10 @@ def train(
             count = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
             jitted = jax.jit(steps, donate_argnums=0, out_shardings=replicated)
             with without_compilation_cache():  # which can't hold the calls of oneDNN
-                run = jitted.lower(state, images, labels, count).compile()
+                run = jitted.lower(state, images, labels, order, count).compile()
         planned = min(call_steps, steps_per_epoch - step % steps_per_epoch)
         began = time.perf_counter()
-        state, last_loss = run(state, images, labels, jax.device_put(np.int32(planned), replicated))
+        state, last_loss = run(state, images, labels, order, jax.device_put(np.int32(planned), replicated))
         loss, done = float(last_loss), int(state.step) - step
         seconds = time.perf_counter() - began
         step += done

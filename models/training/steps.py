@@ -52,8 +52,9 @@ class TrainState(NamedTuple):
     num_images: jax.Array
 
 
-# (state, images, labels, number of steps) → (state, loss of the last step). Stops early if the loss isn't finite.
-RunSteps = Callable[[TrainState, jax.Array, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
+# (state, images, labels, order of the epoch, number of steps in it) → (state, loss of the last step). Stops early if
+# the loss isn't finite.
+RunSteps = Callable[[TrainState, jax.Array, jax.Array, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 
 
 def initial_state(variables: Variables, recipe: Recipe, steps_per_epoch: int) -> TrainState:
@@ -79,6 +80,12 @@ def trained_variables(state: TrainState) -> Arrays:
     return state.params | state.statistics | state.average_params | state.average_statistics
 
 
+def epoch_order(seed: int, epoch: jax.Array, num_images: int) -> jax.Array:
+    """Returns the order in which an epoch, counted from 0, takes the images: (num_images,) int32."""
+    key, _ = jax.random.split(jax.random.key(seed))
+    return jax.random.permutation(jax.random.fold_in(key, epoch), num_images)
+
+
 def steps_function(
     architecture: Architecture,
     recipe: Recipe,
@@ -91,7 +98,7 @@ def steps_function(
     seed: int,
     in_one_launch: bool,
 ) -> RunSteps:
-    """Returns the function that runs steps, to be compiled with its state donated.
+    """Returns the function that runs steps, to be compiled with its state donated; `epoch_order` orders the images.
 
     The data axis cuts the batch. Gradients and batch statistics are over the whole batch and don't depend on the number
     of devices, up to rounding.
@@ -104,7 +111,7 @@ def steps_function(
       dtype: dtype of convolutions and activations.
       mean: mean of each channel, of pixels scaled to 0…1.
       std: standard deviation of each channel, of pixels scaled to 0…1.
-      seed: seed of shuffling and augmentation.
+      seed: seed of augmentation.
       in_one_launch: whether a launch loops over steps on the device; else it runs one step, whatever the number of
         steps. XLA:CPU computes convolutions inside a loop twenty times more slowly than outside.
     """
@@ -191,11 +198,8 @@ def steps_function(
         )
         return state, loss
 
-    def run(state: TrainState, images: jax.Array, labels: jax.Array, num_steps: jax.Array):
-        order_key, step_key = jax.random.split(jax.random.key(seed))
-        epoch = state.step // steps_per_epoch
-        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), num_images)
-
+    def run(state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array, num_steps: jax.Array):
+        _, step_key = jax.random.split(jax.random.key(seed))
         if not in_one_launch:
             return one_step(state, images, labels, order, step_key)
 
