@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage, ImageOps
 
+from cambrian.commands.images.decode import as_rgb
 from image_cases import open_images, write
 
 
@@ -27,6 +28,12 @@ def test_an_image_of_the_right_size_is_unchanged(tmp_path):
 def test_any_mode_becomes_rgb(tmp_path, mode, color, expected):
     write(tmp_path / "a.png", color, mode=mode)
     np.testing.assert_array_equal(open_images(tmp_path)[0][0].pixels, np.full((8, 8, 3), expected, np.uint8))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(77, 77), (255, 255), (0x4D00, 77), (2**20, 255)])
+def test_integers_of_32_bits_are_grey_of_8_or_16(value, expected):
+    pixels = np.array([[0, value]], np.int32)
+    np.testing.assert_array_equal(as_rgb(PillowImage.fromarray(pixels)), [[(0, 0, 0), 3 * (expected,)]])
 
 
 def test_a_palette_with_transparency_and_a_cmyk_jpeg_become_rgb(tmp_path):

@@ -77,7 +77,8 @@ def _upright(image: PillowImage.Image) -> PillowImage.Image:
 
 def as_rgb(image: PillowImage.Image) -> PillowImage.Image:
     """Converts a picture of any mode to RGB."""
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+    if image.mode.startswith("I;") or (image.mode == "I" and image.getextrema()[1] > 255):
+        # 16-bit grey, which Pillow would clip at 255; integers of 32 bits may hold 8 instead.
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     elif image.mode == "P":  # a palette may carry transparency, which Pillow converts by way of RGBA only
         image = image.convert("RGBA")
