@@ -200,6 +200,22 @@ def test_the_commands_of_a_sweep(tmp_path):
     assert (configuration.threads, configuration.seed, configuration.num_images) == (2, 5, 8)
 
 
+@pytest.mark.parametrize(
+    ("given", "again"), [((), "the same command"), (("--fresh",), "the same command without --fresh")]
+)
+def test_an_interrupted_sweep_says_how_it_goes_on(tiny, tmp_path, capsys, monkeypatch, given, again):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cambrian.commands.sweep.command.run_sweep", interrupted)
+    flags = parse(
+        *tiny, "--mesh", "1x2,2x1", "--platform", "gpu", "--data", "synthetic", "--output_dir", tmp_path, *given
+    )
+    with pytest.raises(KeyboardInterrupt):
+        sweep_command(flags, ["python3", "main.py"])
+    assert capsys.readouterr().err == f"finished results are in {tmp_path}; {again} resumes\n"
+
+
 def test_the_command_identifies_a_sweep_and_names_its_directory(tiny):
     base = (*tiny, "--mesh", "1x2,2x1", "--data", "synthetic")
     first, fresh = sweep_of(*base), sweep_of(*base, "--fresh", "--output_dir", "elsewhere")

@@ -38,7 +38,8 @@ def sweep_command(flags: Flags, program: Sequence[str]) -> int:
     try:
         outcome = run_sweep(sweep, Display(sweep.objective))
     except KeyboardInterrupt:
-        print(f"finished results are in {sweep.path}; the same command resumes", file=sys.stderr)
+        again = "the same command without --fresh" if sweep.fresh else "the same command"
+        print(f"finished results are in {sweep.path}; {again} resumes", file=sys.stderr)
         raise
     return 0 if write_results(sweep, outcome) else 1
 
