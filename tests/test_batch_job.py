@@ -139,7 +139,7 @@ def test_a_job_goes_on_with_what_is_missing(home, ray, tmp_path):
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), OutOfMemory("on a machine: too large"), RuntimeError("broken")])
-def test_a_job_that_ends_early_keeps_what_is_finished(home, ray, tmp_path, monkeypatch, end):
+def test_a_job_that_ends_early_keeps_what_is_finished(home, ray, tmp_path, monkeypatch, capsys, end):
     whole = pool.classify_parts
 
     def some(parts, *arguments, **options):
@@ -152,6 +152,9 @@ def test_a_job_that_ends_early_keeps_what_is_finished(home, ray, tmp_path, monke
     report = read_report(tmp_path)
     status = {KeyboardInterrupt: "interrupted", OutOfMemory: "out_of_memory"}.get(type(end), "failed")
     assert (report["status"], report["num_images"], report["top1"]) == (status, 16, None)
+    assert capsys.readouterr().err.endswith(
+        f"finished results are in {tmp_path}; the same command with this --output_dir goes on\n"
+    )
     monkeypatch.setattr(pool, "classify_parts", whole)
     run(tmp_path)
     assert len(rows(tmp_path)) == 40 and [len(parts) for parts in ray] == [2, 3]

@@ -63,7 +63,7 @@ def batch_command(configuration: Configuration, flags: Flags) -> None:
     with output_folder(configuration, of_batch=True) as output_dir:
         report.flags["output_dir"] = str(output_dir.absolute())
         job = Job.of(output_dir, parts, manifest)
-        with reporting(report, output_dir, "; the same command goes on") as start:
+        with reporting(report, output_dir, "; the same command with this --output_dir goes on") as start:
             for note in (*notes, *more_notes):
                 add_note(note, report)
             missing, finished = job.missing(), []
