@@ -12,7 +12,7 @@ import pytest
 import sweep_stand_in
 from cambrian.commands.sweep.directory import sweep_directory
 from cambrian.commands.sweep.process import kill_leftovers
-from cambrian.commands.sweep.result import ResultLog, Trial
+from cambrian.commands.sweep.result import Result, ResultLog, Trial
 from cambrian.sharding import UsageError
 from sweep_stand_in import KILLED_GRID, KILLED_REPEATS, SCRIPT, counted, make_grid, make_sweep, ran, run
 from waiting import settle
@@ -113,6 +113,14 @@ def test_two_sweeps_at_once_are_refused(folder):
     ):
         run(sweep)
     assert len(run(sweep).results) == 4
+
+
+def test_a_full_disk_names_the_results(folder):
+    folder.mkdir()
+    log = ResultLog(folder / "results.jsonl")
+    (folder / "results.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: '{folder}/results.jsonl'"):
+        log.append(Result(Trial(GRID.cells[0]), "ok"))
 
 
 def test_an_interrupted_trial_is_no_result(folder, monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any
 
 from cambrian.commands.sweep.grid import Cell
 from cambrian.sharding import UsageError
-from cambrian.sharding.host.files import sync_directory
+from cambrian.sharding.host.files import path_named, sync_directory
 
 RESULTS = "results.jsonl"
 BUILD, MEASURE = "build", "measure"
@@ -108,7 +108,7 @@ class ResultLog:
     def append(self, result: Result) -> None:
         """Appends a result durably."""
         is_new = not self._path.exists()
-        with self._path.open("ab") as file:
+        with path_named(self._path), self._path.open("ab") as file:
             file.write(json.dumps(result.to_json()).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
