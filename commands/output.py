@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -245,5 +246,8 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
 def write_figure(figure: Any, path: Path, **options: Any) -> None:
     """Writes a Matplotlib figure, in the format of the path's suffix, in one step."""
     data = io.BytesIO()
-    figure.savefig(data, format=path.suffix.removeprefix("."), **options)
+    with warnings.catch_warnings():
+        # Of names in a script that the font lacks, boxes are drawn.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(data, format=path.suffix.removeprefix("."), **options)
     replace_file(path, data.getvalue())

@@ -91,6 +91,14 @@ def test_long_names_of_classes_are_cut(tmp_path, monkeypatch):
         assert [label.get_text() for label in labels] == ["German_shorthaire…", "$_$", "exactly 18 letters"]
 
 
+def test_a_long_title_stays_within_the_picture_and_a_letter_that_the_font_lacks_warns_of_nothing(tmp_path):
+    title = "a_network_with_a_rather_long_name, bfloat16: top-1 86.20% of 10000 images"
+    draw_confusion(np.eye(2, dtype=int), ["猫", "犬"], title, tmp_path / "long.png")
+    with Image.open(tmp_path / "long.png") as picture:
+        edges = np.asarray(picture.convert("L"))[:, [0, -1]]
+    assert edges.min() == 255
+
+
 def test_the_picture_leaves_out_classes_without_images(tmp_path):
     confusion = np.array([[5, 1, 2, 0], [0, 0, 0, 0], [1, 3, 4, 1], [0, 0, 0, 0]])
     shown, rows, columns = with_images(confusion, ["ant", "bee", "cow", "dog"])

@@ -1,5 +1,6 @@
 """A picture of the confusion matrix."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from cambrian.commands.output import write_figure
 
 _MAX_NUMBERED = 20  # classes whose cells can hold a number
+_LETTERS_AN_INCH = 11  # of a title
 _MAX_NAMED = 60  # classes whose names can be read
 
 
@@ -43,7 +45,7 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str, path
         axes.set_yticks(range(len(rows)), map(_short, rows), parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
-    axes.set_title(title, parse_math=False)
+    axes.set_title(textwrap.fill(title, int(_LETTERS_AN_INCH * side), break_on_hyphens=False), parse_math=False)
     write_figure(figure, path)
 
 
