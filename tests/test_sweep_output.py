@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import os
 import pty
 import re
@@ -14,9 +15,14 @@ from PIL import Image
 from cambrian.commands.predict import PredictedCosts
 from cambrian.commands.sweep.display import Display
 from cambrian.commands.sweep.figures.mesh_threads import heat_map, time_against_threads
-from cambrian.commands.sweep.figures.pareto import pareto_front
+from cambrian.commands.sweep.figures.pareto import pareto, pareto_front
+from cambrian.commands.sweep.figures.phases import phase_split
+from cambrian.commands.sweep.figures.style import line_style, style
 from cambrian.commands.sweep.objective import Objective
+from cambrian.commands.sweep.ranking import rank
+from cambrian.commands.sweep.result import Result, Trial
 from cambrian.commands.sweep.sweep import run_sweep
+from cambrian.commands.sweep.text import number
 from cambrian.commands.sweep.write_results import write_results
 from sweep_stand_in import SCRIPT, make_grid, make_sweep, run
 
@@ -119,6 +125,52 @@ def test_the_front_is_what_nothing_beats_in_both(tmp_path):
         standing.reports[0].update(images_per_second=speed, latency_ms_p99=latency)
     speeds = [standing.median("images_per_second") for standing in pareto_front(standings)]
     assert speeds == [9, 10, 12]
+
+
+def test_words_of_failures_keep_clear_of_each_other_and_lines_run_from_few_to_many_threads(tmp_path):
+    grid = make_grid(mesh=("1x2", "2x1"), threads=(4, 1, 2))
+    script = "[ $3 = 4 ] && kill -SEGV $$\n" + SCRIPT
+    sweep = make_sweep(tmp_path / "sweep", grid, script=script, repeats=1)
+    figure = time_against_threads(grid, run(sweep).standings, sweep.objective)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    words = [text.get_window_extent() for text in axes.texts]
+    assert sorted(text.get_text() for text in axes.texts) == ["1x2", "2x1", "crashed", "crashed"]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(words, 2))
+    lines = [line.get_xdata() for line in axes.lines if line.get_linestyle() != "None"]
+    np.testing.assert_array_equal(lines, [[1, 2], [1, 2]])
+
+
+def test_long_names_leave_room_and_stay_within_the_picture(tmp_path):
+    axes = {"threads": (8, 16), "precision": ("bfloat16", "int8"), "partition": ("auto", "intra_sample")}
+    grid = make_grid(mesh=("128x256", "256x128"), execution=("offline", "online"), image_size=(224, 384), **axes)
+    trials = [Result(Trial(cell), "ok", report={"latency_ms_p99": 9, "execute_ms": 1}) for cell in grid.cells]
+    standings = rank(grid, trials, Objective(), {}, {})
+    for figure, least_inches in ((pareto(standings, standings[:1]), 5), (phase_split(standings), 2.5)):
+        with style():
+            figure.set_layout_engine("constrained")
+            figure.draw_without_rendering()
+        (axes,) = figure.axes
+        assert axes.get_window_extent().width > least_inches * figure.dpi
+        texts = [*axes.texts, *figure.legends[0].get_texts(), *axes.get_yticklabels()]
+        inside = figure.bbox.padded(1)
+        assert all(inside.containsx(end) for text in texts for end in text.get_window_extent().intervalx)
+
+
+def test_many_series_look_different():
+    looks = [line_style(number) for number in range(49)]
+    assert len({(look["color"], look["marker"]) for look in looks}) == 49
+
+
+def test_a_number_has_two_digits_however_small():
+    assert [number(value) for value in (None, 0.024, 0.5, 1.26, 99.9, 512.4)] == [
+        "",
+        "0.024",
+        "0.5",
+        "1.3",
+        "99.9",
+        "512",
+    ]
 
 
 def test_the_cheaper_search_names_what_it_left_out_and_draws_no_time_of_fewer_images(tmp_path, capsys):

@@ -14,10 +14,10 @@ UNITS = {
 
 
 def number(value: float | None) -> str:
-    """Formats a number with one decimal, or none from 100 upwards; empty for None."""
+    """Formats a number with one decimal, none from 100 upwards, two digits below 1; empty for None."""
     if value is None:
         return ""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Pictures by mesh and host threads: the time of each (the paper's Figure 1), and throughput as a heat map."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from cambrian.commands.sweep.ranking import NOT_RUN, PRUNED, Standing
 from cambrian.commands.sweep.result import OVERFLOW
 from cambrian.commands.sweep.text import number
 
-_LANE = 0.055  # height of a row of words above the axes, as a share of theirs
+_WIDE = 32  # times as many threads as the fewest, from where on the axis is logarithmic
+_LANE = 14  # height of a row of words above the axes, in points
 _WORDS = {OVERFLOW: "overflow", "not_run": "", "pruned": "left out"}
 
 
@@ -24,10 +26,10 @@ def time_against_threads(grid: Grid, standings: Sequence[Standing], objective: O
 
     Configurations that were measured with fewer images are left out.
     """
-    figure = Figure(figsize=(7.2, 4.8))
+    threads, meshes = sorted(grid.values("threads")), grid.values("mesh")
+    figure = Figure(figsize=(7.2, max(4.8, 1.6 + 0.4 * len(meshes))))
     axes = figure.add_subplot()
     chosen = _by_mesh_and_threads(grid, standings, objective)
-    threads, meshes = grid.values("threads"), grid.values("mesh")
     failed_rows = 0
     for index, mesh in reversed(list(enumerate(meshes))):
         look = line_style(index)
@@ -35,15 +37,20 @@ def time_against_threads(grid: Grid, standings: Sequence[Standing], objective: O
         _draw_line(axes, str(mesh), of_mesh, look)
         failed = [(count, s) for count, s in of_mesh if not s.reports and s.status not in (NOT_RUN, PRUNED)]
         if failed:
-            _draw_words(axes, str(mesh), failed, 1.01 + _LANE * (failed_rows + 0.5), look["color"])
+            _draw_words(axes, str(mesh), failed, _LANE * (failed_rows + 0.7), look["color"])
             failed_rows += 1
-    axes.set_xticks(threads)
+    axes.update_datalim([(threads[0], 0), (threads[-1], 0)], updatey=False)  # those without a time, too
+    axes.margins(x=0.08)  # for the words
+    if threads[-1] > _WIDE * threads[0]:
+        axes.set_xscale("log")
+    axes.set_xticks([], minor=True)
+    axes.set_xticks(threads, list(map(str, threads)))
     axes.set_xlabel("host threads")
     notes = [note for note in (_others_note(grid), fit_height(axes)) if note]
-    axes.set_ylabel(f"time in s ({'; '.join(notes)})" if notes else "time in s")
+    axes.set_ylabel(textwrap.fill(f"time in s ({'; '.join(notes)})" if notes else "time in s", 48))
     handles, labels = axes.get_legend_handles_labels()
     title = "mesh\nmodel × data" + ("\n\nOOM: out of\nmemory" if failed_rows else "")
-    axes.legend(handles[::-1], labels[::-1], title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.legend(handles[::-1], labels[::-1], title=title, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     return figure
 
 
@@ -58,13 +65,12 @@ def _draw_line(axes: Axes, mesh: str, of_mesh: list[tuple[int, Standing]], look:
 
 
 def _draw_words(axes: Axes, mesh: str, failed: list[tuple[int, Standing]], height: float, color: str) -> None:
+    look: dict[str, Any] = {"textcoords": "offset points", "color": color, "fontsize": 8, "va": "center"}
     place = axes.get_xaxis_transform()
     for count, standing in failed:
         word = "OOM" if standing.status == OVERFLOW else standing.status.replace("_", " ")
-        axes.text(
-            count, height, word, transform=place, color=color, fontsize=8, ha="center", va="center", clip_on=False
-        )
-    axes.text(1.01, height, mesh, transform=axes.transAxes, color=color, fontsize=8, va="center", clip_on=False)
+        axes.annotate(word, (count, 1), xycoords=place, xytext=(0, height), ha="center", **look)
+    axes.annotate(mesh, (1.01, 1), xycoords="axes fraction", xytext=(0, height), **look)
 
 
 def heat_map(grid: Grid, standings: Sequence[Standing], objective: Objective) -> Figure:
@@ -99,7 +105,8 @@ def heat_map(grid: Grid, standings: Sequence[Standing], objective: Objective) ->
     axes.set_xlabel("host threads")
     axes.set_ylabel("mesh, model × data")
     if np.isfinite(speed).any():
-        figure.colorbar(drawn, ax=axes, label="images/s" + (f", {_others_note(grid)}" if _others_note(grid) else ""))
+        label = ", ".join(filter(None, ("images/s", _others_note(grid))))
+        figure.colorbar(drawn, ax=axes, label=textwrap.fill(label, 32))
     return figure
 
 

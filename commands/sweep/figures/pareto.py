@@ -1,5 +1,7 @@
 """Throughput against latency, and the configurations on the Pareto front."""
 
+import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ from cambrian.commands.sweep.figures.style import COLORS
 from cambrian.commands.sweep.ranking import Standing
 
 _MOST_LABELS = 8
+_LETTERS = 40  # of a name on a line
 
 
 def pareto_front(standings: Sequence[Standing]) -> list[Standing]:
@@ -53,14 +56,18 @@ def pareto(measured: Sequence[Standing], best: Sequence[Standing]) -> Figure:
             s=260,
             color="black",
             zorder=3,
-            label=f"best: {best[0].name}",
+            label=textwrap.fill(f"best: {best[0].name}", _LETTERS),
         )
+    middle = statistics.mean(function(map(_latency, measured)) for function in (min, max))
     for place, standing in enumerate(front[:_MOST_LABELS]):
+        is_left = _latency(standing) <= middle
         axes.annotate(
-            standing.name,
+            textwrap.fill(standing.name, _LETTERS),
             (_latency(standing), _speed(standing)),
-            xytext=(8, -12 if place % 2 else -24),
+            xytext=(8 if is_left else -8, -5 if place % 2 else -17),
             textcoords="offset points",
+            ha="left" if is_left else "right",
+            va="top",
             fontsize=8,
         )
     axes.set_xlabel("latency of a batch, p99 in ms")

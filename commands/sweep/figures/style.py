@@ -47,6 +47,7 @@ def fit_height(axes: Axes) -> str:
     """
     low, high = axes.dataLim.y0, axes.dataLim.y1
     if not math.isfinite(high):  # without data
+        axes.set_ylim(0, 1)
         return ""
     is_close = high / 2 < low < high
     room = 0.06 * (high - low if is_close else high)  # for the topmost marker
@@ -55,10 +56,13 @@ def fit_height(axes: Axes) -> str:
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Returns colour, marker and line of series `number`, from 0; all three are distinct up to seven series."""
+    """Returns colour, marker and line of series `number`, from 0; all three are distinct up to seven series.
+
+    From there on, colour and marker together are.
+    """
     return {
         "color": COLORS[number % len(COLORS)],
-        "marker": MARKERS[number % len(MARKERS)],
+        "marker": MARKERS[(number + number // len(COLORS)) % len(MARKERS)],
         "linestyle": LINES[number % len(LINES)],
     }
 
