@@ -63,8 +63,9 @@ def test_processes_that_differ_are_refused_by_name_in_all(address, name):
     assert messages(errors) == {expected}
 
 
-def test_an_id_that_is_used_twice_is_refused_in_all(address):
-    errors = in_all(address, [0, 1, 1], lambda group: group.exchange(None))
+@pytest.mark.parametrize("num_processes", [3, 4])
+def test_an_id_that_is_used_twice_is_refused_in_all_that_came(address, num_processes):
+    errors = in_all(address, [0, 1, 1], lambda group: group.exchange(None), timeout_s=0.5, num_processes=num_processes)
     assert messages(errors) == {"each process must have a process_id of its own, got 1 more than once"}
 
 

@@ -74,7 +74,9 @@ def _accept(server: socket.socket, num_processes: int, deadline: float, timeout_
         refusal = _refusal(joined, num_processes)
     except TimeoutError:
         missing = sorted(set(range(1, num_processes)) - {each.process_id for each in joined})
-        refusal = f"expected {num_processes} processes in {timeout_s:g} s, got none with process_id {_listed(missing)}"
+        refusal = _refusal(joined, num_processes) or (
+            f"expected {num_processes} processes in {timeout_s:g} s, got none with process_id {_listed(missing)}"
+        )
     if refusal:
         for each in joined:
             with contextlib.suppress(OSError):
