@@ -12,7 +12,7 @@ import pytest
 from cambrian.commands import shared_mesh
 from cambrian.commands.configuration import Configuration
 from cambrian.commands.model import default_model
-from cambrian.engine.hosts import Group, ProcessEnded, connection, group as group_module
+from cambrian.engine.hosts import Group, ProcessEnded, connection, group as group_module, share_artifact
 from cambrian.sharding import MeshShape
 from host_processes import connect, in_all
 from waiting import settle
@@ -90,6 +90,20 @@ def test_a_process_that_hangs_in_a_collective_is_ended(address, ended, monkeypat
         assert group.process_id == 1 or ended.wait(10)
 
     assert in_all(address, [0, 1], work) == [None, None]
+
+
+def test_a_process_that_is_ended_while_it_loads_leaves_no_copy_of_the_artefact(address, ended, artifact, monkeypatch):
+    monkeypatch.setattr(share_artifact, "_has", lambda path, digest: False)
+
+    def work(group: Group):
+        with share_artifact.shared_artifact(group, None if group.process_id else artifact) as copy:
+            group.exchange(None)
+            if group.process_id == 0:
+                return vanish(group)
+            assert copy.is_dir() and ended.wait(10)
+            return copy.exists()
+
+    assert in_all(address, [0, 1], work) == [None, False]
 
 
 def test_the_others_learn_which_process_ended_from_a_process_0_that_hangs(address, ended, monkeypatch):

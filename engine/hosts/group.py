@@ -1,6 +1,7 @@
 """A group of processes that share a mesh, as one of them sees it: process 0 is connected with all others."""
 
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -29,6 +30,7 @@ class Group:
     Attributes:
       process_id: number of this process, from 0.
       num_processes: number of processes.
+      scratch: a folder that is removed where the end of another process ends this one; empty for none.
     """
 
     def __init__(self, process_id: int, num_processes: int, connected: Sequence[tuple[socket.socket, str]]):
@@ -36,7 +38,7 @@ class Group:
 
         Process 0 has one for each other process, in their order; these have one, to process 0.
         """
-        self.process_id, self.num_processes = process_id, num_processes
+        self.process_id, self.num_processes, self.scratch = process_id, num_processes, ""
         self._closed, self._num_ahead, self._num_received = threading.Event(), 0, 0
         self._connections = [Connection(each, peer, self._watch) for each, peer in connected]
 
@@ -129,6 +131,8 @@ class Group:
             self._tell(error)
             if self._closed.wait(LAST_S):
                 return
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         _exit(error)
 
     def __enter__(self) -> Self:

@@ -41,6 +41,7 @@ def shared_artifact(group: Group, path: Path | None) -> Iterator[Path]:
         yield Path(place)
         return
     with tempfile.TemporaryDirectory(prefix="cambrian-") as directory:
+        group.scratch = directory
         for name in (MANIFEST, *_CONTENT):
             _copy(group, None if path is None else path / name, None if is_there else Path(directory) / name)
         yield Path(place) if is_there else Path(directory)
