@@ -22,6 +22,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def shown_ms(milliseconds: float) -> str:
+    """Writes a time with at least two digits."""
+    return f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
+
+
 def show_table(table: "Table", width: int = 120) -> None:
     """Prints a table on standard output, without spaces at the ends of lines.
 

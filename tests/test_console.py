@@ -1,4 +1,4 @@
-"""What is shown while something takes long: on standard error, and only if that is a terminal."""
+"""What is shown while something takes long: on standard error, and only if that is a terminal; times in a table."""
 
 import io
 import sys
@@ -10,6 +10,9 @@ import pytest
 
 import cambrian
 from cambrian.commands.console import elapsed_time, progress_bar
+from cambrian.commands.report import Report
+from cambrian.commands.run.table import print_table
+from cambrian.engine.runtime.metrics import Summary
 
 SHOWN = {"progress bar": lambda: progress_bar(3, "busy"), "elapsed time": lambda: elapsed_time("busy [x]")}
 
@@ -62,3 +65,8 @@ def test_who_waits_for_a_function_sees_which(monkeypatch, call):
     terminal = on_terminal(monkeypatch)
     call()
     assert "optimising sine" in terminal.getvalue()
+
+
+def test_a_latency_below_a_millisecond_is_no_zero(capsys):
+    print_table(Report({}, summary=Summary(latency_ms_p50=0.364, latency_ms_p90=9.96, latency_ms_p99=5226.4)))
+    assert "batch latency ms  p50 0.36, p90 10, p99 5226\n" in capsys.readouterr().out

@@ -245,11 +245,17 @@ def test_a_missing_extra_is_one_line_with_its_command(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--scenario MultiStream --num_images 7", "scenario MultiStream needs at least 8 images, got 7 of 7 of 13 "),
+        (
+            "--scenario MultiStream --num_images 7",
+            "scenario MultiStream needs at least 8 images, got 7 images: 7 of 13 images ",
+        ),
         ("--target_qps 1e12", "samples, which fit the memory, got 10000000000000"),
         ("--scenario Server --target_qps 1e12", "samples, which fit the memory, got 10000000000000"),
         ("--scenario MultiStream --min_query_count 1000000000", "samples, which fit the memory, got 8000000000"),
-        ("--mlperf_rules", "scenario Offline needs at least 1024 images, by MLPerf's rules, got 13 of folder images"),
+        (
+            "--mlperf_rules",
+            "scenario Offline needs at least 1024 images, by MLPerf's rules, got 13 images: folder images",
+        ),
     ],
 )
 def test_what_the_images_or_the_memory_don_t_allow_is_refused_before_anything_is_written(folder, given, message):

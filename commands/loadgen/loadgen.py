@@ -15,6 +15,7 @@ import psutil
 
 from cambrian.commands.accuracy.accuracy import wilson_interval
 from cambrian.commands.configuration import Configuration
+from cambrian.commands.console import counted
 from cambrian.commands.flags import Flags
 from cambrian.commands.images import ModelImages
 from cambrian.commands.loadgen.queries import Samples, run_test
@@ -69,7 +70,7 @@ def _answer_loadgen(
         rules = ", by MLPerf's rules" if settings.mlperf_rules else ""
         raise UsageError(
             f"scenario {settings.scenario} needs at least {needed} images{rules}, "
-            f"got {len(images)} of {images.description}"
+            f"got {counted(len(images), 'image')}: {images.description}"
         )
     if settings.test_mode != "AccuracyOnly":
         _check_host_memory(settings.num_samples(test_settings))

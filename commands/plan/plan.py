@@ -5,11 +5,11 @@ import statistics
 import jax
 
 from cambrian.commands.configuration import Configuration
-from cambrian.commands.console import print_note
+from cambrian.commands.console import print_note, shown_ms
 from cambrian.commands.executables import make_executable
 from cambrian.commands.output import output_folder
 from cambrian.commands.plan.tune import tune_table
-from cambrian.commands.plan.view import draw_plan, print_plan, shown_ms
+from cambrian.commands.plan.view import draw_plan, print_plan
 from cambrian.engine.runtime.executable import Executable
 from cambrian.engine.runtime.launch import launches_computing_at_once
 from cambrian.engine.runtime.parity import probe_inputs

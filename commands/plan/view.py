@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich.table import Table
 
-from cambrian.commands.console import show_table
+from cambrian.commands.console import show_table, shown_ms
 from cambrian.commands.output import write_figure
 from cambrian.sharding import LayerCost, Partition, total_ms
 
@@ -59,11 +59,6 @@ def print_plan(plan: dict[str, dict], costs: Sequence[LayerCost], title: str, me
         f"a launch: predicted {shown_ms(predicted_ms)} ms, measured {shown_ms(measured_ms)} ms "
         f"(predicted / measured {predicted_ms / measured_ms:.2f})"
     )
-
-
-def shown_ms(milliseconds: float) -> str:
-    """Writes a time with at least two digits."""
-    return f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
 
 
 def draw_plan(

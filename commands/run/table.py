@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from cambrian.commands.accuracy.accuracy import accuracy_text
-from cambrian.commands.console import counted, show_table
+from cambrian.commands.console import counted, show_table, shown_ms
 from cambrian.commands.report import Report
 from cambrian.engine.runtime.metrics import PHASES
 
@@ -48,7 +48,9 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         percentiles = (times.latency_ms_p50, times.latency_ms_p90, times.latency_ms_p99)
         yield (
             "query latency ms" if report.loadgen and report.loadgen.get("latency_ms_p50") else "batch latency ms",
-            ", ".join(f"p{percent} {value:.0f}" for percent, value in zip((50, 90, 99), percentiles, strict=True)),
+            ", ".join(
+                f"p{percent} {shown_ms(value)}" for percent, value in zip((50, 90, 99), percentiles, strict=True)
+            ),
         )
     if times.decode_ms is not None:
         phases = ((phase, getattr(times, f"{phase}_ms")) for phase in PHASES)
