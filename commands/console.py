@@ -38,6 +38,8 @@ def show_table(table: "Table", width: int = 120) -> None:
     console = Console(highlight=False, markup=False, emoji=False)  # paths may look like markup
     if not console.is_terminal:
         console.width = width
+    for column in table.columns:
+        column.overflow = "fold"  # else a narrow terminal cuts words off
     with console.capture() as captured:
         console.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -1,15 +1,17 @@
 """What is shown while something takes long: on standard error, and only if that is a terminal; times in a table."""
 
 import io
+import re
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.table import Table
 
 import cambrian
-from cambrian.commands.console import elapsed_time, progress_bar
+from cambrian.commands.console import elapsed_time, progress_bar, show_table
 from cambrian.commands.report import Report
 from cambrian.commands.run.table import print_table
 from cambrian.engine.runtime.metrics import Summary
@@ -70,3 +72,13 @@ def test_who_waits_for_a_function_sees_which(monkeypatch, call):
 def test_a_latency_below_a_millisecond_is_no_zero(capsys):
     print_table(Report({}, summary=Summary(latency_ms_p50=0.364, latency_ms_p90=9.96, latency_ms_p99=5226.4)))
     assert "batch latency ms  p50 0.36, p90 10, p99 5226\n" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_breaks_long_words_and_shows_them_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    monkeypatch.setattr(sys, "stdout", shown := Terminal())
+    table = Table("configuration", "images/s", box=None)
+    table.add_row("precision bfloat16, partition intra_sample", "12345")
+    show_table(table)
+    words = re.sub(r"\x1b\[\d+m|\s", "", shown.getvalue())
+    assert "…" not in words and "intra_sample" in words
