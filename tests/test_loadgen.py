@@ -17,7 +17,7 @@ from cambrian.commands.flags import read_configuration
 from cambrian.commands.images import UnreadableImage
 from cambrian.commands.loadgen.loadgen import loadgen_command
 from cambrian.commands.loadgen.queries import Queries
-from cambrian.commands.loadgen.results import LoadGenResult, read_result
+from cambrian.commands.loadgen.results import LoadGenResult, read_classes, read_result
 from cambrian.commands.loadgen.search import find_peak
 from cambrian.commands.loadgen.settings import LoadGenSettings
 from cambrian.commands.output import LOADGEN_LOGS
@@ -180,6 +180,13 @@ def test_the_result_is_read_from_the_log(tmp_path):
     (tmp_path / "mlperf_log_detail.txt").write_text("")
     with pytest.raises(RuntimeError, match="LoadGen must write its result to "):
         read_result(tmp_path, settings)
+    part = "LoadGen must find room on the disk for all of .*{}, got a part: Unterminated string"
+    (tmp_path / "mlperf_log_detail.txt").write_text("\n".join(lines)[:-60])
+    with pytest.raises(RuntimeError, match=part.format("mlperf_log_detail.txt")):
+        read_result(tmp_path, settings)
+    (tmp_path / "mlperf_log_accuracy.json").write_text('[{"qsl_idx": 0, "data": "05')
+    with pytest.raises(RuntimeError, match=part.format("mlperf_log_accuracy.json")):
+        read_classes(tmp_path)
 
 
 def test_an_unreadable_image_ends_the_test_and_loadgen(folder):

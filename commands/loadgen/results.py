@@ -51,7 +51,7 @@ def read_result(folder: Path, settings: LoadGenSettings) -> LoadGenResult:
     """Reads the result of a performance test from LoadGen's detailed log.
 
     Raises:
-      RuntimeError: if LoadGen has written none.
+      RuntimeError: if LoadGen has written none, or a part.
     """
     values, errors = _read_details(folder)
     if "result_validity" not in values:
@@ -80,8 +80,12 @@ def read_result(folder: Path, settings: LoadGenSettings) -> LoadGenResult:
 
 
 def read_classes(folder: Path) -> dict[int, int]:
-    """Reads the predicted class of each image, by its index in the data set, from LoadGen's accuracy log."""
-    entries = json.loads((folder / _ACCURACY).read_text())
+    """Reads the predicted class of each image, by its index in the data set, from LoadGen's accuracy log.
+
+    Raises:
+      RuntimeError: if LoadGen hasn't written it whole.
+    """
+    entries = _parsed((folder / _ACCURACY).read_text(), folder / _ACCURACY)
     return {entry["qsl_idx"]: int(np.frombuffer(bytes.fromhex(entry["data"]), np.int64)[0]) for entry in entries}
 
 
@@ -91,11 +95,19 @@ def _read_details(folder: Path) -> tuple[dict[str, Any], list[str]]:
     errors: list[str] = []
     for line in (folder / _DETAIL).read_text().splitlines():
         if line.startswith(_PREFIX):
-            entry = json.loads(_NO_NUMBER.sub("null", line.removeprefix(_PREFIX)))
+            entry = _parsed(_NO_NUMBER.sub("null", line.removeprefix(_PREFIX)), folder / _DETAIL)
             values[entry["key"]] = entry["value"]
             if entry["metadata"]["is_error"]:
                 errors.append(str(entry["value"]))
     return values, errors
+
+
+def _parsed(text: str, path: Path) -> Any:
+    """LoadGen says nothing of a log that it can't write, as on a full disk."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RuntimeError(f"LoadGen must find room on the disk for all of {path}, got a part: {error}") from None
 
 
 def _reasons(values: Mapping[str, Any], errors: list[str]) -> tuple[str, ...]:
