@@ -22,6 +22,7 @@ from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.ranking import rank
 from cambrian.commands.sweep.result import Result, Trial
 from cambrian.commands.sweep.sweep import run_sweep
+from cambrian.commands.sweep.tables import headers, rows
 from cambrian.commands.sweep.text import number
 from cambrian.commands.sweep.write_results import write_results
 from sweep_stand_in import SCRIPT, make_grid, make_sweep, run
@@ -70,9 +71,9 @@ def test_the_summary(concluded):
         text = file.read()
     header, *_ = text.split("\n")
     assert "\r" not in text and len(set(header.split(","))) == header.count(",") + 1
-    rows = list(csv.DictReader(text.splitlines()))
-    assert len(rows) == 9
-    first, last = rows[0], rows[-1]
+    lines = list(csv.DictReader(text.splitlines()))
+    assert len(lines) == 9
+    first, last = lines[0], lines[-1]
     assert (first["rank"], first["mesh"], first["threads"], first["status"], first["runs"]) == (
         "1",
         "1x2",
@@ -83,6 +84,17 @@ def test_the_summary(concluded):
     assert (first["images_per_second"], first["wall_ms"], first["images_per_second_min"]) == ("500.0", "1024.0", "500")
     assert (last["rank"], last["status"], last["overflow"]) == ("", "out_of_memory", "predicted")
     assert (folder / "ranking.md").read_text().splitlines()[2].startswith("| 1 | mesh 1x2, threads 1 | 500 | 0% |")
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [("latency_ms_p90", ("p90 ms", "7.0")), ("latency_ms_p99", ("p99 ms", "9.0")), ("wall_ms", ("p99 ms", "9.0"))],
+)
+def test_the_ranking_shows_the_latency_by_which_it_ranks(key, shown):
+    grid, objective = make_grid(threads=(1, 2)), Objective(key)
+    report = {"latency_ms_p90": 7.0, "latency_ms_p99": 9.0, "wall_ms": 5.0}
+    standings = rank(grid, [Result(Trial(cell), "ok", report=report) for cell in grid.cells], objective, {}, {})
+    assert [(headers(objective)[4], row[4]) for row in rows(standings, standings, objective)] == [shown, shown]
 
 
 def test_the_pictures(concluded):

@@ -13,7 +13,6 @@ from cambrian.commands.sweep.ranking import Standing
 from cambrian.commands.sweep.result import OK
 from cambrian.commands.sweep.text import number, status_text
 
-HEADERS = ("", "configuration", "images/s", "spread", "p99 ms", "wall ms", "MiB a device", "host MiB", "remark")
 _MOST_ROWS = 20  # on the terminal; files hold all
 _MEDIANS = (
     "images_per_second",
@@ -39,8 +38,18 @@ _FACTS = (
 )
 
 
+def headers(objective: Objective) -> tuple[str, ...]:
+    """Returns the names of the ranking's columns, among them the objective."""
+    latency = f"{_latency(objective)[-3:]} ms"
+    return "", "configuration", "images/s", "spread", latency, "wall ms", "MiB a device", "host MiB", "remark"
+
+
+def _latency(objective: Objective) -> str:
+    return objective.key if objective.key.startswith("latency_") else "latency_ms_p99"
+
+
 def rows(standings: Sequence[Standing], best: Sequence[Standing], objective: Objective) -> list[tuple[str, ...]]:
-    """Returns the ranking's rows under `HEADERS`; = marks configurations indistinguishable from the best."""
+    """Returns the ranking's rows under `headers`; = marks configurations indistinguishable from the best."""
     made = []
     for place, standing in enumerate(standings, start=1):
         mark = str(place) if standing.eligible else ""
@@ -53,7 +62,7 @@ def rows(standings: Sequence[Standing], best: Sequence[Standing], objective: Obj
                 standing.name,
                 number(standing.median("images_per_second")),
                 "" if spread is None else f"{spread:.0%}",
-                number(standing.median("latency_ms_p99")),
+                number(standing.median(_latency(objective))),
                 number(standing.median("wall_ms")),
                 _mebibytes(standing.fact("predicted_memory_bytes_per_device")),
                 _mebibytes(max(standing.values("peak_host_memory_bytes"), default=None)),
@@ -81,7 +90,7 @@ def _mebibytes(num_bytes: float | None) -> str:
 
 def print_ranking(standings: Sequence[Standing], best: Sequence[Standing], objective: Objective) -> None:
     """Prints the ranked table on standard output, of a long one the best."""
-    table = Table(*HEADERS, box=None, padding=(0, 2, 0, 0))
+    table = Table(*headers(objective), box=None, padding=(0, 2, 0, 0))
     for column in table.columns[2:-1]:
         column.justify = "right"
     for row in rows(standings[:_MOST_ROWS], best, objective):
@@ -91,10 +100,10 @@ def print_ranking(standings: Sequence[Standing], best: Sequence[Standing], objec
         print(f"… and {len(standings) - _MOST_ROWS} more in summary.csv")
 
 
-def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    rule = ["---"] * len(headers)
-    return "".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |\n" for line in (headers, rule, *lines))
+    rule = ["---"] * len(names)
+    return "".join(f"| {' | '.join(cell.replace('|', '∣') for cell in line)} |\n" for line in (names, rule, *lines))
 
 
 def summary_csv(grid: Grid, standings: Sequence[Standing], objective: Objective) -> str:

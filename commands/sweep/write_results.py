@@ -14,7 +14,7 @@ from cambrian.commands.sweep.figures import draw_figures
 from cambrian.commands.sweep.ranking import Standing, best_group
 from cambrian.commands.sweep.result import BUILD, OK
 from cambrian.commands.sweep.sweep import Outcome, Sweep
-from cambrian.commands.sweep.tables import HEADERS, markdown, print_ranking, rows, summary_csv
+from cambrian.commands.sweep.tables import headers, markdown, print_ranking, rows, summary_csv
 from cambrian.commands.sweep.text import duration, with_spread
 from cambrian.sharding.host.files import replace_file
 
@@ -37,7 +37,7 @@ def write_results(sweep: Sweep, outcome: Outcome) -> bool:
         title=f"Sweep over {', '.join(sweep.grid.varied)}: {len(standings)} configurations",
         answer=sentences,
         winner=winner,
-        headers=HEADERS,
+        headers=headers(objective),
         rows=table,
         figures=_encoded(figures),
         environment=_environment(sweep, outcome),
@@ -47,7 +47,7 @@ def write_results(sweep: Sweep, outcome: Outcome) -> bool:
     )
     for name, text in (
         ("summary.csv", summary_csv(sweep.grid, standings, objective)),
-        ("ranking.md", markdown(HEADERS, table)),
+        ("ranking.md", markdown(headers(objective), table)),
         ("report.html", page),
     ):
         replace_file(sweep.path / name, text.encode(errors="backslashreplace"))  # file names needn't be Unicode
