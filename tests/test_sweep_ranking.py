@@ -143,3 +143,16 @@ def test_a_result_may_name_a_file_that_is_not_unicode(tmp_path):
     log = ResultLog(tmp_path / "results.jsonl")
     log.append(Result(Trial(GRID.cells[0]), "failed", reason=os.fsdecode(b"caf\xe9.png")))
     assert ResultLog(tmp_path / "results.jsonl").results == log.results
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason"),
+    [
+        ({"result": "INVALID", "reasons": ["one query"]}, "LoadGen must find it VALID, got INVALID: one query"),
+        (None, "expected a value of images_per_second, got none"),
+    ],
+)
+def test_a_configuration_without_a_value_says_why(verdict, reason):
+    report = {"images_per_second": None, "wall_ms": 1.0, "loadgen": verdict}
+    first = ranked([Result(Trial(GRID.cells[0]), "ok", report=report)])[0]
+    assert (first.eligible, first.reason) == (False, reason)

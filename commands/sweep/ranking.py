@@ -101,8 +101,8 @@ def rank(
             keys = ("latency_ms_p99", "top1")
             verdict = next((r["loadgen"] for r in best if (r.get("loadgen") or {}).get("result") == "INVALID"), None)
             violation = objective.violation({key: standing.median(key) for key in keys} | {"loadgen": verdict})
-            if standing.median(objective.key) is None:
-                violation = f"expected a value of {objective.key}, got none: no image could be read"
+            if violation is None and standing.median(objective.key) is None:
+                violation = f"expected a value of {objective.key}, got none"
             standings.append(dataclasses.replace(standing, eligible=violation is None, reason=violation))
         elif cell in pruned:
             standings.append(Standing(**common, status=PRUNED, reason=pruned[cell]))
