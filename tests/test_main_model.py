@@ -1,6 +1,7 @@
 """Users' classifiers by the command: run, received as an artefact, refused."""
 
 import pytest
+from PIL import Image
 
 from cambrian.commands import executables
 from cambrian.commands.flags import read_configuration
@@ -13,6 +14,7 @@ NETS = f"""
 import dataclasses
 
 import cambrian
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -23,6 +25,16 @@ class Network(nnx.Module):
 
     def __call__(self, images):
         return self.head(nnx.relu(self.conv(images)).mean(axis=(1, 2)))
+
+
+class OfDarkImages(Network):
+    def __call__(self, images):
+        is_dark = images.min(axis=(1, 2, 3)) < 0
+        return super().__call__(images) * jnp.where(is_dark, 1.0, jnp.nan)[:, None]
+
+
+def of_dark_images():
+    return dataclasses.replace(network(), model=OfDarkImages(nnx.Rngs(0)))
 
 
 def network():
@@ -74,6 +86,16 @@ def test_outputs_that_are_probabilities_are_noted(command):
         run = command.run("--model", f"soft.py:{name}", *flags)
         assert sum("outputs look like probabilities" in note for note in run.report["notes"]) == expected
         assert run.report["notes"] == run.outcome.notes
+
+
+def test_logits_of_nan_are_noted(command):
+    (command.home / "nan.py").write_text(NETS)
+    write_images(command.home / "few", ["ant/a.png", "bee/b.png"])
+    Image.new("RGB", (8, 8), (255, 255, 255)).save(command.home / "few" / "ant" / "c.png")
+    flags = ("--mesh", "1x1", "--batch_size", "8", "--execution", "online", "--data", "few")
+    run = command.run("--model", "nan.py:of_dark_images", *flags)
+    assert "logits of NaN for 1 image: what is predicted there means nothing" in run.outcome.notes
+    assert [prediction["probability"] == "nan" for prediction in run.predictions] == [False, True, False]
 
 
 def test_a_mistake_in_a_users_file_is_one_line_and_nothing_is_written(command):

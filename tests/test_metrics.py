@@ -83,6 +83,9 @@ def test_top_k_of_extreme_logits():
     indices, probabilities = top_k(np.array([[1e30, -np.inf, 1e30, -np.inf]], np.float32), 4)
     assert indices.tolist() == [[0, 2, 1, 3]]
     assert probabilities.tolist() == [[0.5, 0.5, 0.0, 0.0]]
+    indices, probabilities = top_k(np.array([[0, np.inf, -np.inf], [1, np.nan, 2]], np.float32), 2)
+    np.testing.assert_array_equal(indices, [[1, 0], [1, 2]])
+    np.testing.assert_array_equal(probabilities, [[1, 0], [np.nan, np.nan]])
 
 
 def test_top_k_of_no_samples():

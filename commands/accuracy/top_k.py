@@ -10,10 +10,12 @@ def top_k(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
       logits: (N, num_classes), any floating-point dtype.
 
     Returns:
-      Class indices (N, min(k, num_classes)) int64, and their probabilities in the same shape, float32.
+      Class indices (N, min(k, num_classes)) int64, and their probabilities in the same shape, float32; NaN where a
+      logit of the sample is.
     """
-    # Every logit stays above the -inf that marks a class already taken.
-    remaining = np.maximum(logits.astype(np.float32), np.finfo(np.float32).min)
+    # Every logit stays above the -inf that marks a class already taken, and every difference is finite.
+    limit = np.finfo(np.float32).max / 2
+    remaining = np.clip(logits.astype(np.float32), -limit, limit)
     exponentials = np.exp(remaining - remaining.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     samples = np.arange(len(logits))

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -269,6 +270,7 @@ class Tally:
       top5_hits: images whose label was among the five most probable classes.
       confusion: (classes, classes), images by label and prediction; None where labels don't number the logits.
       of_softmax: whether all outputs look like probabilities rather than logits.
+      num_undefined: images with a logit of NaN.
     """
 
     num_images: int = 0
@@ -277,6 +279,7 @@ class Tally:
     top5_hits: int = 0
     confusion: np.ndarray | None = None
     of_softmax: bool = True
+    num_undefined: int = 0
 
     @classmethod
     def of(cls, executable: Executable | Cards | Manifest, images: ModelImages) -> "Tally":
@@ -296,5 +299,6 @@ class Tally:
         for prediction in batch.predictions:
             label, top = prediction.label_index, prediction.top_indices
             self.top5_hits += label in top
+            self.num_undefined += math.isnan(prediction.probability)
             if self.confusion is not None:
                 self.confusion[label, top[0]] += 1

@@ -206,6 +206,10 @@ def _classify(
             "which the run takes the softmax",
             report,
         )
+    if tally.num_undefined:
+        add_note(
+            f"logits of NaN for {counted(tally.num_undefined, 'image')}: what is predicted there means nothing", report
+        )
     if accuracy is not None and tally.confusion is not None:
         title = f"{executable.name}, {report.precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
         write_accuracy(output_dir, accuracy, tally.confusion, title)
