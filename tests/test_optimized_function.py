@@ -259,6 +259,23 @@ def test_parameters_may_lie_on_any_devices(monkeypatch, place):
     np.testing.assert_allclose(fast(x), x @ kernel, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_a_function_may_cut_its_batch_itself(monkeypatch, check_vma):
+    set_gain(monkeypatch, 2.0)
+    mesh = cambrian.sharding.make_mesh(cambrian.MeshShape(1, 2), jax.devices()[:2])
+    cut = P("data")
+
+    def function(kernel, x):
+        mean = jax.shard_map(
+            lambda x: (x @ kernel).mean(1), mesh=mesh, in_specs=cut, out_specs=cut, check_vma=check_vma
+        )
+        return mean(x)
+
+    kernel, x = draw(4, 8), draw(2, 4)
+    fast = cambrian.optimize(function, kernel)
+    np.testing.assert_allclose(fast(x), (x @ kernel).mean(1), rtol=1e-5, atol=1e-5)
+
+
 def test_a_batch_may_have_no_samples():
     fast = cambrian.optimize(lambda p, x: x + jnp.broadcast_to(p, (len(x), 8)).reshape(len(x), 2, 4), draw(8))
     assert fast(draw(0, 2, 4)).shape == (0, 2, 4) and fast.notes == []

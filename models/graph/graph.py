@@ -69,7 +69,7 @@ class Primitive:
         return self.primitive.name
 
     def __call__(self, *arrays: Any) -> Sequence[jax.Array]:
-        results = self.primitive.bind(*arrays, **self.params)
+        results = self.primitive.bind(*arrays, **self.primitive.get_bind_params(self.params))
         return results if self.primitive.multiple_results else [results]
 
 

@@ -72,7 +72,7 @@ class OptimizedFunction:
         if key not in self._chosen:
             with _one_at_a_time:
                 if key not in self._chosen:
-                    with self._shown(), jax.ensure_compile_time_eval():  # the caller may be under a trace
+                    with self._shown(), jax.core.eval_context():  # the caller may be under a trace
                         self._chosen[key] = self._choose(jax.tree.unflatten(treedef, abstract))
         return self._chosen[key](*jax.tree.unflatten(treedef, leaves))
 
