@@ -255,6 +255,23 @@ def test_what_is_no_model_or_lacks_parameters_is_refused():
             as_function(model, params)
 
 
+def test_parameters_that_change_later_are_the_ones_that_were_given():
+    dense, held, kernel, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), {"kernel": images(4, 3)}, images(4, 3), images(2, 4)
+
+    def train() -> None:
+        dense.kernel[...] += 1.0
+        held["kernel"] = kernel
+        kernel[:] += 1.0
+
+    cases = [(dense, None), (lambda p, x: x @ p, kernel), (lambda p, x: x @ p["kernel"], held)]
+    cases.append((nn.Dense(3, use_bias=False), {"params": {"kernel": kernel}}))
+    functions = [as_function(model, params) for model, params in cases]
+    before = [function(params, x) for function, params in functions]
+    train()
+    for (function, params), expected in zip(functions, before, strict=True):
+        np.testing.assert_array_equal(function(params, x), expected)
+
+
 def test_a_recurrent_module_of_flax_nnx_draws_its_first_carry():
     class Net(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):

@@ -247,9 +247,9 @@ def optimize(model: Any, params: Any = None, *, precision: str = "auto") -> "Opt
       precision: float32, bfloat16, or auto, which is the function's own.
 
     Returns:
-      The function of *inputs. At its first call with inputs of new shapes it is rewritten, measured, and compared with
-      `model` on random inputs; in float32, where it isn't right and faster, `model` is computed as it is, and `notes`
-      say so.
+      The function of *inputs; it keeps the parameters of this call, whatever training makes of them. At its first call
+      with inputs of new shapes it is rewritten, measured, and compared with `model` on random inputs; in float32, where
+      it isn't right and faster, `model` is computed as it is, and `notes` say so.
 
     Raises:
       UsageError: if `model` is no such model, or the precision is unknown; at a call, if the results in bfloat16 differ
