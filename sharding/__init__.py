@@ -23,6 +23,7 @@ from cambrian.sharding.mesh import (
     make_mesh as make_mesh,
     mesh_shape as mesh_shape,
     shape_and_devices as shape_and_devices,
+    without_context_mesh as without_context_mesh,
 )
 from cambrian.sharding.partition import (
     Layout as Layout,

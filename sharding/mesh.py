@@ -1,9 +1,10 @@
 """The device mesh: a `model` axis that cuts layers and a `data` axis that cuts the batch."""
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -103,6 +104,13 @@ def shape_and_devices(mesh: Mesh) -> tuple[MeshShape, list[jax.Device]]:
         raise UsageError(f"a mesh must be of this process's devices, got one over several processes: {mesh}")
     grid = mesh.devices if mesh.axis_names[0] == MODEL_AXIS else mesh.devices.T
     return mesh_shape(mesh), list(grid.flat)
+
+
+@contextlib.contextmanager
+def without_context_mesh(but: Mesh | None = None) -> Iterator[None]:
+    """Without the mesh of `jax.set_mesh`, as computations on other devices raise under it, unless it is `but`."""
+    with contextlib.nullcontext() if jax.sharding.get_mesh() == but else jax.set_mesh(None):
+        yield
 
 
 def local_rows(mesh: Mesh, num_rows: int) -> range:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, PartitionSpec as P
 
 import cambrian
 from cambrian.models.resnet.architecture import Architecture
@@ -236,6 +236,23 @@ def test_jax_may_refuse_to_add_dimensions(model):
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     np.testing.assert_allclose(executable(images), reference(model, images), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(dense(x), np.maximum(x @ kernel, 0), rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_mesh_in_context_is_the_user_s_own(axis_type, tmp_path):
+    kernel, x, spec = np.eye(8, dtype=np.float32), np.ones((4, 8), np.float32), jax.ShapeDtypeStruct((8,), "float32")
+    with jax.set_mesh(jax.make_mesh((2,), ("x",), axis_types=(axis_type,), devices=jax.devices()[:2])):
+        executable = cambrian.compile(lambda k, x: jax.nn.relu(x @ k) @ k, kernel, spec, mesh="1x2", batch_size=4)
+        executable.save(tmp_path / "artefact")
+        assert np.array_equal(cambrian.load(tmp_path / "artefact")(x), executable(x))
+    mesh = cambrian.sharding.make_mesh(cambrian.MeshShape(1, 2), jax.devices()[:2])
+    with jax.set_mesh(mesh):  # which bare partition specs of a function mean
+
+        def function(k, x):
+            return jax.lax.with_sharding_constraint(x @ k, P("data"))
+
+        executable = cambrian.compile(function, kernel, spec, mesh=mesh, batch_size=4, rules=[(".*", P())])
+        assert np.array_equal(executable(x), x)
 
 
 def test_nothing_is_said_about_rules_where_none_were_given():

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import cambrian
 from cambrian.models.graph import comparison, optimized_function
+from cambrian.models.graph.choose_lowerings import MeasuredCosts
 from cambrian.models.graph.comparison import deviation
 from cambrian.models.graph.graph import Constant, Graph, Node, Value
 from cambrian.models.graph.optimized_function import OptimizedFunction
@@ -257,6 +258,21 @@ def test_parameters_may_lie_on_any_devices(monkeypatch, place):
     kernel, x = draw(4, 8), draw(2, 4)
     fast = cambrian.optimize(lambda k, x: x @ k, jax.device_put(kernel, place(mesh)))
     np.testing.assert_allclose(fast(x), x @ kernel, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis_type", list(AxisType)[:2])
+@pytest.mark.parametrize("in_body", [False, True])
+def test_a_mesh_in_context_changes_nothing(monkeypatch, axis_type, in_body):
+    set_gain(monkeypatch, 2.0)
+    monkeypatch.setattr(MeasuredCosts, "get", lambda *_: None)  # so that each call measures
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(axis_type,), devices=jax.devices()[:2])
+    kernel, x = draw(3, 3, 8, 16), draw(2, 6, 6, 8)
+    fast = cambrian.optimize(lambda k, x: conv(x, k), kernel)
+    cut = jax.shard_map(fast, mesh=mesh, in_specs=P("data"), out_specs=P("data"), check_vma=False)
+    placed = jax.device_put(x, NamedSharding(mesh, P("data" if in_body else None)))
+    with jax.set_mesh(mesh):
+        got = jax.jit(cut if in_body else fast)(placed)
+    np.testing.assert_allclose(got, conv(x, kernel), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("check_vma", [False, True])

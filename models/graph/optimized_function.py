@@ -4,7 +4,8 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ class OptimizedFunction:
     def _choose(self, inputs: Any) -> Callable[..., Any]:
         """The rewritten function, or the function as it is."""
         call, arrays = of_arrays(self._function, self._params)
-        stock = functools.partial(call, list(map(jnp.asarray, arrays.values())))
+        stock = functools.partial(call, _without_context(lambda: list(map(jnp.asarray, arrays.values()))))
         if not all(leaf.size for leaf in jax.tree.leaves(inputs)):  # of no samples nothing can be measured
             return stock
         graph, results = trace(self._function, self._params, *inputs)
@@ -88,8 +89,11 @@ class OptimizedFunction:
             if self._precision == "bfloat16":
                 warnings.warn(f"computed as JAX compiles it, in its own precision: {reason}", stacklevel=3)
             return self._as_it_is(stock, inputs, reason)
-        rewritten = self._rewritten(graph, results)
-        reason = self._reason_against(rewritten, stock, inputs, default_tolerance(graph, self._precision))
+        rewritten = _without_context(lambda: self._rewritten(graph, results))
+        # In the body of a shard_map the mesh in context is for tracers alone.
+        in_body = jax.sharding.get_abstract_mesh().manual_axes
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())) if in_body else nullcontext():
+            reason = self._reason_against(rewritten, stock, inputs, default_tolerance(graph, self._precision))
         if reason is not None:
             return self._as_it_is(stock, inputs, reason)
         return functools.partial(refusing_derivatives(rewritten.func), *rewritten.args)
@@ -137,6 +141,23 @@ class OptimizedFunction:
         shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
         self.notes.append(f"{shapes}: computed as JAX compiles it: {reason}")
         return stock
+
+
+def _without_context(compute: Callable[[], Any]) -> Any:
+    """Computes without the mesh of `jax.set_mesh` or of a shard_map: in a thread of its own, where there is one.
+
+    That ends later if the user interrupts it.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return compute()
+    is_wide = jax.config.jax_enable_x64
+
+    def run() -> Any:
+        with jax.enable_x64(is_wide):
+            return compute()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
 
 
 def _is_comparable(graph: Graph) -> bool:

@@ -12,7 +12,7 @@ from cambrian import engine
 from cambrian.commands.images import ImageSource, open_source
 from cambrian.commands.images.source import EvenSample
 from cambrian.commands.run.classify import Prediction, classify, images_of
-from cambrian.sharding import UsageError
+from cambrian.sharding import UsageError, without_context_mesh
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,7 +87,8 @@ class Executable(engine.Executable):
           ArtifactExists: if `path` exists.
           OSError: if it can't be written.
         """
-        engine.save(self, Path(path), None if signing_key is None else Path(signing_key))
+        with without_context_mesh(but=self.mesh):
+            engine.save(self, Path(path), None if signing_key is None else Path(signing_key))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)

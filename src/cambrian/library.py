@@ -31,7 +31,15 @@ from cambrian.commands.program.options import BuildOptions
 from cambrian.commands.program.resnet import model_program
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.executable import Cards, Executable
-from cambrian.sharding import PARTITIONS, MeshShape, Rules, UsageError, make_mesh, shape_and_devices
+from cambrian.sharding import (
+    PARTITIONS,
+    MeshShape,
+    Rules,
+    UsageError,
+    make_mesh,
+    shape_and_devices,
+    without_context_mesh,
+)
 from cambrian.sharding.host import (
     acquire_devices,
     divide_host,
@@ -203,15 +211,16 @@ def compile(
         calibrate_s=calibrate_s,
         calibration=quantization,
     )
-    if is_planned:
-        program = model_program(model, device_mesh, options)
-    elif isinstance(model, Classifier):
-        program = classifier_program(model, device_mesh, options, name=name, tolerance=tolerance)
-    else:
-        program = function_program(
-            model, params, spec, device_mesh, options, rules=rules, name=name, tolerance=tolerance
-        )
-    executable = engine.compile_program(program)
+    with without_context_mesh(but=None if rules is None else device_mesh):
+        if is_planned:
+            program = model_program(model, device_mesh, options)
+        elif isinstance(model, Classifier):
+            program = classifier_program(model, device_mesh, options, name=name, tolerance=tolerance)
+        else:
+            program = function_program(
+                model, params, spec, device_mesh, options, rules=rules, name=name, tolerance=tolerance
+            )
+        executable = engine.compile_program(program)
     return Executable.of(dataclasses.replace(executable, notes=(*notes, *told, *executable.notes)))
 
 
