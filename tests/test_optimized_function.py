@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -318,6 +319,13 @@ def test_a_launch_that_was_interrupted_once_is_not_taken_for_slow(monkeypatch):
     launches = {key: functools.partial(times.pop, 0) for key, times in taken.items()}
     monkeypatch.setattr(comparison, "_seconds", lambda launch: launch())
     assert comparison.median_seconds(launches) == {"stock": 1.0, "rewritten": 0.5, "slow": 8.0}
+
+
+def test_short_launches_are_timed_more_often(monkeypatch):
+    taken = {"stock": itertools.chain([2e-3] * 10, itertools.repeat(1e-3)), "rewritten": itertools.repeat(1e-3)}
+    launches = {key: functools.partial(next, times) for key, times in taken.items()}
+    monkeypatch.setattr(comparison, "_seconds", lambda launch: launch())
+    assert comparison.median_seconds(launches) == {"stock": 1e-3, "rewritten": 1e-3}
 
 
 def test_what_is_rewritten_is_never_differentiated(monkeypatch):
