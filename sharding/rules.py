@@ -26,8 +26,11 @@ def match_rules(rules: Rules, shapes: Mapping[str, tuple[int, ...]], mesh: Mesh)
 
     Raises:
       UsageError: if no rule matches a parameter or its spec doesn't fit `mesh` (names parameter, shape and axis), or if
-        a pattern isn't a regular expression.
+        a rule isn't a pair or its pattern no regular expression.
     """
+    for rule in rules:
+        if not isinstance(rule, (tuple, list)) or len(rule) != 2:
+            raise UsageError(f"sharding rules must be pairs of a pattern and a PartitionSpec, got {rule!r}")
     patterns = [_compile(pattern) for pattern, _ in rules]
     specs, deciding = {}, set()
     for name, shape in shapes.items():

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -95,3 +97,6 @@ def test_every_parameter_needs_a_rule_scalars_too(mesh):
 def test_a_pattern_must_be_a_regular_expression(mesh):
     with pytest.raises(UsageError, match=r"must be a regular expression, got '\('"):
         match_rules([("(", P())], {"x": ()}, mesh)
+    rules: Any = {"aa": P()}  # whose keys would unpack to two letters
+    with pytest.raises(UsageError, match="must be pairs of a pattern and a PartitionSpec, got 'aa'"):
+        match_rules(rules, {"a": ()}, mesh)
