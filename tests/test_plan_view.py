@@ -22,6 +22,10 @@ def test_the_table_has_a_line_for_each_layer_and_the_predicted_total_beside_the_
     assert total_ms(COSTS) == 10.0
     print_plan(PLAN, [LayerCost("fc", 0.0213, 0.0, 0, 0)], "a network", 0.0426)
     assert "predicted 0.021 ms, measured 0.043 ms (predicted / measured 0.50)" in capsys.readouterr().out
+    print_plan(PLAN, [COSTS[0], LayerCost("fc", 0.0, 0.0, 2**18, 0)], "a network", 15.5)
+    *_, fc, total = capsys.readouterr().out.splitlines()
+    assert fc.split() == ["fc", "whole", "float32", "matmul", "all", "0.25"]
+    assert total.endswith("measured 16 ms; the prediction lacks 1 of 2 layers, which weren't measured")
 
 
 @pytest.mark.slow

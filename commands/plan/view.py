@@ -48,17 +48,18 @@ def print_plan(plan: dict[str, dict], costs: Sequence[LayerCost], title: str, me
             layer["precision"],
             layer["lowering"],
             str(layer["micro_batch"] or "all"),
-            f"{cost.compute_ms:.2f}",
+            f"{cost.compute_ms:.2f}" if cost.compute_ms else "",  # not measured
             f"{cost.communication_ms:.2f}" if cost.communication_ms else "",
             f"{cost.weight_bytes / _MIB:.2f}" if cost.weight_bytes else "",
             f"{cost.communicated_bytes / _MIB:.2f}" if cost.communicated_bytes else "",
         )
     show_table(table, width=140)
     predicted_ms = total_ms(costs)
-    print(
-        f"a launch: predicted {shown_ms(predicted_ms)} ms, measured {shown_ms(measured_ms)} ms "
-        f"(predicted / measured {predicted_ms / measured_ms:.2f})"
-    )
+    line = f"a launch: predicted {shown_ms(predicted_ms)} ms, measured {shown_ms(measured_ms)} ms"
+    if unmeasured := sum(not cost.compute_ms for cost in costs):
+        print(f"{line}; the prediction lacks {unmeasured} of {len(costs)} layers, which weren't measured")
+    else:
+        print(f"{line} (predicted / measured {predicted_ms / measured_ms:.2f})")
 
 
 def draw_plan(
