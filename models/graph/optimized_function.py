@@ -85,7 +85,9 @@ class OptimizedFunction:
             return stock
         graph, results = trace(self._function, self._params, *inputs)
         if not _is_comparable(graph):
-            reason = "it takes random keys or shapes without sizes, or has side effects, and so can't be compared"
+            reason = (
+                "it takes random keys or shapes without sizes, names axes, or has side effects: it can't be compared"
+            )
             if self._precision == "bfloat16":
                 warnings.warn(f"computed as JAX compiles it, in its own precision: {reason}", stacklevel=3)
             return self._as_it_is(stock, inputs, reason)
