@@ -8,10 +8,13 @@ from typing import Any
 import jax
 
 from cambrian.sharding.host.compilation_cache import without_compilation_cache
+from cambrian.sharding.host.devices import launches_run_side_by_side
 from cambrian.sharding.program import Program, shardings
 
 _LEVEL = "xla_backend_optimization_level"
 _LEVEL_OF_CUSTOM_CALLS = "1"
+_SCHEDULER = "xla_cpu_scheduler_type"
+_IN_ORDER = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 # A program's `apply` → mesh and specs, and what it compiled to for them; programs that differ in notes share it.
 _compiled: weakref.WeakKeyDictionary[Callable[..., Any], tuple[Any, jax.stages.Compiled]] = weakref.WeakKeyDictionary()
 
@@ -29,12 +32,19 @@ def compile_apply(program: Program) -> jax.stages.Compiled:
 
 
 def compiler_options_of(custom_calls: Sequence[str]) -> dict[str, str | bool]:
-    """XLA's options for a program with these custom calls.
+    """XLA's options for a program with these custom calls. Those in XLA_FLAGS stay.
 
-    Such a program is compiled at each start, as XLA can't serialize it. On an AMD EPYC (Zen 4), it is as fast at LLVM's
-    level 1 as at 3, the default, which takes 1.2 to 1.5 times as long to compile. A level in XLA_FLAGS stays.
+    A program with custom calls is compiled at each start, as XLA can't serialize it. On an AMD EPYC (Zen 4), it is as
+    fast at LLVM's level 1 as at 3, the default, which takes 1.2 to 1.5 times as long to compile.
+
+    Where launches run side by side, operations are computed in an order that saves memory. In the default one many
+    could be computed at once, which jax 0.12 leaves to XLA's only thread: there, launches would take turns.
     """
-    return {_LEVEL: _LEVEL_OF_CUSTOM_CALLS} if custom_calls and _LEVEL not in os.environ.get("XLA_FLAGS", "") else {}
+    options: dict[str, str | bool] = {_LEVEL: _LEVEL_OF_CUSTOM_CALLS} if custom_calls else {}
+    if launches_run_side_by_side():
+        options[_SCHEDULER] = _IN_ORDER
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in options.items() if name not in flags}
 
 
 def jit_program(program: Program):

@@ -1,12 +1,20 @@
 """What makes a function a program, and what doesn't; whole models are in test_user_models.py."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cambrian.sharding import MeshShape, UsageError, compiler_options_of, make_mesh, program_from_function
+from cambrian.sharding import (
+    MeshShape,
+    UsageError,
+    compiler_options_of,
+    make_mesh,
+    program_from_function,
+)
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +149,20 @@ def test_the_mesh_must_be_ours(mesh):
 
 
 @pytest.mark.parametrize(
-    ("custom_calls", "flags", "options"),
+    ("custom_calls", "side_by_side", "flags", "options"),
     [
-        (("__onednn$convolution",), "", {"xla_backend_optimization_level"}),
-        (("__onednn$convolution",), "--xla_backend_optimization_level=2", set()),
-        ((), "", set()),
+        (("__onednn$convolution",), False, "", {"xla_backend_optimization_level"}),
+        (("__onednn$convolution",), False, "--xla_backend_optimization_level=2", set()),
+        (("__onednn$convolution",), True, "", {"xla_backend_optimization_level", "xla_cpu_scheduler_type"}),
+        ((), True, "", {"xla_cpu_scheduler_type"}),
+        ((), True, "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT", set()),
+        ((), False, "", set()),
     ],
 )
-def test_what_is_compiled_at_each_start_is_optimised_less(monkeypatch, custom_calls, flags, options):
+def test_options_suit_what_is_compiled_at_each_start_and_runs_side_by_side(
+    monkeypatch, custom_calls, side_by_side, flags, options
+):
     monkeypatch.setenv("XLA_FLAGS", flags)
-    assert set(compiler_options_of(custom_calls)) == options
+    monkeypatch.setattr(sys.modules[compiler_options_of.__module__], "launches_run_side_by_side", lambda: side_by_side)
+    assert set(found := compiler_options_of(custom_calls)) == options
+    assert jax.jit(lambda x: x @ x).lower(np.ones((2, 2))).compile(found)(np.eye(2)).tolist() == [[1, 0], [0, 1]]
