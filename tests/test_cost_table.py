@@ -278,14 +278,6 @@ def briefly(monkeypatch):
     monkeypatch.setattr(measure, "_SECONDS", 0.0)
 
 
-@pytest.mark.parametrize(("times", "reference_ms"), [([9, 2, 2, 3], 2), ([2, 3, 9, 8], 2), ([8, 9, 7, 9], 7)])
-def test_a_machine_counts_as_slow_if_its_reference_is_before_and_after(monkeypatch, times, reference_ms):
-    mesh, taken = make_mesh(MeshShape(1, 1), jax.devices()), iter([times[:2], [4.0], times[2:]])
-    monkeypatch.setattr(measure, "time_launches", lambda *args, **kwargs: next(taken))
-    monkeypatch.setattr(measure, "_ROUNDS", 1)
-    assert measure._in_turns([lambda: jax.numpy.zeros(1)], mesh, 1) == ([4.0], reference_ms)
-
-
 @pytest.mark.slow
 def test_tuning_measures_what_is_lacking_and_no_more(tmp_path, briefly):
     path, mesh, parts = tmp_path / "costs" / "own.jsonl", make_mesh(MeshShape(1, 1), jax.devices()), []

@@ -31,8 +31,13 @@ def test_cases_that_are_compared_take_turns():
     assert all(time > 0 for time in milliseconds)
 
 
-def test_the_fastest_round_counts_and_the_slowest_reference(monkeypatch):
-    rounds = iter([[9.0], [3.0, 5.0, 4.0], [7.0], [8.0], [6.0, 90.0, 5.0]])  # the reference before and after three
+@pytest.mark.parametrize(
+    ("before", "after", "reference_ms"), [([9, 2], [2, 3], 2), ([2, 3], [9, 8], 2), ([8, 9], [7, 9], 7)]
+)
+def test_the_fastest_round_counts_and_the_reference_if_it_is_slow_before_and_after(
+    monkeypatch, before, after, reference_ms
+):
+    rounds = iter([before, [3.0, 5.0, 4.0], [7.0], [8.0], after])
     monkeypatch.setattr(measure, "time_launches", lambda *arguments, **options: next(rounds))
     mesh = make_mesh(MeshShape(1, 1), jax.devices())
-    assert measure._in_turns([lambda: jnp.float32(0)], mesh, threads=1) == ([4.0], 9.0)
+    assert measure._in_turns([lambda: jnp.float32(0)], mesh, threads=1) == ([4.0], reference_ms)
