@@ -121,7 +121,9 @@ def test_an_artefact_is_taken_from_its_path_or_sent(address, artifact, monkeypat
     def work(group: Group):
         with shared_artifact(group, artifact if group.process_id == 0 else None) as path:
             files = {file.name: file.read_bytes() for file in path.iterdir()}
-            return path, content_digest(path), len(files[PARAMETERS])
+            found = path, content_digest(path), len(files[PARAMETERS])
+            group.finish()  # process 0 stays until the other has read what it sent
+            return found
 
     assert {path for path, *_ in in_all(address, [0, 1], work)} == {artifact}
     monkeypatch.setattr(share_artifact, "_CHUNK_BYTES", 100)
