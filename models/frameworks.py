@@ -40,14 +40,14 @@ def as_function(model: Any, params: Any) -> tuple[Function, Any]:
         if _is_instance(model, package, class_name):
             if params is None:
                 raise UsageError(f"expected params, the parameters of the model of {package}, got None")
-            return adapt(model), jax.tree.map(_own, params)
+            return adapt(model), jax.tree.map(_copied, params)
     if not callable(model) or isinstance(model, type):
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise UsageError(f"expected a function, or a model of Flax, Equinox, Haiku or Keras, got {got}")
-    return model, jax.tree.map(_own, params)
+    return model, jax.tree.map(_copied, params)
 
 
-def _own(leaf: Any) -> Any:
+def _copied(leaf: Any) -> Any:
     """A copy of a NumPy array, which its owner may change, as `jax.jit` takes it: in 32 bits, or by jax_enable_x64."""
     if not isinstance(leaf, np.ndarray):
         return leaf
@@ -69,7 +69,7 @@ def _nnx(module: Any) -> tuple[Function, Any]:
         merged.eval()
         return merged(*inputs)
 
-    return apply, jax.tree.map(_own, state)  # variables of its own: the module's change when it is trained
+    return apply, jax.tree.map(_copied, state)  # variables of its own: the module's change when it is trained
 
 
 def _equinox(module: Any, state: Any) -> tuple[Function, Any]:

@@ -14,7 +14,7 @@ from cambrian.sharding.program import Program, shardings
 _LEVEL = "xla_backend_optimization_level"
 _LEVEL_OF_CUSTOM_CALLS = "1"
 _SCHEDULER = "xla_cpu_scheduler_type"
-_IN_ORDER = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+_MEMORY_OPTIMIZED = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 # A program's `apply` → mesh and specs, and what it compiled to for them; programs that differ in notes share it.
 _compiled: weakref.WeakKeyDictionary[Callable[..., Any], tuple[Any, jax.stages.Compiled]] = weakref.WeakKeyDictionary()
 
@@ -42,7 +42,7 @@ def compiler_options_of(custom_calls: Sequence[str]) -> dict[str, str | bool]:
     """
     options: dict[str, str | bool] = {_LEVEL: _LEVEL_OF_CUSTOM_CALLS} if custom_calls else {}
     if launches_run_side_by_side():
-        options[_SCHEDULER] = _IN_ORDER
+        options[_SCHEDULER] = _MEMORY_OPTIMIZED
     flags = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in options.items() if name not in flags}
 
