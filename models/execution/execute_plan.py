@@ -118,7 +118,13 @@ def in_chunks(
     """Computes arrays (N, …) from arrays (N, …) in chunks of samples, whose activations stay in the caches."""
     if chunks == 1:
         return function(arrays)
-    stacked = lax.map(function, [array.reshape(chunks, -1, *array.shape[1:]) for array in arrays])
+    size = len(arrays[0]) // chunks
+
+    def compute_chunk(number: jax.Array) -> list[jax.Array]:
+        # Not an axis of chunks: XLA:CPU copies the whole array to give chunks of one sample another layout.
+        return function([lax.dynamic_slice_in_dim(array, number * size, size) for array in arrays])
+
+    stacked = lax.map(compute_chunk, jnp.arange(chunks))
     return [array.reshape(-1, *array.shape[2:]) for array in stacked]
 
 
