@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec as P
 
@@ -93,8 +94,8 @@ def build_program(
 
     def local_apply(params: Sequence[jax.Array], images: jax.Array) -> jax.Array:
         local = [param[0] if is_cut else param for param, is_cut in zip(params, cut, strict=True)]
-        images = network.prepare(images).astype(dtype)
-        outputs = apply_planned(network, plan, params_by_layer(names, local), images, layout, shape, isolate)
+        by_layer = params_by_layer(names, local)
+        outputs = apply_planned(network, plan, by_layer, images, layout, jnp.dtype(dtype), shape, isolate)
         return (outputs.reshape(outputs.shape[0], -1) if is_flat else outputs).astype("float32")
 
     apply = jax.shard_map(

@@ -35,6 +35,7 @@ def apply_planned(
     params: LayerParams,
     images: jax.Array,
     images_layout: Layout,
+    dtype: jnp.dtype,
     mesh: MeshShape,
     isolate: bool,
 ) -> jax.Array:
@@ -44,8 +45,9 @@ def apply_planned(
       network: layers, in the order of computation.
       plan: plan of the network.
       params: local parameters, as placed by `place_params`.
-      images: local normalised images (N, H, W, C), of the dtype of the activations.
+      images: local inputs (N, H, W, C), which `network.prepare` takes.
       images_layout: layout of the images over the model axis.
+      dtype: dtype of activations in floating point.
       mesh: sizes of the mesh axes.
       isolate: whether XLA compiles each layer separately. Otherwise XLA:CPU recomputes a residual stream in each of its
         readers, back to the start of the stage.
@@ -56,7 +58,7 @@ def apply_planned(
     tensors, last = _Tensors({(None, images_layout): images}), network.layers[-1]
     for number, part in enumerate(parts := loops(network.layers, plan)):
         later = {name for other in parts[number + 1 :] for layer in other for name in (layer.input, layer.residual)}
-        _run_part(part, network, plan, params, tensors, later | {last.name}, images.dtype, mesh, isolate)
+        _run_part(part, network, plan, params, tensors, later | {last.name}, dtype, mesh, isolate)
     return tensors.read(last.name, layouts(last, plan[last.name].partition)[1])
 
 
@@ -94,11 +96,16 @@ def _run_part(
 
     names: list[tuple[str | None, Layout]] = []
 
+    def operand(local: _Tensors, name: str | None, layout: Layout) -> jax.Array:
+        # Images are prepared where they are read: in a loop, for one chunk at a time.
+        value = local.read(name, layout)
+        return network.prepare(value).astype(dtype) if name is None else value
+
     def compute(values: Sequence[jax.Array]) -> list[jax.Array]:
         local = _Tensors(dict(zip(outside, values, strict=True)))
         for layer in part:
             layer_plan = plan[layer.name]
-            operands = [local.read(name, layout) for name, layout in reads(layer, layer_plan.partition)]
+            operands = [operand(local, *key) for key in reads(layer, layer_plan.partition)]
             run = layer_function(layer, layer_plan, dtype, network, mesh)
             run = isolated(run) if isolate and not LOWERINGS[layer_plan.lowering].opaque else run
             made = layouts(layer, layer_plan.partition)[1]
