@@ -123,6 +123,17 @@ def test_a_halo_wider_than_a_device_s_rows_reaches_over_several_neighbours():
     assert_unsharded_logits(program, architecture)
 
 
+@pytest.mark.parametrize("micro_batch", [0, 1])
+def test_images_are_normalised_before_their_channels_are_cut(micro_batch):
+    architecture = Architecture("cifar", blocks=(1,), bottleneck=False, num_classes=10, width=4)
+    net = network(architecture, 8)
+    cut = {"conv1": Partition.INPUT_CHANNELS}
+    plan = Plan(
+        tuple((layer.name, LayerPlan(cut.get(layer.name, Partition.WHOLE), "native", micro_batch)) for layer in net)
+    )
+    assert_unsharded_logits(build(architecture, MeshShape(3, 1), plan, 8, 2), architecture)
+
+
 def test_odd_image_sizes_are_computed_whole_where_nothing_divides():
     architecture = Architecture("cifar", blocks=(1, 1), bottleneck=True, num_classes=10, width=8)
     net = network(architecture, 15)

@@ -91,21 +91,20 @@ def _run_part(
     outside: _Values = {}
     for layer in part:
         for name, layout in reads(layer, plan[layer.name].partition):
+            if name is None and layout == Layout.CHANNELS:
+                layout = Layout.WHOLE  # images are prepared with all of their channels, then cut
             if name not in inside:
                 outside[name, layout] = tensors.read(name, layout)
 
     names: list[tuple[str | None, Layout]] = []
 
-    def operand(local: _Tensors, name: str | None, layout: Layout) -> jax.Array:
-        # Images are prepared where they are read: in a loop, for one chunk at a time.
-        value = local.read(name, layout)
-        return network.prepare(value).astype(dtype) if name is None else value
-
     def compute(values: Sequence[jax.Array]) -> list[jax.Array]:
-        local = _Tensors(dict(zip(outside, values, strict=True)))
+        # Images are prepared where they are read: in a loop, for one chunk at a time.
+        pairs = zip(outside, values, strict=True)
+        local = _Tensors({key: network.prepare(x).astype(dtype) if key[0] is None else x for key, x in pairs})
         for layer in part:
             layer_plan = plan[layer.name]
-            operands = [operand(local, *key) for key in reads(layer, layer_plan.partition)]
+            operands = [local.read(*key) for key in reads(layer, layer_plan.partition)]
             run = layer_function(layer, layer_plan, dtype, network, mesh)
             run = isolated(run) if isolate and not LOWERINGS[layer_plan.lowering].opaque else run
             made = layouts(layer, layer_plan.partition)[1]
