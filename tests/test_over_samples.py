@@ -168,6 +168,20 @@ def test_a_function_that_is_bound_to_its_batch_is_not_cut():
         cambrian.compile(function, kernel, spec, batch_size=8, mesh="1x2", precision="bfloat16")
 
 
+def test_a_function_with_a_shard_map_of_its_own_is_not_cut():
+    mesh, cut = make_mesh(MeshShape(1, 2), jax.devices()[:2]), P("data")
+    spec, kernel, x = jax.ShapeDtypeStruct((4,), "float32"), draw(4, 3), draw(8, 4)
+
+    def function(p, x):
+        return jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(cut, P()), out_specs=cut)(x, p)
+
+    executable = cambrian.compile(function, kernel, spec, batch_size=8, mesh=mesh)
+    np.testing.assert_allclose(executable(x[:7]), x[:7] @ kernel, rtol=1e-5, atol=1e-6)
+    assert executable.notes[-1].endswith("function calls jax.shard_map")
+    with pytest.raises(UsageError, match="in bfloat16 must be able to cut the samples, but .* calls jax.shard_map"):
+        cambrian.compile(function, kernel, spec, batch_size=8, mesh=mesh, precision="bfloat16")
+
+
 @pytest.mark.parametrize("rules", [None, [(".*", P())]])
 def test_what_is_left_to_jax_has_the_tolerance_of_its_own_dtypes(rules):
     spec, kernel = jax.ShapeDtypeStruct((4,), "bfloat16"), draw(4, 4).astype(jnp.bfloat16)

@@ -19,7 +19,7 @@ from cambrian.models.graph.comparison import default_tolerance
 from cambrian.models.graph.fastest_program import fastest_program, marked_by_results
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.micro_batch import micro_batch
-from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation, resized
+from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation, operations, resized
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.program_of_graph import BY_SAMPLES, program_of_graph
@@ -109,6 +109,8 @@ def build_program(
         if not may_be_left:
             raise
         graph, reason = trace_abstractly(function, params, inputs), reason or f"is bound to {samples} of them"
+    if any(name == "shard_map" for name, _, _ in operations(graph)):
+        reason = reason or "calls jax.shard_map"
     stock = dataclasses.replace(
         stock, tolerance=default_tolerance(graph, precision) if tolerance is None else tolerance
     )

@@ -54,10 +54,10 @@ def operation_over_samples(one: Graph, other: Graph) -> str | None:
       one: graph of a function for at least two samples, as `trace` returns it; parameters may be inputs, too.
       other: graph of the same function for twice as many: what differs in the shapes are samples.
     """
-    operations, others = list(_operations(one)), list(_operations(other))
-    if [name for name, _, _ in operations] != [name for name, _, _ in others]:
+    found, others = list(operations(one)), list(operations(other))
+    if [name for name, _, _ in found] != [name for name, _, _ in others]:
         return "other operations for another number of samples"
-    for (name, read, made), (_, others_read, others_made) in zip(operations, others, strict=True):
+    for (name, read, made), (_, others_read, others_made) in zip(found, others, strict=True):
         axes_read, axes_made = _most_differing(read, others_read), _most_differing(made, others_made)
         if axes_made > 1 or axes_read > axes_made:
             return name
@@ -78,7 +78,7 @@ def _most_differing(shapes: _Shapes, others: _Shapes) -> int:
     return max((sum(map(int.__ne__, shape, other)) for shape, other in pairs), default=0)
 
 
-def _operations(graph: Any) -> Iterator[tuple[str, _Shapes, _Shapes]]:
+def operations(graph: Any) -> Iterator[tuple[str, _Shapes, _Shapes]]:
     """The name of each operation with the shapes that it reads and makes, of a graph or jaxpr and of those inside.
 
     Of a graph, operations on constants alone are left out: small ones are evaluated, large ones aren't.
@@ -92,8 +92,8 @@ def _operations(graph: Any) -> Iterator[tuple[str, _Shapes, _Shapes]]:
             yield node.name, [value.shape for value in node.inputs], [value.shape for value in node.outputs]
             inner = [node.operation.body] if isinstance(node.operation, Scan) else jax.tree.leaves(dict(node.params))
             for each in inner:
-                yield from _operations(each)
+                yield from operations(each)
     for equation in getattr(graph, "eqns", ()):  # duck typing: the classes of jaxprs differ between versions of JAX
         yield equation.primitive.name, *([v.aval.shape for v in vs] for vs in (equation.invars, equation.outvars))
         for each in jax.tree.leaves(list(equation.params.values())):
-            yield from _operations(each)
+            yield from operations(each)
