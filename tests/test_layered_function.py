@@ -290,6 +290,7 @@ def test_other_functions_are_cut_by_samples_alone():
         (lambda params, x: (x @ params["head"]["kernel"]).astype("bfloat16"), "the operation convert_element_type"),
         (lambda params, x: x.astype("bfloat16") @ params["head"]["kernel"].astype("bfloat16"), "in bfloat16"),
         (lambda params, x: (x.mean((1, 2)) @ params["head"]["kernel"]).reshape(-1, 2, 2) @ np.eye(2, 3), "reshape"),
+        (lambda params, x: x.mean((1, 2), keepdims=True), r"results \(N, 1, 1, C\)"),
         (lambda params, x: x * 2, "results other than the output of the last layer"),
     ],
 )

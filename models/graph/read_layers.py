@@ -54,6 +54,8 @@ def read_layers(graph: Graph) -> LayeredNetwork:
         reader.read(node)
     if not reader.layers or [reader.tensors.get(value) for value in graph.outputs] != [reader.layers[-1].name]:
         raise NotLayered("results other than the output of the last layer")
+    if reader.flat.intersection(graph.outputs) and len(graph.outputs[0].shape) == 4:
+        raise NotLayered("results (N, 1, 1, C)")
     prepare = functools.partial(_prepare, tuple(reader.before))
     return LayeredNetwork(tuple(reader.layers), reader.params, prepare, reader.integers, reader.stored)
 
