@@ -72,7 +72,8 @@ def program_from_function(
     try:
         jaxpr, outputs = jax.make_jaxpr(call, return_shape=True)(abstract_params, inputs)
     except Exception as error:  # whatever the function raises
-        error.add_note(f"{name} got inputs {inputs}: the batch size, and what spec says of one sample")
+        got = "no params and inputs" if params is None else "inputs"
+        error.add_note(f"{name} got {got} {inputs}: the batch size, and what spec says of one sample")
         raise
     if rules is not None:
         _check_constants(jaxpr)

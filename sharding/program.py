@@ -88,8 +88,10 @@ def named_arrays(name: str, tree: Any) -> dict[str, Any]:
             for index, item in enumerate(node):
                 visit(f"{path}/{index}", item)
         elif not hasattr(node, "shape") or path in found:
-            got = f"two arrays {path}" if path in found else type(node).__name__
-            raise UsageError(f"{path} must be one array, or a dict, list or tuple of arrays, got {got}")
+            is_empty = isinstance(node, (dict, list, tuple)) and not node
+            kind = f"an empty {type(node).__name__}" if is_empty else type(node).__name__
+            got = f"two arrays {path}" if path in found else kind
+            raise UsageError(f"{path} must be one array, or a plain dict by names, list or tuple of arrays, got {got}")
         else:
             found[path] = node
 

@@ -50,6 +50,9 @@ def test_what_a_function_raises_tells_the_shapes_that_it_got(mesh):
             name="mine",
         )
     assert any("mine got inputs" in note and "(8, 2, 3)" in note for note in caught.value.__notes__)
+    with pytest.raises(AttributeError) as caught:
+        program_from_function(lambda p, x: p.x, None, jax.ShapeDtypeStruct((8,), "float32"), mesh, None, name="mine")
+    assert any("mine got no params and inputs" in note for note in caught.value.__notes__)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_small_constants_may_be_held_by_the_function(mesh):
     ("changes", "message"),
     [
         ({"function": lambda p, x: (x, None)}, r"outputs/1 must be one array, .*, got NoneType"),
-        ({"function": lambda p, x: {}}, r"outputs must be one array, or a dict, list or tuple of arrays, got dict"),
+        ({"function": lambda p, x: {}}, r"outputs must be one array, .* got an empty dict"),
         ({"function": lambda p, x: x.sum()}, r"must be arrays \(8, …\), got .*→ ShapeDtypeStruct\(shape=\(\)"),
         ({"function": lambda p, x: x.T}, r"must be arrays \(8, …\), got .*→ ShapeDtypeStruct\(shape=\(6, 8\)"),
         ({"output_partition_spec": P("data", "model")}, None),

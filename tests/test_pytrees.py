@@ -1,6 +1,7 @@
 """Functions of pytrees: dicts, lists and tuples of arrays, each with the batch as first dimension."""
 
 import json
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +18,10 @@ BATCH = {
     "tokens": RANDOM.integers(0, 11, (10, 5), np.int32),
     "more": (RANDOM.standard_normal((10, 8), np.float32),),
 }
+
+
+class Inputs(NamedTuple):
+    tokens: jax.ShapeDtypeStruct
 
 
 def function(params, inputs):
@@ -76,8 +81,10 @@ def test_what_isn_t_the_executable_s_structure_is_refused(executable):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"tokens": 3}, "spec/tokens must be one array, or a dict, list or tuple of arrays, got int"),
-        ({"a": {}}, "spec/a must be one array, .* got dict"),
+        ({"tokens": 3}, "spec/tokens must be one array, or a plain dict by names, list or tuple of arrays, got int"),
+        ({"a": {}}, "spec/a must be one array, .* got an empty dict"),
+        ({"a": {0: SPEC["tokens"]}}, "spec/a must be one array, or a plain dict by names, .* got dict"),
+        (Inputs(SPEC["tokens"]), "spec must be one array, .* plain .* tuple of arrays, got Inputs"),
         ({"a/b": SPEC["tokens"], "a": {"b": SPEC["tokens"]}}, "got two arrays spec/a/b"),
     ],
 )
