@@ -27,10 +27,11 @@ def as_function(model: Any, params: Any) -> tuple[Function, Any]:
       UsageError: if `model` is none of these, `params` are missing or superfluous, or a parameter has no value, since
         `jax.jit` or `jax.grad` traces it.
     """
+    model = _without_jit(model)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((model, params))):
         raise UsageError("parameters must have values, got traced ones: optimise or compile outside of jax.jit")
-    if _is_instance(model, "equinox", "Module"):
-        return _equinox(model, params)
+    if _is_instance(model, "equinox", "Module") and not inspect.isroutine(getattr(model, "__wrapped__", None)):
+        return _equinox(model, params)  # `filter_jit` makes modules of functions, too
     for package, class_name, adapt in _WITH_PARAMS:
         if _is_instance(model, package, class_name):
             if params is not None:
@@ -59,6 +60,13 @@ def _is_instance(model: Any, package: str, class_name: str) -> bool:
     return found is not None and isinstance(model, found)
 
 
+def _without_jit(model: Any) -> Any:
+    """The model that `jax.jit` or `nnx.jit` wraps, which would hide its parameters; anything else as it is."""
+    inner = getattr(model, "__wrapped__", None) if isinstance(model, jax.stages.Wrapped) else None
+    classes = ("equinox", "Module"), ("flax.nnx", "Module"), ("keras", "Model")
+    return inner if any(_is_instance(inner, *each) for each in classes) else model
+
+
 def _nnx(module: Any) -> tuple[Function, Any]:
     from flax import nnx
 
@@ -82,7 +90,7 @@ def _equinox(module: Any, state: Any) -> tuple[Function, Any]:
         model = equinox.combine(arrays, rest)
         return jax.vmap(model if state is None else lambda *sample: model[0](*sample, model[1])[0])(*inputs)
 
-    return apply, arrays
+    return apply, jax.tree.map(_copied, arrays)
 
 
 def _keras(model: Any) -> tuple[Function, Any]:

@@ -255,7 +255,39 @@ def test_what_is_no_model_or_lacks_parameters_is_refused():
             as_function(model, params)
 
 
+@pytest.mark.parametrize("jit", [jax.jit, nnx.jit])
+def test_a_model_under_jit_is_the_model(jit):
+    class Net(nnx.Module):
+        def __init__(self):
+            self.dense = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+            self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+        def __call__(self, x, scale=1.0):  # which a function of (params, inputs) may look like, too
+            return scale * self.dropout(self.dense(x))
+
+    model, x = Net(), images(2, 4)
+    executable = cambrian.compile(jit(model), spec=jax.ShapeDtypeStruct((4,), "float32"), batch_size=2)
+    np.testing.assert_allclose(executable(x), model.dense(jax.numpy.asarray(x)), rtol=1e-5, atol=1e-6)
+    assert executable.name == "Net"
+
+
+def test_a_function_under_equinox_s_jit_is_no_model_of_equinox():
+    import equinox as eqx
+
+    kernel, x = images(4, 4), images(2, 4)
+    function, params = as_function(eqx.filter_jit(lambda params, x: x @ params), kernel)
+    np.testing.assert_allclose(function(params, x), x @ kernel, rtol=1e-5, atol=1e-6)
+
+
 def test_parameters_that_change_later_are_the_ones_that_were_given():
+    import equinox as eqx
+
+    class OfEquinox(eqx.Module):
+        kernel: np.ndarray
+
+        def __call__(self, x):
+            return x @ self.kernel
+
     dense, held, kernel, x = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), {"kernel": images(4, 3)}, images(4, 3), images(2, 4)
 
     def train() -> None:
@@ -264,7 +296,7 @@ def test_parameters_that_change_later_are_the_ones_that_were_given():
         kernel[:] += 1.0
 
     cases = [(dense, None), (lambda p, x: x @ p, kernel), (lambda p, x: x @ p["kernel"], held)]
-    cases.append((nn.Dense(3, use_bias=False), {"params": {"kernel": kernel}}))
+    cases += [(nn.Dense(3, use_bias=False), {"params": {"kernel": kernel}}), (OfEquinox(kernel), None)]
     functions = [as_function(model, params) for model, params in cases]
     before = [function(params, x) for function, params in functions]
     train()

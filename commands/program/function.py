@@ -123,5 +123,6 @@ def _check_arguments(function: Callable[..., Any]) -> None:
 
 
 def name_of(model: Any) -> str:
-    """The name of a function, or of the class of a model."""
-    return getattr(model, "__qualname__", type(model).__name__)
+    """The name of a function, or of the class of a model, also in `jax.jit`."""
+    inner = getattr(model, "__wrapped__", model)
+    return getattr(inner, "__qualname__", type(inner).__name__)

@@ -127,9 +127,9 @@ def compile(
     `cambrian.host` lists and declines them.
 
     Args:
-      model: a model of `resnet`; a `Classifier`; a Flax NNX, Equinox or Keras model, which is computed in evaluation
-        mode; a Flax Linen module or a Haiku transform; or a function of (params, inputs). Inputs and results are arrays
-        (N, …), alone or in dicts, lists and tuples.
+      model: a model of `resnet`; a `Classifier`; a Flax NNX, Equinox or Keras model, also in `jax.jit`, which is
+        computed in evaluation mode; a Flax Linen module or a Haiku transform; or a function of (params, inputs). Inputs
+        and results are arrays (N, …), alone or in plain dicts, lists and tuples.
       params: of a function, Linen module or Haiku transform: any pytree of arrays; the state of an Equinox model that
         has one.
       spec: of a module or function: shape and dtype of one sample, such as `jax.ShapeDtypeStruct((224, 224, 3),
