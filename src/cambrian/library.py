@@ -250,7 +250,7 @@ def optimize(model: Any, params: Any = None, *, precision: str = "auto") -> "Opt
     """Rewrites a function for this machine's first device, to be called inside the user's own `jax.jit`.
 
     Args:
-      model: a function of (params, *inputs), pytrees in and out, or a model as `compile` takes one.
+      model: a function of (params, *inputs), pytrees in and out, or a model of Flax, Equinox, Haiku or Keras.
       params: of a function, Linen module or Haiku transform: any pytree of arrays; the state of an Equinox model that
         has one.
       precision: float32, bfloat16, or auto, which is the function's own.
