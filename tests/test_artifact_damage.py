@@ -49,6 +49,7 @@ def test_machine_code_without_its_analysis_is_damaged(artifact, key):
     [
         (b'"format_version": 3', b'"format_version": 1', "expected format version 3, got 1"),
         (b'"mesh": "2x4"', b'"mesh": "2y4"', "MODELxDATA"),
+        (b'"platform": "cpu"', b'"platform": "auto"', "platform must be cpu, gpu or tpu, got .auto."),
         (b'"mesh": "2x4"', b'"mash": "2x4"', "mesh"),
         (b'"analysis": {', b'"analysis": {"more": 1,', "unknown fields .'more'."),
         (b'"files": {', b'"files": {"../other": {"sha256": "", "num_bytes": 0},', "unknown .*other"),

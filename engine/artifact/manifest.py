@@ -139,6 +139,8 @@ class Manifest:
         check_form(values, _FORMS)
         if values["tolerance"] < 0:
             raise ValueError(f"tolerance must be at least 0, got {values['tolerance']}")
+        if values["platform"] not in ("cpu", "gpu", "tpu"):
+            raise ValueError(f"platform must be cpu, gpu or tpu, got {values['platform']!r}")
         mesh = MeshShape.parse(values["mesh"])
         input_spec, output_spec = (_specs_from_json(values[name], mesh) for name in ("input_spec", "output_spec"))
         for name, specs in (("inputs", input_spec), ("outputs", output_spec)):
