@@ -98,7 +98,7 @@ class Plan:
         if mesh.model == 1:
             return 0.0
         cut = sum(layer.flops for layer in network if self[layer.name].partition.intra_sample)
-        return cut / sum(layer.flops for layer in network)
+        return cut / max(sum(layer.flops for layer in network), 1)  # pools alone have none
 
     def to_json(self) -> dict[str, dict[str, str | int]]:
         """Returns layer name → the fields of its plan, in the network's order."""

@@ -181,3 +181,5 @@ def test_intra_sample_flops_fraction_counts_the_cut_layers():
     assert made.intra_sample_flops_fraction(network, MeshShape(1, 2)) == 0.0
     samples = plan(Partition.SAMPLES, Partition.SAMPLES, Partition.SAMPLES)
     assert samples.intra_sample_flops_fraction(network, MeshShape(2, 1)) == 0.0
+    of_pools = Plan((("pool", LayerPlan(Partition.ROWS, "native")),))
+    assert of_pools.intra_sample_flops_fraction((POOL,), MeshShape(2, 1)) == 0.0
