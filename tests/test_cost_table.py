@@ -131,6 +131,13 @@ DAMAGES = {
     "not UTF-8": b"\xff\xfe",
     "joined": line_of(CASE, 7.0).encode()[:20] + line_of(CASE, 8.0).encode(),
     "no measurement": b"[1]",
+    "nested": b"[" * 100_000,
+    "no time": line_of(CASE, 0.0).encode(),
+    "endless time": line_of(CASE, math.inf).encode(),
+    "endless reference": line_of(CASE, 7.0, math.inf).encode(),
+    "no devices": line_of(dataclasses.replace(CASE, devices=0), 7.0).encode(),
+    "text for a number": line_of(CASE, 7.0).replace("16", '"16"').encode(),
+    "no values": line_of(Transition("halo", "4x2", 0, "float32"), 7.0).encode(),
 }
 
 

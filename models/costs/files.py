@@ -3,13 +3,15 @@
 A file holds one JSON value per line, so that an interrupted measurement loses nothing: first the machine, then
 `{"case": [the fields of LayerCase], "ms": …}` and `{"transition": [operation, mesh, values, dtype], "ms": …}`, each
 with `"reference_ms"`, see `measure.measure_cases`, and `{"tuned": precision}` once `--tune` has measured all that it
-wanted in a precision. A line that can't be read, such as after a power failure, is left out, and measured anew.
+wanted in a precision. A line that can't be read, such as after a power failure, or whose times and sizes aren't above
+0, as estimates divide by them, is left out, and measured anew.
 """
 
 import contextlib
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ from typing import Any
 from cambrian.models.costs.layer_case import LayerCase
 from cambrian.models.costs.machine import SHIPPED as SHIPPED, Machine, own_table_path, text_of, this_machine
 from cambrian.models.costs.table import CostTable, Measurable, Transition
+
+_CASE_FIELDS = [field.name for field in dataclasses.fields(LayerCase)]
+_SIZES = {
+    kind: [field.name for field in dataclasses.fields(kind) if field.type is int] for kind in (LayerCase, Transition)
+}
 
 
 def current_cost_table(platform: str) -> CostTable:
@@ -52,7 +59,7 @@ def read_table(path: Path, platform: str) -> CostTable:
     """Reads the lines of a table's file; the table is empty if there is no such file or it is of another platform."""
     table = CostTable(platform)
     for line in text_of(path).splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             _take(table, json.loads(line))
         if table.machine is not None and table.machine.platform != platform:
             return CostTable(platform)
@@ -65,19 +72,22 @@ def _take(table: CostTable, entry: dict[str, Any]) -> None:
             table.machine = Machine.from_json(machine)
         case {"tuned": str(precision)}:
             table.tuned |= {precision}
-        case {"case": [*fields], "ms": milliseconds, **others}:
-            names = [field.name for field in dataclasses.fields(LayerCase)]
-            case: dict[str, Any] = dict(zip(names, fields, strict=True))
+        case {"case": [*fields], "ms": _}:
+            case: dict[str, Any] = dict(zip(_CASE_FIELDS, fields, strict=True))
             case["padding"] = tuple(map(tuple, case["padding"]))
-            table.add(LayerCase(**case), float(milliseconds), _reference_of(others))
-        case {"transition": [*fields], "ms": milliseconds, **others}:
-            table.add(Transition(*fields), float(milliseconds), _reference_of(others))
+            _add(table, LayerCase(**case), entry)
+        case {"transition": [*fields], "ms": _}:
+            _add(table, Transition(*fields), entry)
         case _:
             raise ValueError(f"got {entry}")
 
 
-def _reference_of(entry: dict[str, Any]) -> float | None:
-    return float(entry["reference_ms"]) if "reference_ms" in entry else None
+def _add(table: CostTable, measured: Measurable, entry: dict[str, Any]) -> None:
+    times = [float(entry[name]) for name in ("ms", "reference_ms") if name in entry]
+    sizes = [getattr(measured, name) for name in _SIZES[type(measured)]]
+    if not all(0 < number < math.inf for number in (*times, *sizes)):
+        raise ValueError(f"got {entry}")
+    table.add(measured, *times)
 
 
 @contextlib.contextmanager
