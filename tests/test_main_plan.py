@@ -1,12 +1,18 @@
 """`--mode plan` by the command: the plan shown is the one that the executable and the report carry."""
 
+import dataclasses
 import re
 
 import pytest
 
 from cambrian.commands.plan import plan
-from cambrian.sharding import time_launches
+from cambrian.engine.artifact.manifest import MANIFEST, read_manifest
+from cambrian.engine.artifact.signing import load_key
+from cambrian.sharding import LayerCost, time_launches
 from command import CommandHere
+
+COST = dataclasses.asdict(LayerCost("fc", 2.0, 0.0, 2**18, 0))
+LAYER = {"partition": "whole", "lowering": "matmul", "micro_batch": 0, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +55,22 @@ def test_an_artifact_s_plan_is_shown_without_its_model(command):
 def test_tuning_is_refused_outside_mode_plan(command):
     outcome = command("--tune")
     assert (outcome.exit_code, outcome.error) == (2, "--tune belongs to mode plan, got mode run")
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"metadata": {"layer_costs": [{"name": "fc"}]}},
+        {"metadata": {"layer_costs": [COST | {"name": "conv"}]}},
+        {"metadata": {"layer_costs": [COST | {"compute_ms": "long"}]}},
+        {"plan": {"fc": LAYER | {"partition": "columns"}}},
+        {"plan": {"fc": {}}},
+    ],
+)
+def test_a_plan_that_an_artifact_forges_is_refused_in_one_line(artifact, key, command, forged):
+    manifest, _ = read_manifest(artifact, None)
+    changed = {"plan": {"fc": LAYER}, "metadata": {"layer_costs": [COST]}} | forged
+    (artifact / MANIFEST).write_bytes(dataclasses.replace(manifest, **changed).signed(load_key(key)))
+    outcome = command("--mode", "plan", "--artifact", artifact, "--signing_key", key)
+    requirement = "must be a manifest with a plan and the costs of its layers: "
+    assert outcome.exit_code == 2 and outcome.error.startswith(f"{artifact / MANIFEST} {requirement}")
