@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import cambrian
+from cambrian.commands.accuracy.top_k import top_k as accuracy_top_k
 from cambrian.commands.batch import command as batch, pool
 from cambrian.commands.batch.cluster import WorkerShare, check_reachable, cluster, share_cluster
 from cambrian.commands.batch.worker import Worker
 from cambrian.commands.flags import read_configuration
+from cambrian.commands.run import classify
 from cambrian.commands.run.run import run_command
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.sharding import OutOfMemory, UsageError
@@ -168,6 +170,18 @@ def test_a_part_that_never_came_is_an_error(home, ray, tmp_path, monkeypatch):
     ):
         run(tmp_path)
     assert read_report(tmp_path)["status"] == "failed"
+
+
+def test_logits_of_nan_are_noted(home, ray, tmp_path, monkeypatch):
+    def top_k(logits, k):
+        classes, probabilities = accuracy_top_k(logits, k)
+        return classes, np.full_like(probabilities, np.nan)
+
+    monkeypatch.setattr(classify, "top_k", top_k)
+    run(tmp_path)
+    notes = read_report(tmp_path)["notes"]
+    assert "logits of NaN for 39 images: what is predicted there means nothing" in notes
+    assert not any("probabilities" in note for note in notes)  # of which rows tell nothing
 
 
 def test_a_folder_of_another_job_or_command_is_refused(home, ray, tmp_path):

@@ -122,6 +122,8 @@ def _count(job: "Job", images: ModelImages, manifest: Manifest) -> tuple[Tally, 
 def _finish(tally: Tally, images: ModelImages, manifest: Manifest, report: "BatchReport", output_dir: Path) -> None:
     if report.num_unreadable:
         add_note(f"{counted(report.num_unreadable, 'image')} can't be read: see the column `error`", report)
+    for note in tally.notes():
+        add_note(note, report)
     if manifest.metadata["trained"] and tally.confusion is not None and tally.num_images:
         accuracy = Accuracy.of(tally.confusion, tally.top5_hits, images.class_names or ())
         report.measure(accuracy)

@@ -73,9 +73,11 @@ def to_parquet(columns: dict[str, list]) -> bytes:
 
 def tally_rows(tally: Tally, file: Path) -> int:
     """Adds a file's predictions to a tally; returns the number of images with an error."""
-    table = pq.read_table(file, columns=["label_index", "top5", "error"])
+    table = pq.read_table(file, columns=["label_index", "probability", "top5", "error"])
     read = table.filter(table["error"].is_null())
     tally.num_images += len(read)
+    tally.of_softmax = False  # rows don't hold all outputs
+    tally.num_undefined += int(np.isnan(read["probability"].to_numpy()).sum())
     if tally.confusion is not None and len(read):
         labels = read["label_index"].to_numpy()
         top = read["top5"].combine_chunks()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cambrian.commands.accuracy.top_k import top_k
+from cambrian.commands.console import counted
 from cambrian.commands.images import ImageSource, ModelImages, UnreadableImage, for_model
 from cambrian.engine.artifact.manifest import Manifest
 from cambrian.engine.cards import Cards
@@ -302,3 +303,16 @@ class Tally:
             self.num_undefined += math.isnan(prediction.probability)
             if self.confusion is not None:
                 self.confusion[label, top[0]] += 1
+
+    def notes(self) -> list[str]:
+        """Notes on outputs that no classifier should have."""
+        found = []
+        if self.of_softmax and self.num_images:
+            found.append(
+                "the model's outputs look like probabilities, non-negative with sum 1: a classifier returns logits, of "
+                "which the run takes the softmax"
+            )
+        if self.num_undefined:
+            images = counted(self.num_undefined, "image")
+            found.append(f"logits of NaN for {images}: what is predicted there means nothing")
+        return found

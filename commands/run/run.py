@@ -200,16 +200,8 @@ def _classify(
                 for card in executable.cards:
                     if card.ended and card.is_ready and is_any_left:
                         add_note(f"card {card.index} {card.ended}: its batches went to the others", report)
-    if tally.of_softmax and tally.num_images:
-        add_note(
-            "the model's outputs look like probabilities, non-negative with sum 1: a classifier returns logits, of "
-            "which the run takes the softmax",
-            report,
-        )
-    if tally.num_undefined:
-        add_note(
-            f"logits of NaN for {counted(tally.num_undefined, 'image')}: what is predicted there means nothing", report
-        )
+    for note in tally.notes():
+        add_note(note, report)
     if accuracy is not None and tally.confusion is not None:
         title = f"{executable.name}, {report.precision}: top-1 {accuracy.top1:.2%} of {accuracy.num_images} images"
         write_accuracy(output_dir, accuracy, tally.confusion, title)
