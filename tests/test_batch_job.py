@@ -184,6 +184,18 @@ def test_logits_of_nan_are_noted(home, ray, tmp_path, monkeypatch):
     assert not any("probabilities" in note for note in notes)  # of which rows tell nothing
 
 
+def test_workers_in_another_folder_find_the_key(home, ray, tmp_path, monkeypatch):
+    whole = pool.classify_parts
+
+    def elsewhere(*arguments, **options):
+        with contextlib.chdir(tmp_path):
+            return iter(list(whole(*arguments, **options)))
+
+    monkeypatch.setattr(pool, "classify_parts", elsewhere)
+    run(tmp_path / "out")
+    assert read_report(tmp_path / "out")["executable"] == "native"
+
+
 def test_a_folder_of_another_job_or_command_is_refused(home, ray, tmp_path):
     run(tmp_path / "job")
     kept = read_report(tmp_path / "job")

@@ -8,6 +8,7 @@ Started again, the job gives Ray the parts whose files are missing.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +108,7 @@ def _classify(
             workers=flags["workers"],
             threads=configuration.threads,
             share=share_cluster(flags["workers"], manifest),
-            signing_key=configuration.signing_key,
+            signing_key=configuration.signing_key and os.path.abspath(configuration.signing_key),
         )
 
 
