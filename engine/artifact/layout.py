@@ -65,8 +65,8 @@ def rebuild_mesh(manifest: Manifest, devices: Sequence[jax.Device] | None) -> tu
         devices, notes = acquire_devices(manifest.mesh.num_devices, manifest.platform, at_once, cores)
         if cores is not None and cores > host_cores():
             notes.append(f"a launch was compiled for {cores} cores and runs on {host_cores()}")
-    elif devices[0].platform != manifest.platform:
-        raise UsageError(f"expected {manifest.platform} devices for the artefact, got {devices[0].platform}")
+    elif others := {device.platform for device in devices} - {manifest.platform}:
+        raise UsageError(f"expected {manifest.platform} devices for the artefact, got {', '.join(sorted(others))}")
     return make_mesh(manifest.mesh, devices), notes
 
 
