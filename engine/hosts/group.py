@@ -1,12 +1,15 @@
 """A group of processes that share a mesh, as one of them sees it: process 0 is connected with all others."""
 
+import contextlib
 import os
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -30,7 +33,6 @@ class Group:
     Attributes:
       process_id: number of this process, from 0.
       num_processes: number of processes.
-      scratch: a folder that is removed where the end of another process ends this one; empty for none.
     """
 
     def __init__(self, process_id: int, num_processes: int, connected: Sequence[tuple[socket.socket, str]]):
@@ -38,7 +40,7 @@ class Group:
 
         Process 0 has one for each other process, in their order; these have one, to process 0.
         """
-        self.process_id, self.num_processes, self.scratch = process_id, num_processes, ""
+        self.process_id, self.num_processes, self._scratch = process_id, num_processes, ""
         self._closed, self._num_ahead, self._num_received = threading.Event(), 0, 0
         self._connections = [Connection(each, peer, self._watch) for each, peer in connected]
 
@@ -106,6 +108,13 @@ class Group:
         self.exchange(None)
         self._closed.set()
 
+    @contextlib.contextmanager
+    def scratch_folder(self) -> Iterator[Path]:
+        """Makes a folder that is removed at the end, also where the end of another process ends this one."""
+        with tempfile.TemporaryDirectory(prefix="cambrian-") as directory:
+            self._scratch = directory
+            yield Path(directory)
+
     def _receive(self, connection: Connection) -> Any:
         value = connection.receive(self.check)
         self._num_received += 1
@@ -131,8 +140,8 @@ class Group:
             self._tell(error)
             if self._closed.wait(LAST_S):
                 return
-        if self.scratch:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
         _exit(error)
 
     def __enter__(self) -> Self:

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,11 +39,10 @@ def shared_artifact(group: Group, path: Path | None) -> Iterator[Path]:
     if all(group.exchange(is_there)):
         yield Path(place)
         return
-    with tempfile.TemporaryDirectory(prefix="cambrian-") as directory:
-        group.scratch = directory
+    with group.scratch_folder() as folder:
         for name in (MANIFEST, *_CONTENT):
-            _copy(group, None if path is None else path / name, None if is_there else Path(directory) / name)
-        yield Path(place) if is_there else Path(directory)
+            _copy(group, None if path is None else path / name, None if is_there else folder / name)
+        yield Path(place) if is_there else folder
 
 
 def _has(path: Path, digest: str) -> bool:
