@@ -89,7 +89,8 @@ def test_different_numbers_of_processes_are_refused(address):
 
 
 def test_where_nothing_or_something_else_listens(address, monkeypatch):
-    with pytest.raises(UsageError, match=rf"expected process 0 at 127.0.0.1:{address[1]} in 0.3 s, got Connection"):
+    waits = f"expected process 0 at 127.0.0.1:{address[1]} to wait for process 1 within 0.3 s, got Connection"
+    with pytest.raises(UsageError, match=waits):
         meet(address, 2, 1, timeout_s=0.3)
     with pytest.raises(UsageError, match=r"a host that is known here, got no.invalid:1: "):
         meet(("no.invalid", 1), 2, 1)

@@ -129,7 +129,8 @@ def _connect(address: tuple[str, int], num_processes: int, process_id: int, time
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UsageError(
-                    f"expected process 0 at {_shown(address)} in {timeout_s:g} s, got {one_line(error)}"
+                    f"expected process 0 at {_shown(address)} to wait for process {process_id} within {timeout_s:g} s, "
+                    f"got {one_line(error)}"
                 ) from None
             time.sleep(_RETRY_S)
     connected.settimeout(_HELLO_S)
