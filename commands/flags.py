@@ -132,7 +132,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define(integers, "image_size", 0, f"Height and width in pixels, {_range('image_size')}. 0: the configuration's.")
     integer("resize", 0, "Shorter side in pixels before the crop, for weights that don't state it. 0: chosen.")
     path("data", "auto", "auto (CIFAR-10 where it fits), cifar10, cifar10_sample, synthetic, or a folder of images.")
-    string("split", "test", "Split of the data.")
+    string("split", "test", "Split of CIFAR-10, or of a folder SPLIT/CLASS/image.")
     define(integers, "num_images", 0, "Images to classify. 0: all, or 512 synthetic ones.")
     path("weights", "auto", "auto, random, or the path of a checkpoint; with --model, the path for its function.")
     path("artifact", "", "Run this received artefact directory, with neither model code nor weights.")

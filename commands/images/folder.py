@@ -49,12 +49,15 @@ class FolderSource:
         return _as_utf8(self.files[index][0])
 
 
-def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tuple[FolderSource, list[str]]:
+def open_folder(
+    folder: str, split: str, file_system: FileSystem = _LOCAL, *, or_all: bool = False
+) -> tuple[FolderSource, list[str]]:
     """Lists the images of a folder, without reading them.
 
     Args:
       split: which split, if the folder has a split level.
       file_system: where the folder lies.
+      or_all: whether a folder without a split level stands for any split, as it does for `test`.
 
     Returns:
       The source, and notes.
@@ -63,7 +66,7 @@ def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tu
       UsageError: if the folder is missing, is empty, has no such split, or is laid out in another way.
     """
     listing = _list(folder, file_system)
-    if _has_splits(folder, listing, split, file_system):
+    if has_splits := _has_splits(folder, listing, split, file_system):
         if split not in listing.folders:
             raise UsageError(f"split must be one of {', '.join(listing.folders)} in {folder}, got {split!r}")
         folder = os.path.join(folder, split)
@@ -80,6 +83,8 @@ def open_folder(folder: str, split: str, file_system: FileSystem = _LOCAL) -> tu
             )
         files += [(os.path.join(class_folder, image), label) for image in of_class.images]
         others += [os.path.join(class_folder, other) for other in of_class.others]
+    if not (has_splits or or_all or split == "test"):
+        raise UsageError(f"split must be left out for a folder without splits, got {split!r} with {folder}")
     if not files:
         got = f", but {by_extension(others)}" if others else ""
         raise UsageError(f"expected a folder with JPEG or PNG images, got {folder} without any{got}")

@@ -101,10 +101,10 @@ def open_images(
     if data == "auto":
         data, data_notes = choose_data(model.labels, model.num_classes)
 
-    def opened(split: str, num_images: int) -> tuple[ImageSource, list[str]]:
-        return open_source(data, split=split, num_images=num_images, seed=configuration.seed)
+    def opened(split: str, num_images: int, or_all: bool = False) -> tuple[ImageSource, list[str]]:
+        return open_source(data, split=split, num_images=num_images, seed=configuration.seed, or_all=or_all)
 
-    source, notes = opened(TRAIN_SPLIT, configuration.num_images)
+    source, notes = opened(TRAIN_SPLIT, configuration.num_images, or_all=True)
     names = source.class_names
     if names is None:
         raise UsageError(
