@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cambrian.commands.images.labels import find_labels
+from cambrian.commands.images.labels import find_labels, number_classes
 from cambrian.sharding import UsageError
 from image_cases import names_and_labels, open_images, write
 
@@ -103,3 +103,14 @@ def test_classes_that_number_no_logits_give_no_accuracy(tmp_path):
         source, notes = open_images(folder, num_logits=10)
         assert [image.label for image in source] == [0, 1] and len(source.class_names or ()) == 2
         assert notes == ["no accuracy: the model has 10 logits without labels, the data 2 classes"]
+
+
+def test_folders_of_imagenet_are_those_of_labels_without_wordnet_ids():
+    ids = [f"n{number:08}" for number in range(1000)]
+    labels = ("tench, Tinca tinca", *(f"label {number}" for number in range(1, 1000)))
+    numbers, names, (note,) = number_classes((ids[2], *ids[:2], *ids[3:]), labels, 1000)
+    assert (numbers[:4], names) == ((2, 0, 1, 3), labels)
+    assert note.startswith("the labels lack WordNet ids")
+    for folders, others in ((ids[:999], labels), (ids, ("a", *labels[1:])), ((*ids[:999], "cat"), labels)):
+        with pytest.raises(UsageError, match="each class must be exactly one of the model's 1000 labels"):
+            number_classes(folders, others, 1000)

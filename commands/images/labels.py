@@ -10,6 +10,7 @@ from typing import NamedTuple
 from cambrian.sharding import UsageError
 
 _WORDNET_ID = re.compile(r"(n\d{8})(?:\s+|$)")  # ImageNet's name of a class
+_IMAGENET_CLASSES = 1000
 _MAX_LISTED = 5
 
 
@@ -62,6 +63,10 @@ def number_classes(class_names: Sequence[str], labels: tuple[str, ...], num_logi
     if labels:
         found = find_labels(class_names, labels)
         unmatched = [name for name, number in zip(class_names, found, strict=True) if number is None]
+        if _is_imagenet(class_names) and labels[0].startswith("tench") and len(unmatched) == len(labels):
+            order = sorted(class_names)
+            note = "the labels lack WordNet ids: the folders are taken to be ImageNet's classes in the order of theirs"
+            return Numbering(tuple(map(order.index, class_names)), labels, (note,))
         if unmatched:
             raise UsageError(_mismatch(unmatched, labels))
         return Numbering(tuple(number for number in found if number is not None), labels)
@@ -86,6 +91,11 @@ def number_classes(class_names: Sequence[str], labels: tuple[str, ...], num_logi
 def is_number(name: str) -> bool:
     """Whether a class is named by a number, such as `7` or `007`."""
     return name.isascii() and name.isdecimal()
+
+
+def _is_imagenet(class_names: Sequence[str]) -> bool:
+    """Whether these are as many WordNet ids as ImageNet has classes, which number its logits in their order."""
+    return len(class_names) == _IMAGENET_CLASSES and all(map(_WORDNET_ID.fullmatch, class_names))
 
 
 def _mismatch(unmatched: Sequence[str], labels: Sequence[str]) -> str:
