@@ -162,7 +162,7 @@ def test_a_tensor_left_over_is_named(tmp_path, key):
 )
 def test_an_unknown_naming_is_refused(tmp_path, tensors, got):
     path = saved(tensors, tmp_path)
-    with pytest.raises(UsageError, match=re.escape(f"and a first block, {path} has {got}")):
+    with pytest.raises(UsageError, match=rf"a ResNet.s, with .* and a first block, {re.escape(f'{path} has {got}')}"):
         read_weights(path)
 
 

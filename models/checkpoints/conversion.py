@@ -90,7 +90,7 @@ def _find_network(tensors: Mapping[str, np.ndarray], source: str) -> tuple[str, 
     if not networks:
         stems = [naming("conv1.kernel") for naming in NAMINGS.values()]
         raise UsageError(
-            f"weights must have one of the keys {', '.join(stems)} and a first block, {source} has "
+            f"weights must be a ResNet's, with one of the keys {', '.join(stems)} and a first block, {source} has "
             f"{_listed(tensors or ['no tensors'])}"
         )
     prefix, naming = networks[0]
