@@ -38,5 +38,7 @@ def test_the_picture_has_a_colour_for_each_lowering_and_a_hatch_for_each_partiti
         assert f"<!-- {name} -->" in text
     assert "partition samples" not in text
     alike = {name: {**layer, "partition": "whole"} for name, layer in PLAN.items()}
-    _, svg = draw_plan(alike, COSTS, "a network", 8.0, tmp_path / "alike")
-    assert "<!-- partition whole -->" not in svg.read_text() and "layer, all with partition whole" in svg.read_text()
+    _, svg = draw_plan(alike, [COSTS[0], LayerCost("fc", 0.0, 0.0, 0, 0)], "a network", 8.0, tmp_path / "alike")
+    text = svg.read_text()
+    assert "<!-- partition whole -->" not in text and "layer, all with partition whole" in text
+    assert "8 ms a launch; the prediction lacks 1 of 2 layers" in text
