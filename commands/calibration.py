@@ -87,7 +87,7 @@ def _source(calibration_data: str, data: str) -> tuple[ImageSource, tuple[str, .
     else:
         chosen, split, notes = _SAMPLE, "test", (_SAMPLE_NOTE,)
     try:
-        source, _ = open_source(chosen, split=split, or_all=True)
+        source, _ = open_source(chosen, split=split, splits_optional=True)
     except UsageError as error:
         raise UsageError(f"calibration_data: {error}") from None
     return EvenSample(source, NUM_IMAGES) if len(source) > NUM_IMAGES else source, notes

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cambrian.sharding import (
-    MeshShape,
-    UsageError,
-    compiler_options_of,
-    make_mesh,
-    program_from_function,
-)
+from cambrian.sharding import MeshShape, UsageError, compiler_options_of, make_mesh, program_from_function
 
 
 @pytest.fixture(scope="module")

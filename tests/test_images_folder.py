@@ -44,7 +44,7 @@ def test_a_missing_split_is_refused_and_names_those_there_are(tmp_path):
 def test_a_split_of_a_folder_without_splits_is_refused(classes):
     with pytest.raises(UsageError, match=r"split must be left out for a folder without splits, got .train. with "):
         open_images(classes, split="train")
-    assert len(open_images(classes, split="train", or_all=True)[0]) == 4
+    assert len(open_images(classes, split="train", splits_optional=True)[0]) == 4
 
 
 def test_images_directly_inside_are_unlabelled(tmp_path):

@@ -88,7 +88,7 @@ def test_numbers_that_sort_as_text_need_no_note(tmp_path):
 def test_a_class_may_be_named_as_a_split_is(tmp_path):
     for name in ("bus/a.png", "car/b.png", "train/c.png"):
         write(tmp_path / name)
-    source, _ = open_images(tmp_path, split="train", or_all=True)
+    source, _ = open_images(tmp_path, split="train", splits_optional=True)
     assert names_and_labels(source) == [("bus/a.png", 0), ("car/b.png", 1), ("train/c.png", 2)]
     write(tmp_path / "splits" / "train" / "cat" / "d.png")
     write(tmp_path / "splits" / "extra" / "cat" / "e.png")

@@ -64,7 +64,7 @@ def test_any_names_of_class_folders(names, split):
             os.mkdir(os.path.join(folder, name))
             open(os.path.join(folder, name, "a.png"), "wb").close()
         with contextlib.suppress(UsageError):
-            source, _ = open_source(folder, split=split, or_all=True)
+            source, _ = open_source(folder, split=split, splits_optional=True)
             shown = [name for name in names if not name.startswith(".")]
             if split in shown:
                 assert len(source) == 1 and source.class_names is None

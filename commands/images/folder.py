@@ -50,14 +50,14 @@ class FolderSource:
 
 
 def open_folder(
-    folder: str, split: str, file_system: FileSystem = _LOCAL, *, or_all: bool = False
+    folder: str, split: str, file_system: FileSystem = _LOCAL, *, splits_optional: bool = False
 ) -> tuple[FolderSource, list[str]]:
     """Lists the images of a folder, without reading them.
 
     Args:
       split: which split, if the folder has a split level.
       file_system: where the folder lies.
-      or_all: whether a folder without a split level stands for any split, as it does for `test`.
+      splits_optional: whether a folder without a split level stands for any split, as it does for `test`.
 
     Returns:
       The source, and notes.
@@ -83,7 +83,7 @@ def open_folder(
             )
         files += [(os.path.join(class_folder, image), label) for image in of_class.images]
         others += [os.path.join(class_folder, other) for other in of_class.others]
-    if not (has_splits or or_all or split == "test"):
+    if not (has_splits or splits_optional or split == "test"):
         raise UsageError(f"split must be left out for a folder without splits, got {split!r} with {folder}")
     if not files:
         got = f", but {by_extension(others)}" if others else ""

@@ -29,7 +29,7 @@ def choose_data(labels: tuple[str, ...], num_logits: int) -> tuple[str, list[str
 
 
 def open_source(
-    data: str, *, split: str = "test", num_images: int = 0, seed: int = 0, or_all: bool = False
+    data: str, *, split: str = "test", num_images: int = 0, seed: int = 0, splits_optional: bool = False
 ) -> tuple[ImageSource, list[str]]:
     """Opens a data set; images are read later, one by one.
 
@@ -38,13 +38,13 @@ def open_source(
       split: of CIFAR-10, or of a folder with a split level; synthetic images have none.
       num_images: 0 for all images, or 512 synthetic ones; a smaller number than there are takes them at even distances.
       seed: of synthetic images.
-      or_all: whether a folder without a split level stands for any split, as it does for `test`.
+      splits_optional: whether a folder without a split level stands for any split, as it does for `test`.
 
     Returns:
       The source, and human-readable notes.
 
     Raises:
-      UsageError: if the data is missing, empty, can't be downloaded, lacks the split, or has fewer images.
+      UsageError: if the data is missing, empty, can't be downloaded, lacks the split or has fewer images.
     """
     if data == "synthetic":
         return SyntheticSource(num_images or _NUM_SYNTHETIC_IMAGES, seed), []
@@ -62,5 +62,5 @@ def open_source(
     else:
         from cambrian.commands.images.folder import open_folder
 
-        source, notes = open_folder(os.path.expanduser(data), split, or_all=or_all)
+        source, notes = open_folder(os.path.expanduser(data), split, splits_optional=splits_optional)
     return EvenSample(source, num_images) if num_images else source, notes

@@ -56,13 +56,14 @@ def print_plan(plan: dict[str, dict], costs: Sequence[LayerCost], title: str, me
     show_table(table, width=140)
     predicted_ms = total_ms(costs)
     line = f"a launch: predicted {shown_ms(predicted_ms)} ms, measured {shown_ms(measured_ms)} ms"
-    if lack := _lack(costs):
-        print(line + lack)
+    if missing := _missing_costs(costs):
+        print(line + missing)
     else:
         print(f"{line} (predicted / measured {predicted_ms / measured_ms:.2f})")
 
 
-def _lack(costs: Sequence[LayerCost]) -> str:
+def _missing_costs(costs: Sequence[LayerCost]) -> str:
+    """What to add to a predicted time; empty if all layers were measured."""
     unmeasured = sum(not cost.compute_ms for cost in costs)
     return f"; the prediction lacks {unmeasured} of {len(costs)} layers, which weren't measured" if unmeasured else ""
 
@@ -94,7 +95,9 @@ def draw_plan(
     axes.set_ylim(0, 1.06 * max(cost.compute_ms + cost.communication_ms for cost in costs) or 1.0)
     axes.set_xlabel("layer" if hatches else f"layer, all with partition {partitions.pop()}")
     axes.set_ylabel("predicted ms a launch")
-    times = f"predicted {shown_ms(total_ms(costs))} ms, measured {shown_ms(measured_ms)} ms a launch{_lack(costs)}"
+    times = (
+        f"predicted {shown_ms(total_ms(costs))} ms, measured {shown_ms(measured_ms)} ms a launch{_missing_costs(costs)}"
+    )
     axes.set_title(f"{title}\n{times}", fontsize=10)
     handles = [Patch(facecolor=colour, edgecolor="black", label=name) for name, colour in colours.items()]
     handles += [

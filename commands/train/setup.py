@@ -101,10 +101,12 @@ def open_images(
     if data == "auto":
         data, data_notes = choose_data(model.labels, model.num_classes)
 
-    def opened(split: str, num_images: int, or_all: bool = False) -> tuple[ImageSource, list[str]]:
-        return open_source(data, split=split, num_images=num_images, seed=configuration.seed, or_all=or_all)
+    def opened(split: str, num_images: int, splits_optional: bool = False) -> tuple[ImageSource, list[str]]:
+        return open_source(
+            data, split=split, num_images=num_images, seed=configuration.seed, splits_optional=splits_optional
+        )
 
-    source, notes = opened(TRAIN_SPLIT, configuration.num_images, or_all=True)
+    source, notes = opened(TRAIN_SPLIT, configuration.num_images, splits_optional=True)
     names = source.class_names
     if names is None:
         raise UsageError(
