@@ -65,6 +65,17 @@ def user_folders(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def host_permissions():
+    """Takes back what a test permits: a command in this process restarts it with huge pages, where it may."""
+    from cambrian.sharding.host import host
+
+    before = host.permitted
+    yield
+    host.decline(*host.permitted - before)
+    host.permit(*before)
+
+
 @pytest.fixture(scope="session")
 def online():
     """The toy program, compiled."""

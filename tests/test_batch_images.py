@@ -231,7 +231,7 @@ def test_cores_are_reserved_once(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: chosen.append(set(cores)), raising=False)
     monkeypatch.setattr(core_reservation, "_held", held := [])
     assert not reserve_cores(1) and not chosen  # not permitted
-    monkeypatch.setattr(host, "_permitted", host.permitted | {"core_affinity"})
+    host.permit("core_affinity")
     monkeypatch.setattr(host, "_changes", {})
     try:
         # Locks of one process exclude each other, as those of two do.

@@ -21,7 +21,6 @@ from cambrian.commands.run import classify
 from cambrian.commands.run.run import run_command
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.sharding import OutOfMemory, UsageError
-from cambrian.sharding.host import host
 from command import LABELS, read_predictions, read_report, write_images
 from flag_values import parse
 
@@ -76,7 +75,6 @@ def ray(monkeypatch, home):
 
     monkeypatch.chdir(home)
     monkeypatch.setattr(pool, "classify_parts", classify_parts)
-    monkeypatch.setattr(host, "_permitted", set(host.permitted))
     monkeypatch.setattr(batch, "cluster", lambda address: contextlib.nullcontext())
     monkeypatch.setattr(batch, "share_cluster", lambda workers, manifest: WorkerShare(1, 0, 0))
     return jobs

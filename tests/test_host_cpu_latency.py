@@ -10,8 +10,6 @@ from tiny_executable import inputs_of, make_executable
 @pytest.fixture(autouse=True)
 def permitted():
     host.permit("cpu_latency")
-    yield
-    host.decline("cpu_latency")
 
 
 @pytest.fixture
