@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -94,13 +95,16 @@ def test_a_process_that_hangs_in_a_collective_is_ended(address, ended, monkeypat
 
 def test_a_process_that_is_ended_while_it_loads_leaves_no_copy_of_the_artefact(address, ended, artifact, monkeypatch):
     monkeypatch.setattr(share_artifact, "_has", lambda path, digest: False)
+    copied = threading.Event()
 
     def work(group: Group):
         with share_artifact.shared_artifact(group, None if group.process_id else artifact) as copy:
-            group.exchange(None)
             if group.process_id == 0:
+                assert copied.wait(10)
                 return vanish(group)
-            assert copy.is_dir() and ended.wait(10)
+            assert copy.is_dir()
+            copied.set()
+            assert ended.wait(10)
             return copy.exists()
 
     assert in_all(address, [0, 1], work) == [None, False]
