@@ -48,21 +48,17 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Call:
-    """The static description of a convolution, then bias, residual and activation, as a lowering computes them.
+class ConvolutionSpec:
+    """The static description of a convolution.
 
     Attributes:
       in_shape: shape (N, H, W, C_in) of the images.
       out_channels: number of output channels of all groups.
       window: window of the convolution.
       dtype: dtype of the images, and of the kernel, which is int8 with images of uint8 or int8.
-      out_dtype: dtype of the result and, but with integers, of the residual; products accumulate in float32.
-      groups: number of channel groups.
-      residual: whether a residual (N, H', W', C_out) is added.
-      activation: name in ACTIVATIONS of what follows; None for nothing.
-      scales: two factors, of integers, see `Finish`.
-      summed: whether the products are summed over the model axis.
-      precision: of XLA's products, as JAX takes it. CPUs compute in full.
+      out_dtype: dtype of the result and, but with integers, of the arrays that are added. Products accumulate in
+        float32, of integers in int32.
+      groups: number of channel groups, each with its own kernel.
     """
 
     in_shape: tuple[int, ...]
@@ -71,11 +67,6 @@ class Call:
     dtype: str = "float32"
     out_dtype: str = "float32"
     groups: int = 1
-    residual: bool = False
-    activation: str | None = None
-    scales: tuple[float, float] = (1.0, 1.0)
-    summed: bool = False
-    precision: lax.Precision | tuple[lax.Precision, lax.Precision] | None = lax.Precision.HIGHEST
 
     @property
     def kernel_shape(self) -> tuple[int, int, int, int]:
@@ -89,6 +80,25 @@ class Call:
     @property
     def is_integer(self) -> bool:
         return kernel_dtype(self.dtype) == "int8"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call(ConvolutionSpec):
+    """A convolution, then bias, residual and activation, as a lowering computes them.
+
+    Attributes:
+      residual: whether a residual (N, H', W', C_out) is added.
+      activation: name in ACTIVATIONS of what follows; None for nothing.
+      scales: two factors, of integers, see `Finish`.
+      summed: whether the products are summed over the model axis.
+      precision: of XLA's products, as JAX takes it. CPUs compute in full.
+    """
+
+    residual: bool = False
+    activation: str | None = None
+    scales: tuple[float, float] = (1.0, 1.0)
+    summed: bool = False
+    precision: lax.Precision | tuple[lax.Precision, lax.Precision] | None = lax.Precision.HIGHEST
 
     @property
     def is_ungrouped_square(self) -> bool:

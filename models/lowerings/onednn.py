@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cambrian.models.lowerings.activations import ACTIVATIONS
-from cambrian.models.lowerings.lowering import Window, kernel_dtype
+from cambrian.models.lowerings.lowering import ConvolutionSpec, Window, kernel_dtype
 
 TARGET = "__onednn$convolution"
 _BLOCKS = (64, 48, 32, 16)
@@ -39,39 +39,17 @@ _CHANNELS_OF_GROUP = 16  # likewise for the input and the output channels of eac
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Convolution:
-    """The static description of one call.
+class Convolution(ConvolutionSpec):
+    """One call: results of uint8 and int8 are rounded half to even and saturate.
 
     Attributes:
-      in_shape: shape (N, H, W, C_in) of the images.
-      out_channels: number of output channels of all groups.
-      window: window of the convolution.
-      dtype: dtype of the images, and of the kernel, which is int8 with images of uint8 or int8.
-      out_dtype: dtype of the result and, but with integers, of the operands of `following`. Products accumulate in
-        float32, of integers in int32; results of uint8 and int8 are rounded half to even and saturate.
-      groups: number of channel groups, each with its own kernel.
       following: operations fused after the convolution, in order: BIAS and BINARY_ADD, with an operand each, LINEAR,
         which multiplies by the next one of `factors`, and ACTIVATIONS.
       factors: of LINEAR.
     """
 
-    in_shape: tuple[int, ...]
-    out_channels: int
-    window: Window
-    dtype: str
-    out_dtype: str
-    groups: int = 1
     following: tuple[str, ...] = ()
     factors: tuple[float, ...] = ()
-
-    @property
-    def kernel_shape(self) -> tuple[int, int, int, int]:
-        """Shape (kh, kw, C_in per group, C_out of all groups)."""
-        return *self.window.size, self.in_shape[3] // self.groups, self.out_channels
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        return self.in_shape[0], *self.window.out_size(self.in_shape), self.out_channels
 
     def __call__(self, images: jax.Array, kernel: jax.Array, operands: Sequence[jax.Array] = ()) -> jax.Array:
         """Computes (N, H', W', C_out) from a kernel of `kernel_shape` or from the result of `pack`."""
@@ -203,7 +181,7 @@ class _Probe:
     def of(cls, convolution: Convolution) -> "_Probe":
         # The sums of products of `draw` have about this standard deviation, which a unit brings to 1.
         unit = 2.0 ** -round(math.log2(3 * math.sqrt(math.prod(convolution.kernel_shape[:3]))))
-        if kernel_dtype(convolution.dtype) != "int8":
+        if not convolution.is_integer:
             return cls(convolution, unit)
         following = convolution.following
         factors = [1.0] * following.count("LINEAR")
@@ -241,10 +219,9 @@ class _Probe:
         """The operands of what follows."""
         convolution = self.convolution
         shapes = {"BIAS": (convolution.out_channels,), "BINARY_ADD": convolution.out_shape}
-        is_integer = kernel_dtype(convolution.dtype) == "int8"
         dtypes = {"BIAS": "float32", "BINARY_ADD": "uint8"}
         return [
-            np.zeros(shapes[name], dtypes[name] if is_integer else convolution.out_dtype)
+            np.zeros(shapes[name], dtypes[name] if convolution.is_integer else convolution.out_dtype)
             for name in convolution.following
             if name in shapes
         ]
