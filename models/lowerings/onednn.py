@@ -122,19 +122,6 @@ class Convolution(ConvolutionSpec):
         }
 
 
-def fused_after(dtype: str, out_dtype: str, residual: bool, activation: str | None) -> tuple[str, ...]:
-    """Returns the operations after a convolution of images of `dtype`, with a bias, as `Convolution.following`.
-
-    A ReLU of a uint8 result is left out: the result saturates at 0. The result of another activation is scaled before
-    it is rounded to integers.
-    """
-    linear = ("LINEAR",) * (kernel_dtype(dtype) == "int8")
-    operations = ("BIAS", *linear) + ("BINARY_ADD", *linear) * residual
-    if activation is None or (activation, out_dtype) == ("RELU", "uint8"):
-        return operations
-    return (*operations, activation) + linear * (out_dtype in ("uint8", "int8"))
-
-
 def _packed(kernel: np.ndarray, convolution: Convolution, block: int) -> np.ndarray:
     height, width, in_channels, _ = kernel.shape
     groups = convolution.groups

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cambrian.models.lowerings.lowering import Call, Finish, Lowering
-from cambrian.models.lowerings.onednn import TARGET, Convolution, fused_after, obstacle
+from cambrian.models.lowerings.onednn import TARGET, Convolution, obstacle
 from cambrian.models.lowerings.onednn_forms import fused_activations
 
 
@@ -23,7 +23,7 @@ def _apply(x: jax.Array, kernel: Sequence[jax.Array], finish: Finish) -> jax.Arr
 
 def convolution_of(call: Call) -> Convolution:
     """The call of oneDNN that computes all of a call, or its products alone if they are summed over devices."""
-    following = fused_after(call.dtype, call.out_dtype, call.residual, call.activation)
+    following = _following(call)
     out_dtype = "int32" if call.summed and call.is_integer else call.out_dtype
     return Convolution(
         call.in_shape,
@@ -35,6 +35,19 @@ def convolution_of(call: Call) -> Convolution:
         following=() if call.summed else following,
         factors=() if call.summed else call.scales[: following.count("LINEAR")],
     )
+
+
+def _following(call: Call) -> tuple[str, ...]:
+    """What follows the convolution, as `Convolution.following`.
+
+    A ReLU of a uint8 result is left out: the result saturates at 0. The result of another activation is scaled before
+    it is rounded to integers.
+    """
+    linear = ("LINEAR",) * call.is_integer
+    operations = ("BIAS", *linear) + ("BINARY_ADD", *linear) * call.residual
+    if call.activation is None or (call.activation, call.out_dtype) == ("RELU", "uint8"):
+        return operations
+    return (*operations, call.activation) + linear * (call.out_dtype in ("uint8", "int8"))
 
 
 def _supports(call: Call) -> bool:
