@@ -14,7 +14,7 @@ import numpy as np
 
 from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window, pad
 from cambrian.models.lowerings.onednn import TARGET, Convolution, obstacle
-from cambrian.models.lowerings.winograd import TAPS, combine, every, filtering_matrices, supports, tiled_padding
+from cambrian.models.lowerings.winograd import DTYPES, TAPS, combine, every, filtering_matrices, supports, tiled_padding
 
 
 def onednn_winograd(outputs: int) -> Lowering:
@@ -61,9 +61,9 @@ def onednn_winograd(outputs: int) -> Lowering:
         y = y.reshape(samples, tile_rows * outputs, tile_columns * outputs, -1)
         return finish(y[:, :rows, :columns])
 
-    # On operands rounded to bfloat16, the transform of F(4 × 4) costs the logits one digit too many.
-    dtypes = ("float32", "bfloat16") if outputs == 2 else ("float32",)
-    return Lowering(transform, apply, supports, pack, obstacle, dtypes, custom_call=TARGET, packed_bytes=packed_bytes)
+    return Lowering(
+        transform, apply, supports, pack, obstacle, DTYPES[outputs], custom_call=TARGET, packed_bytes=packed_bytes
+    )
 
 
 def _stack(matrix: np.ndarray, terms: Sequence[jax.Array], axis: int) -> jax.Array:

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window, pad
+from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Padding, Window, pad
 
 TAPS = 3
+# Of F(m × m). On operands rounded to bfloat16, the transform of F(4 × 4) costs the logits one digit too many.
+DTYPES = {2: ("float32", "bfloat16"), 4: ("float32",)}
 # Interpolation points besides infinity; small points of both signs keep the rounding error low.
 _POINTS = {2: (0, 1, -1), 4: (0, 1, -1, Fraction(1, 2), Fraction(-1, 2))}
 
@@ -79,9 +81,7 @@ def winograd_2d(outputs: int, split: bool = False) -> Lowering:
         y = y.reshape(x.shape[0], tile_rows * outputs, tile_columns * outputs, -1)
         return finish(y[:, :rows, :columns])
 
-    # On operands rounded to bfloat16, the transform of F(4 × 4) costs the logits one digit too many.
-    dtypes = ("float32", "bfloat16") if outputs == 2 else ("float32",)
-    return Lowering(transform, apply, supports, dtypes=dtypes, slow_to_compile=split)
+    return Lowering(transform, apply, supports, dtypes=DTYPES[outputs], slow_to_compile=split)
 
 
 def winograd_1d(outputs: int) -> Lowering:
@@ -119,7 +119,7 @@ def supports(call: Call) -> bool:
     return call.is_ungrouped_square and call.window.size == (TAPS, TAPS) and call.window.stride == (1, 1)
 
 
-def tiled_padding(x: jax.Array, window: Window, rows: int, columns: int):
+def tiled_padding(x: jax.Array, window: Window, rows: int, columns: int) -> Padding:
     """Returns the window's padding, extended below and on the right for `rows` × `columns` outputs of whole tiles."""
     (above, _), (left, _) = window.padding
     below, right = rows + TAPS - 1 - above - x.shape[1], columns + TAPS - 1 - left - x.shape[2]
