@@ -52,16 +52,8 @@ def _is_pointwise(node: Node, value: Value, known: set[Value]) -> bool:
         is_elementwise(node)
         and node.name not in ("eq", "is_finite", "ne")  # guards against NaN and infinity, which no point is
         and node.output.shape == value.shape
-        and all(
-            operand in known
-            or (isinstance(operand, Constant) and isinstance(operand.array, np.ndarray) and _is_uniform(operand))
-            for operand in node.inputs
-        )
+        and all(operand in known or uniform_value(operand) is not None for operand in node.inputs)
     )
-
-
-def _is_uniform(constant: Constant) -> bool:
-    return uniform_value(constant.array) is not None
 
 
 def _closed(value: Value, region: Sequence[Node], uses: Uses) -> bool:
@@ -77,7 +69,7 @@ def _name(region: Sequence[Node], value: Value) -> str | None:
     steps = []
     for node in region:
         operands = tuple(
-            (uniform_value(operand.array), str(operand.dtype)) if isinstance(operand, Constant) else numbers[operand]
+            (uniform_value(operand), str(operand.dtype)) if isinstance(operand, Constant) else numbers[operand]
             for operand in node.inputs
         )
         params = tuple(sorted((name, repr(param)) for name, param in node.params.items()))
@@ -112,7 +104,7 @@ def _name_at_points(region: Sequence[Node], value: Value, without: Node | None =
                     (values[node.output],) = bounded
                     continue
             arrays = [
-                _as_wide(jnp.full(points.shape if operand.shape else (), uniform_value(operand.array), operand.dtype))
+                _as_wide(jnp.full(points.shape if operand.shape else (), uniform_value(operand), operand.dtype))
                 if isinstance(operand, Constant)
                 else values[operand]
                 for operand in node.inputs

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cambrian.models.graph.graph import Constant, Node
+from cambrian.models.graph.graph import Constant, Node, Value
 
 # A larger result than this, and than its operands, is computed at every launch: it would be stored and read.
 _MOST_BYTES = 2**22
@@ -71,9 +71,11 @@ def compact(array: np.ndarray) -> np.ndarray:
     return array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
 
 
-def uniform_value(array: np.ndarray) -> float | None:
-    """The value that all elements of a constant have; None if they differ."""
-    small = compact(array)
+def uniform_value(value: Value) -> float | None:
+    """The number that all elements of a constant are; None if they differ, or `value` isn't a constant."""
+    if not isinstance(value, Constant):
+        return None
+    small = compact(value.array)
     if small.size != 1 or not jnp.issubdtype(small.dtype, np.number) or np.iscomplexobj(small):
         return None
     return float(small.reshape(()))

@@ -4,7 +4,7 @@ import dataclasses
 
 from cambrian.models.graph.constants import uniform_value
 from cambrian.models.graph.fused_convolution import FusedConvolution
-from cambrian.models.graph.graph import Constant, Graph, Node, Uses, rewritten, without_dead_nodes
+from cambrian.models.graph.graph import Graph, Node, Uses, rewritten, without_dead_nodes
 
 
 def fold_padding(graph: Graph) -> Graph:
@@ -19,9 +19,8 @@ def fold_padding(graph: Graph) -> Graph:
         assert isinstance(operation, FusedConvolution)
         images, zero = padding.inputs
         samples, rows, columns, channels = padding.params["padding_config"]
-        is_zero = isinstance(zero, Constant) and uniform_value(zero.array) == 0
         only_pixels = samples == channels == (0, 0, 0) and rows[2] == columns[2] == 0
-        if not is_zero or not only_pixels or min(*rows, *columns) < 0:
+        if uniform_value(zero) != 0 or not only_pixels or min(*rows, *columns) < 0:
             return None
         window = operation.window
         folded = tuple(

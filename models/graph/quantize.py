@@ -196,8 +196,7 @@ def _moved(node: Node) -> tuple[Value, ...]:
     if node.name == "concatenate":
         return node.inputs
     if node.name == "pad":
-        is_zero = isinstance(node.inputs[1], Constant) and uniform_value(node.inputs[1].array) == 0
-        return node.inputs[:1] if is_zero else ()
+        return node.inputs[:1] if uniform_value(node.inputs[1]) == 0 else ()
     return node.inputs[:1] if is_max_pool(node) or view_of(node) is not None else ()
 
 

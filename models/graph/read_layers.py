@@ -197,8 +197,7 @@ class _Reader:
         reader = self.uses.only_reader(node.output)
         maker = next((layer for layer in self.layers if layer.name == self.tensors.get(images)), None)
         return (
-            isinstance(zero, Constant)
-            and uniform_value(zero.array) == 0
+            uniform_value(zero) == 0
             and maker is not None
             and maker.activation in ("RELU", "RELU6", "SIGMOID")
             and samples == channels == (0, 0, 0)
@@ -268,9 +267,9 @@ def _sample(value: Value) -> tuple[int, int, int]:
 def _divides(node: Node, value: Value, divisor: int) -> bool:
     """Whether a node divides `value` by a number."""
     others = [other for other in node.inputs if other is not value]
-    if len(others) != 1 or not isinstance(others[0], Constant):
+    if len(others) != 1:
         return False
-    factor = uniform_value(others[0].array)
+    factor = uniform_value(others[0])
     match node.name:
         case "div":
             return node.inputs[0] is value and factor == divisor
