@@ -44,10 +44,10 @@ def trace(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Grap
     call, arrays = of_arrays(function, params)
     closed, results = jax.make_jaxpr(call, return_shape=True)(list(arrays.values()), *inputs)
     known = [_constant(array, _name(path)) for path, array in arrays.items()]
-    taken = [Value(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars[len(known) :]]
+    taken = _values(closed.jaxpr.invars[len(known) :])
     nodes: list[Node] = []
     outputs = _inline(closed, [*known, *taken], nodes)
-    graph = without_dead_nodes(Graph(tuple(taken), tuple(nodes), tuple(outputs)))
+    graph = without_dead_nodes(Graph(taken, tuple(nodes), tuple(outputs)))
     return graph, jax.tree.structure(results)
 
 
@@ -80,9 +80,13 @@ def _name(path: KeyPath) -> str:
 
 
 def _constant(array: Any, path: str = "") -> Constant:
-    if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # random keys
-        return Constant(array.shape, array.dtype, array, path)
-    return Constant.of(np.asarray(array), path)
+    is_random_key = jnp.issubdtype(array.dtype, jax.dtypes.extended)
+    return Constant.of(array if is_random_key else np.asarray(array), path)
+
+
+def _values(variables: Sequence[Any]) -> tuple[Value, ...]:
+    """New values like variables of a jaxpr."""
+    return tuple(Value(variable.aval.shape, variable.aval.dtype) for variable in variables)
 
 
 def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) -> list[Value]:
@@ -97,8 +101,8 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
         aval: Any = atom.aval
         return _constant(np.asarray(atom.val, aval.dtype))
 
-    def add(operation: Primitive, inputs: Sequence[Value], avals: Sequence[Any]) -> Sequence[Value]:
-        node = Node(operation, tuple(inputs), tuple(Value(aval.shape, aval.dtype) for aval in avals))
+    def add(operation: Primitive, inputs: Sequence[Value], outputs: tuple[Value, ...]) -> Sequence[Value]:
+        node = Node(operation, tuple(inputs), outputs)
         constants = evaluated(node)
         if constants is None:
             nodes.append(node)
@@ -110,9 +114,9 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
         if name == "reshape" and (order := params["dimensions"]) is not None:  # of a transposed operand
             shape = tuple(inputs[0].shape[axis] for axis in order)
             transposed = Primitive(lax.transpose_p, {"permutation": tuple(order)})
-            inputs[:1] = add(transposed, inputs[:1], [jax.ShapeDtypeStruct(shape, inputs[0].dtype)])
+            inputs[:1] = add(transposed, inputs[:1], (Value(shape, inputs[0].dtype),))
             params = {**params, "dimensions": None}
-        if (called := equation.params.get(_CALLS.get(name, ""))) is not None:
+        if (called := params.get(_CALLS.get(name, ""))) is not None:
             # Since jax 0.12 a Jaxpr holds its constants itself.
             inner = called if hasattr(called, "consts") else ClosedJaxpr(called, ())
             outputs = _inline(inner, inputs, nodes)
@@ -124,7 +128,7 @@ def _inline(closed: ClosedJaxpr, arguments: Sequence[Value], nodes: list[Node]) 
             outputs = inputs
         else:
             operation = Primitive(equation.primitive, params, bool(equation.effects))
-            outputs = add(operation, inputs, [variable.aval for variable in equation.outvars])
+            outputs = add(operation, inputs, _values(equation.outvars))
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -142,21 +146,20 @@ def _scan(equation: Any, inputs: Sequence[Value]) -> Node:
     params, (num_constants, num_carried) = equation.params, _counts(equation)
     constants, operands = inputs[:num_constants], inputs[num_constants:]
     body: Any = params["jaxpr"]
-    taken = [Value(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars[len(constants) :]]
+    taken = _values(body.jaxpr.invars[len(constants) :])
     nodes: list[Node] = []
     results = _inline(body, [*constants, *taken], nodes)
-    graph = without_dead_nodes(Graph(tuple(taken), tuple(nodes), tuple(results)))
+    graph = without_dead_nodes(Graph(taken, tuple(nodes), tuple(results)))
     scan = Scan(graph, num_carried, params["length"], params["reverse"], params["unroll"], ())
-    return scan_node(scan, operands, [Value(v.aval.shape, v.aval.dtype) for v in equation.outvars])
+    return scan_node(scan, operands, _values(equation.outvars))
 
 
 def _changes_nothing(equation: Any) -> bool:
     """Whether a conversion, reshape or broadcast gives its operand."""
-    if equation.primitive.name not in ("convert_element_type", "reshape", "broadcast_in_dim", "squeeze", "transpose"):
+    name = equation.primitive.name
+    if name not in ("convert_element_type", "reshape", "broadcast_in_dim", "squeeze", "transpose"):
         return False
     before, after = equation.invars[0].aval, equation.outvars[0].aval
     same = (before.shape, before.dtype) == (after.shape, after.dtype) and len(equation.invars) == 1
-    order = (
-        equation.params.get({"transpose": "permutation", "reshape": "dimensions"}.get(equation.primitive.name)) or ()
-    )
+    order = equation.params.get({"transpose": "permutation", "reshape": "dimensions"}.get(name)) or ()
     return same and tuple(order) == tuple(range(len(order)))
