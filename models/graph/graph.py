@@ -1,7 +1,6 @@
 """A traced function as a graph of operations on arrays, without nested calls."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -132,7 +131,7 @@ class Uses:
         for node in graph.nodes:
             for value in dict.fromkeys(node.inputs):
                 self._readers.setdefault(value, []).append(node)
-        self._results = Counter(graph.outputs)
+        self._results = frozenset(graph.outputs)
 
     def readers(self, value: Value) -> list[Node]:
         return self._readers.get(value, [])
@@ -140,10 +139,10 @@ class Uses:
     def only_reader(self, value: Value) -> Node | None:
         """The node that alone reads `value`; None if there are others, or if it is a result of the graph."""
         readers = self.readers(value)
-        return readers[0] if len(readers) == 1 and not self._results[value] else None
+        return readers[0] if len(readers) == 1 and not self.is_result(value) else None
 
     def is_result(self, value: Value) -> bool:
-        return self._results[value] > 0
+        return value in self._results
 
 
 def is_elementwise(node: Node) -> bool:
