@@ -34,8 +34,7 @@ class DepthTaps:
         outputs = (depth + sum(padding) - dilation * (taps - 1) - 1) // stride + 1
         return cls(taps, stride, dilation, padding, outputs)
 
-    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
-        (volumes,) = arrays
+    def __call__(self, volumes: jax.Array) -> list[jax.Array]:
         padding = [(0, 0, 0), (*self.padding, 0), *[(0, 0, 0)] * 3]
         padded = lax.pad(volumes, jnp.zeros((), volumes.dtype), padding)
         firsts = range(0, self.taps * self.dilation, self.dilation)

@@ -28,8 +28,7 @@ class Pool:
     dtype: str
     name = "pool"
 
-    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
-        (array,) = arrays
+    def __call__(self, array: jax.Array) -> list[jax.Array]:
         return [pool(array, self.sizes, self.strides, self.padding, self.kind).astype(self.dtype)]
 
 

@@ -20,8 +20,7 @@ class Crop:
     sizes: tuple[int, ...]
     name = "crop"
 
-    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
-        (array,) = arrays
+    def __call__(self, array: jax.Array) -> list[jax.Array]:
         return [lax.slice(array, (0,) * len(self.sizes), self.sizes)]
 
 

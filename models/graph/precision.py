@@ -42,8 +42,7 @@ class Cast:
     barriers: int = 0
     name = "cast"
 
-    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
-        (array,) = arrays
+    def __call__(self, array: jax.Array) -> list[jax.Array]:
         for _ in range(self.barriers):
             array = lax.optimization_barrier(array)
         return [lax.convert_element_type(array, self.dtype)]

@@ -18,8 +18,7 @@ class Transpose:
     permutation: tuple[int, ...]
     name = "transpose"
 
-    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
-        (array,) = arrays
+    def __call__(self, array: jax.Array) -> list[jax.Array]:
         return [lax.transpose(array, self.permutation)]
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -37,8 +36,7 @@ class Reshape:
     sizes: tuple[int, ...]
     name = "reshape"
 
-    def __call__(self, *arrays: jax.Array) -> list[jax.Array]:
-        (array,) = arrays
+    def __call__(self, array: jax.Array) -> list[jax.Array]:
         return [lax.reshape(array, self.sizes)]
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
