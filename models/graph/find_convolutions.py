@@ -72,9 +72,9 @@ def _convolution(node: Node) -> list[Node] | None:
         weights = taps.kernel(weights)
     window = Window(*zip(*by_axis, strict=True))
     if upsampling == {1}:
-        made = _fused(taken, weights, kernel.path, window, groups, node, nodes)
+        made = _fused(taken, Constant.of(weights, kernel.path), window, groups, node, nodes)
     elif window.stride == window.dilation == (1, 1) and groups == 1:
-        made = _transposed(taken, weights, kernel.path, window.padding, dilated, node, nodes)
+        made = _transposed(taken, Constant.of(weights, kernel.path), window.padding, dilated, node, nodes)
     else:
         made = None
     if made is None:
@@ -85,13 +85,7 @@ def _convolution(node: Node) -> list[Node] | None:
 
 
 def _transposed(
-    images: Value,
-    kernel: np.ndarray,
-    path: str,
-    padding: Padding,
-    dilation: tuple[int, int],
-    node: Node,
-    nodes: list[Node],
+    images: Value, kernel: Constant, padding: Padding, dilation: tuple[int, int], node: Node, nodes: list[Node]
 ) -> Value | None:
     """The convolution of images with `dilation - 1` zeros between their pixels."""
     lengths = images.shape[1:3]
@@ -102,9 +96,9 @@ def _transposed(
     rows, columns = found
     if rows is None or columns is None:
         return None
-    by_phase = kernel_of_phases(kernel, rows, columns, dilation)
+    by_phase = Constant.of(kernel_of_phases(kernel.array, rows, columns, dilation), kernel.path)
     window = Window((rows.taps, columns.taps), (1, 1), (rows.padding, columns.padding))
-    made = _fused(images, by_phase, path, window, 1, node, nodes)
+    made = _fused(images, by_phase, window, 1, node, nodes)
     samples, channels = images.shape[0], kernel.shape[3]
     made = apply_view(Reshape((samples, rows.outputs, columns.outputs, *dilation, channels)), made, nodes)
     made = apply_view(Transpose((0, 1, 3, 2, 4, 5)), made, nodes)
@@ -142,7 +136,8 @@ def _dense(node: Node) -> list[Node] | None:
     free = [left.shape[axis] for axis in left_free]
     pixels = tuple(free) if len(free) == 3 else (math.prod(free[:1]), 1, math.prod(free[1:]))
     taken = apply_view(Reshape((*pixels, channels)), taken, nodes)
-    made = _fused(taken, weights.reshape(1, 1, channels, -1), right.path, _POINT, 1, node, nodes)
+    kernel = Constant.of(weights.reshape(1, 1, channels, -1), right.path)
+    made = _fused(taken, kernel, _POINT, 1, node, nodes)
     made = apply_view(Reshape((*free, *[right.shape[axis] for axis in right_free])), made, nodes)
     if kernel_first:  # whose dimensions come first in the result
         axes = range(len(made.shape))
@@ -160,16 +155,15 @@ def _others(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
     return [axis for axis in range(len(shape)) if axis not in axes]
 
 
-def _fused(
-    images: Value, kernel: np.ndarray, path: str, window: Window, groups: int, node: Node, nodes: list[Node]
-) -> Value:
+def _fused(images: Value, kernel: Constant, window: Window, groups: int, node: Node, nodes: list[Node]) -> Value:
+    """Appends the convolution that stands for `node`, with no bias yet; returns its output."""
     dtypes = str(images.dtype), str(node.output.dtype)
     precision = node.params["precision"]
     operation = FusedConvolution(images.shape, kernel.shape[3], window, *dtypes, groups, precision=precision)
     output = Value(operation.out_shape, node.output.dtype)
     bias = np.zeros(kernel.shape[3], np.float32)
-    operands = (images, Constant.of(kernel.astype(np.float32, copy=False), path), Constant.of(bias))
-    nodes.append(Node(operation, operands, (output,)))
+    weights = Constant.of(kernel.array.astype(np.float32, copy=False), kernel.path)
+    nodes.append(Node(operation, (images, weights, Constant.of(bias)), (output,)))
     return output
 
 
