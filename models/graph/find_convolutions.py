@@ -17,11 +17,10 @@ from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
 from cambrian.models.graph.phases import Crop, Phases, kernel_of_phases
 from cambrian.models.graph.views import Reshape, Transpose, apply_view
-from cambrian.models.lowerings import Window
+from cambrian.models.lowerings import POINTWISE, Window
 from cambrian.models.lowerings.lowering import Padding
 
 _DTYPES = ("float32", "bfloat16")
-_POINT = Window.square(1, 1, ((0, 0), (0, 0)))
 
 
 def find_convolutions(graph: Graph) -> Graph:
@@ -137,7 +136,7 @@ def _dense(node: Node) -> list[Node] | None:
     pixels = tuple(free) if len(free) == 3 else (math.prod(free[:1]), 1, math.prod(free[1:]))
     taken = apply_view(Reshape((*pixels, channels)), taken, nodes)
     kernel = Constant.of(weights.reshape(1, 1, channels, -1), right.path)
-    made = _fused(taken, kernel, _POINT, 1, node, nodes)
+    made = _fused(taken, kernel, POINTWISE, 1, node, nodes)
     made = apply_view(Reshape((*free, *[right.shape[axis] for axis in right_free])), made, nodes)
     if kernel_first:  # whose dimensions come first in the result
         axes = range(len(made.shape))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cambrian.models.graph.graph import Constant, Graph, Node
-from cambrian.models.lowerings import LOWERINGS, Call, Finish, Window
+from cambrian.models.lowerings import LOWERINGS, POINTWISE, Call, Finish
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class FusedConvolution(Call):
     @property
     def is_dense(self) -> bool:
         """Whether each pixel of the result is computed from one pixel of the images."""
-        return self.window == Window.square(1, 1, ((0, 0), (0, 0))) and self.groups == 1
+        return self.window == POINTWISE and self.groups == 1
 
     @property
     def is_depthwise(self) -> bool:

@@ -2,6 +2,7 @@
 
 from cambrian.models.lowerings.direct import IM2COL, MATMUL, NATIVE
 from cambrian.models.lowerings.lowering import (
+    POINTWISE as POINTWISE,
     Call as Call,
     Finish as Finish,
     Lowering as Lowering,

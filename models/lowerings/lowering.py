@@ -47,6 +47,9 @@ class Window:
         return next(sizes), next(sizes)
 
 
+POINTWISE = Window.square(1, 1, ((0, 0), (0, 0)))
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConvolutionSpec:
     """The static description of a convolution.

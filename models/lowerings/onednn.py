@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cambrian.models.lowerings.activations import ACTIVATIONS
-from cambrian.models.lowerings.lowering import ConvolutionSpec, Window, kernel_dtype
+from cambrian.models.lowerings.lowering import POINTWISE, ConvolutionSpec, Window, kernel_dtype
 
 TARGET = "__onednn$convolution"
 _BLOCKS = (64, 48, 32, 16)
@@ -88,8 +88,7 @@ class Convolution(ConvolutionSpec):
     def _of_one_row(self) -> "Convolution":
         """The convolution of single pixels that are all in one row."""
         pixels = math.prod(self.out_shape[:3])
-        window = Window.square(1, 1, ((0, 0), (0, 0)))
-        return dataclasses.replace(self, in_shape=(1, 1, pixels, self.in_shape[3]), window=window)
+        return dataclasses.replace(self, in_shape=(1, 1, pixels, self.in_shape[3]), window=POINTWISE)
 
     @property
     def _can_pack(self) -> bool:

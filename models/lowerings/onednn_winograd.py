@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cambrian.models.lowerings.lowering import Call, Finish, Lowering, Window, pad
+from cambrian.models.lowerings.lowering import POINTWISE, Call, Finish, Lowering, pad
 from cambrian.models.lowerings.onednn import TARGET, Convolution, obstacle
 from cambrian.models.lowerings.winograd import DTYPES, TAPS, combine, every, filtering_matrices, supports, tiled_padding
 
@@ -29,7 +29,7 @@ def onednn_winograd(outputs: int) -> Lowering:
         return Convolution(
             (samples, tile_rows, tile_columns, groups * in_channels),
             groups * call.out_channels,
-            Window.square(1, 1, ((0, 0), (0, 0))),
+            POINTWISE,
             call.dtype,
             out_dtype="float32",
             groups=groups,
