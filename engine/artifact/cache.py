@@ -78,7 +78,6 @@ def load_or_build(
                 signing_key=signing_key,
                 refresh=True,
                 cache_key=key,
-                require_signature=True,
                 defer_probe=defer_probe,
             )
             return dataclasses.replace(loaded, notes=(*notes, *loaded.notes)), build_ms

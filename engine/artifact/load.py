@@ -43,7 +43,6 @@ def load(
     signing_key: str | Path | None = None,
     refresh: bool = False,
     cache_key: str | None = None,
-    require_signature: bool = False,
     defer_probe: bool = False,
 ) -> Executable:
     """Loads an artefact, runs its probe and compares the outputs with the reference.
@@ -60,8 +59,7 @@ def load(
       devices: where to run, in mesh order; None for those of the artefact's platform.
       signing_key: path of the user's key file; None for the default one. None is made.
       refresh: whether to replace this user's machine code, where it can't be used, by that compiled now.
-      cache_key: key that the artefact must have been saved under; None for any.
-      require_signature: whether the artefact must be signed with this user's key.
+      cache_key: key under which this user's cache must have saved and signed the artefact; None for any artefact.
       defer_probe: whether to note in the directory that this machine has passed the whole probe and, where it has
         before, to leave a part of it to the first launch of inputs, as the executable's `probe`.
 
@@ -72,7 +70,7 @@ def load(
       ParityError: if the probe's outputs are too far from the reference.
     """
     path, key = Path(path), read_key(signing_key)
-    load_here = functools.partial(_load, path, key, devices, refresh, cache_key, require_signature, defer_probe)
+    load_here = functools.partial(_load, path, key, devices, refresh, cache_key, defer_probe)
     found = _manifest_file(path)
     try:
         return load_here()
@@ -97,11 +95,10 @@ def _load(
     devices: Sequence[jax.Device] | None,
     refresh: bool,
     cache_key: str | None,
-    require_signature: bool,
     defer_probe: bool,
 ) -> Executable:
     manifest, is_signed = read_artifact(path, key)
-    if require_signature and not is_signed:
+    if cache_key is not None and not is_signed:
         raise DamagedArtifact(f"{path / MANIFEST} must be signed with this user's key, got another signature or none")
     if cache_key not in (None, manifest.cache_key):
         raise DamagedArtifact(f"{path / MANIFEST} must be of the cache key {cache_key}, got {manifest.cache_key!r}")
