@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from cambrian.engine.artifact.versions import versions
+from cambrian.engine.artifact.fingerprint import versions
 from cambrian.sharding.host import cpu_model
 
 

@@ -11,6 +11,7 @@ import pytest
 from jax import export
 
 from cambrian.engine.artifact import load as load_module
+from cambrian.engine.artifact.fingerprint import versions
 from cambrian.engine.artifact.layout import PORTABLE, rebuild_mesh
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, read_manifest
@@ -18,7 +19,6 @@ from cambrian.engine.artifact.portable import load_portable
 from cambrian.engine.artifact.save import save
 from cambrian.engine.artifact.serialization import without_lapack
 from cambrian.engine.artifact.signing import load_key
-from cambrian.engine.artifact.versions import versions
 from cambrian.engine.errors import DamagedArtifact, ParityError
 from cambrian.engine.runtime.compile import compile_program
 from cambrian.engine.runtime.parity import probe_inputs

@@ -22,9 +22,9 @@ from cambrian.commands.images import ModelImages
 from cambrian.commands.images.given import GivenImages
 from cambrian.commands.output import add_note, deferred_interrupts, output_folder, reporting
 from cambrian.commands.run.classify import Tally, images_of
+from cambrian.engine.artifact.fingerprint import versions
 from cambrian.engine.artifact.layout import read_artifact
 from cambrian.engine.artifact.manifest import Manifest
-from cambrian.engine.artifact.versions import versions
 from cambrian.sharding import UsageError
 from cambrian.sharding.host.files import replace_file
 

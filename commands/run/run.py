@@ -18,7 +18,7 @@ from cambrian.commands.run.classify import Tally, check_classifier, classify, im
 from cambrian.commands.run.clock import milliseconds_since_process_start
 from cambrian.commands.run.predictions import PredictionFile
 from cambrian.commands.shared_mesh import check_images
-from cambrian.engine.artifact.versions import versions
+from cambrian.engine.artifact.fingerprint import versions
 from cambrian.engine.cards import Cards
 from cambrian.engine.errors import ParityError
 from cambrian.engine.hosts import SharedExecutable

@@ -24,8 +24,8 @@ from cambrian.commands.sweep.grid import Cell, Grid
 from cambrian.commands.sweep.objective import Objective
 from cambrian.commands.sweep.sweep import Sweep
 from cambrian.commands.user_model import read_user_model
+from cambrian.engine.artifact.fingerprint import versions
 from cambrian.engine.artifact.layout import read_artifact
-from cambrian.engine.artifact.versions import versions
 from cambrian.engine.hosts.share_artifact import content_digest
 from cambrian.sharding import UsageError
 from cambrian.sharding.host import acquire_devices, cpu_model, host_cores

@@ -35,7 +35,7 @@ from cambrian.commands.output import (
 from cambrian.commands.train.curves import draw_curves, metrics_csv
 from cambrian.commands.train.report import TrainingReport
 from cambrian.commands.train.setup import Setup, open_images, recipe_of, set_up
-from cambrian.engine.artifact.versions import versions
+from cambrian.engine.artifact.fingerprint import versions
 from cambrian.engine.runtime.memory import device_memory_bytes
 from cambrian.models.checkpoints.description import Description
 from cambrian.models.training.checkpoints import Checkpoints, model_facts

@@ -1,5 +1,6 @@
-"""The fingerprint: everything that XLA's machine code depends on, beside the program itself."""
+"""The fingerprint: everything that XLA's machine code depends on beside the program itself. Versions of packages."""
 
+import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
@@ -97,3 +98,9 @@ def relevant_xla_flags() -> list[str]:
     flags = os.environ.get("XLA_FLAGS", "").split()
     last = {flag.split("=", 1)[0]: flag for flag in flags}  # of a flag given twice XLA takes the last
     return sorted(flag for name, flag in last.items() if name not in _IRRELEVANT_XLA_FLAGS)
+
+
+def versions() -> dict[str, str]:
+    """Returns package → version, with the versions of Python and the operating system."""
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
+    return {"python": platform.python_version(), "platform": platform.platform(), **packages}

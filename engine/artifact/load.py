@@ -17,7 +17,7 @@ from cambrian.engine.artifact.contents import (
     read_probe,
     rebuilt_executable,
 )
-from cambrian.engine.artifact.fingerprint import Fingerprint, difference, fingerprint
+from cambrian.engine.artifact.fingerprint import Fingerprint, difference, fingerprint, versions
 from cambrian.engine.artifact.layout import find_native, native_name, read_artifact, read_verified, rebuild_mesh
 from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, Manifest
 from cambrian.engine.artifact.quarantine import prove
@@ -25,7 +25,6 @@ from cambrian.engine.artifact.save import NO_NATIVE
 from cambrian.engine.artifact.serialization import NotSerializable, from_native, to_native
 from cambrian.engine.artifact.signing import read_key
 from cambrian.engine.artifact.verification import facts_of, read_note, write_note
-from cambrian.engine.artifact.versions import versions
 from cambrian.engine.errors import DamagedArtifact, one_line
 from cambrian.engine.runtime.deferred_probe import DeferredProbe
 from cambrian.engine.runtime.executable import Analysis, Executable

@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from cambrian.engine.artifact.fingerprint import fingerprint
+from cambrian.engine.artifact.fingerprint import fingerprint, versions
 from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE, PROBE, native_name
 from cambrian.engine.artifact.manifest import MANIFEST, FileRecord, Manifest
 from cambrian.engine.artifact.serialization import NotSerializable, to_native, to_portable
 from cambrian.engine.artifact.signing import load_key
 from cambrian.engine.artifact.tensor_file import write_tensors
-from cambrian.engine.artifact.versions import versions
 from cambrian.engine.errors import ArtifactExists
 from cambrian.engine.runtime.executable import Analysis, Executable
 from cambrian.engine.runtime.parity import probe_inputs, reference_outputs
