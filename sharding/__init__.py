@@ -47,6 +47,7 @@ from cambrian.sharding.program import (
     TensorSpec as TensorSpec,
     abstract as abstract,
     named_arrays as named_arrays,
+    random_array as random_array,
     refusing_derivatives as refusing_derivatives,
     refusing_other_inputs as refusing_other_inputs,
     shardings as shardings,

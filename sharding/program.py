@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
@@ -97,6 +98,18 @@ def named_arrays(name: str, tree: Any) -> dict[str, Any]:
 
     visit(name, tree)
     return found
+
+
+def random_array(shape: tuple[int, ...], dtype: np.dtype, random: np.random.Generator) -> np.ndarray:
+    """Draws an array of inputs: floats from a standard normal distribution, uint8 from all its values, as pixels are.
+
+    Other integers and bool are 0 or 1: they may be indices into small tables.
+    """
+    if dtype == np.uint8:
+        return random.integers(0, 256, shape, np.uint8)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return random.standard_normal(shape, np.float32).astype(dtype)
+    return random.integers(0, 2, shape).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -5,12 +5,11 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cambrian.engine.errors import ParityError
 from cambrian.engine.runtime.batch import num_samples
-from cambrian.sharding import MIXES_SAMPLES, Program, Specs, TensorSpec
+from cambrian.sharding import MIXES_SAMPLES, Program, Specs, TensorSpec, random_array
 
 if TYPE_CHECKING:
     from cambrian.engine.runtime.executable import Executable
@@ -76,26 +75,18 @@ def probe_inputs(specs: Specs, samples: np.ndarray | None = None) -> Any:
 
     Args:
       samples: of a single input, (M, …), from which the distinct ones are taken. None, or too few of them, draws random
-        ones: uint8 from all its values, other integers and bool from 0 and 1, as they may be indices into small
-        tables, floats from a standard normal distribution.
+        ones.
     """
     random = np.random.default_rng(0)
     return jax.tree.map(lambda spec: _probe_input(spec, samples, random), specs)
 
 
 def _probe_input(spec: TensorSpec, samples: np.ndarray | None, random: np.random.Generator) -> np.ndarray:
-    dtype = np.dtype(spec.dtype)
     order = _probe_order(spec.shape[0])
     shape = (order.max(initial=-1) + 1, *spec.shape[1:])
     if samples is not None and len(samples) >= shape[0]:
         return samples[order]
-    if dtype == np.uint8:
-        drawn = random.integers(0, 256, shape, np.uint8)
-    elif jnp.issubdtype(dtype, jnp.floating):
-        drawn = random.standard_normal(shape, np.float32).astype(dtype)
-    else:
-        drawn = random.integers(0, 2, shape).astype(dtype)
-    return drawn[order]
+    return random_array(shape, np.dtype(spec.dtype), random)[order]
 
 
 def reference_outputs(program: Program, inputs: Any) -> Any:

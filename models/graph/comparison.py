@@ -12,7 +12,7 @@ from jax.tree_util import keystr
 
 from cambrian.models.execution.build_program import TOLERANCE
 from cambrian.models.graph.graph import Graph
-from cambrian.sharding import TensorSpec
+from cambrian.sharding import random_array
 
 LEAST_GAIN = 1.02  # of a rewritten function, for which it is taken
 
@@ -25,15 +25,7 @@ _Key = TypeVar("_Key")
 def random_inputs(specs: Any) -> Any:
     """Draws an array for each leaf of a pytree of shapes and dtypes, each time the same."""
     random = np.random.default_rng(0)
-    return jax.tree.map(lambda spec: _drawn(spec, random), specs)
-
-
-def _drawn(spec: TensorSpec | jax.ShapeDtypeStruct, random: np.random.Generator) -> np.ndarray:
-    dtype = jnp.dtype(spec.dtype)
-    if jnp.issubdtype(dtype, jnp.floating):
-        return random.standard_normal(spec.shape, np.float32).astype(dtype)
-    high = 256 if dtype == np.uint8 else 2  # pixels; other integers may be indices into small tables
-    return random.integers(0, high, spec.shape).astype(dtype)
+    return jax.tree.map(lambda spec: random_array(spec.shape, jnp.dtype(spec.dtype), random), specs)
 
 
 class Deviation(NamedTuple):
