@@ -116,11 +116,11 @@ def fastest(
     candidates = _candidates(operation, platform)
     if in_loop and platform == "cpu":
         candidates = [candidate for candidate in candidates if candidate.lowering != "native"] or candidates
-    measured = [candidate for candidate in candidates if costs.get(candidate) is not None]
+    measured = {candidate: ms for candidate in candidates if (ms := costs.get(candidate)) is not None}
     if not measured:
         return candidates[0]
-    best = min(measured, key=lambda candidate: costs.get(candidate) or 0.0)
-    return dataclasses.replace(operation, lowering="native") if costs.get(best) == np.inf else best
+    best = min(measured, key=measured.__getitem__)
+    return dataclasses.replace(operation, lowering="native") if measured[best] == np.inf else best
 
 
 def _candidates(operation: FusedConvolution, platform: str) -> list[FusedConvolution]:
