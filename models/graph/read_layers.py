@@ -86,10 +86,10 @@ class _Reader:
         self.flat: set[Value] = set()  # outputs of dense layers and means
         self.flattened: dict[Value, Value] = {}  # all pixels of square images in one row → the images (N, H, H, C)
         self.padded: dict[Value, Node] = {}  # value → the padding that makes it, which a max pooling takes over
-        self.read_before: set[Node] = set()
+        self.absorbed: set[Node] = set()  # part of the layer that a node before them makes
 
     def read(self, node: Node) -> None:
-        if node in self.read_before:
+        if node in self.absorbed:
             return
         if not self.layers and is_elementwise(node) and all(map(self.is_before, node.inputs)):
             if node.output.shape != self.shape:
@@ -242,7 +242,7 @@ class _Reader:
             raise NotLayered("a sum that isn't the mean over all pixels")
         self.add(Kind.MEAN_POOL, "mean_pool", images, scaled.output)
         self.flat.add(scaled.output)
-        self.read_before.add(scaled)
+        self.absorbed.add(scaled)
 
     def add(self, kind: Kind, name: str, read: Value, made: Value, **window: Any) -> str:
         """Adds a layer, and returns its name, which is made unique."""
