@@ -61,12 +61,13 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
         )
 
     configurations, refused = _configurations(flags, grid)
-    model, labels, num_logits = _model(next(iter(configurations.values())))
-    contents = _contents_of_parameters(next(iter(configurations.values())))
+    first = next(iter(configurations.values()))  # model, parameters and images are the same in all
+    model, labels, num_logits = _model(first)
+    contents = _contents_of_parameters(first)
     num_images = {}
     if mode != "compile":
         num_images = _count_images(configurations, refused, labels, num_logits)
-        images = _open(dataclasses.replace(next(iter(configurations.values())), num_images=0), labels, num_logits)
+        images = _open(dataclasses.replace(first, num_images=0), labels, num_logits)
         contents["content of images"] = ", ".join(filter(None, (images.description, files_digest(images)[:16])))
     predictions = _predictions(configurations, refused)
     if mode == "loadgen" and flags["search"] == "auto":
@@ -75,7 +76,7 @@ def sweep_of_flags(flags: Flags, program: Sequence[str]) -> Sweep:
     directory = hashlib.sha256(os.fsencode(commands.sweep)).hexdigest()[:8]
     path = Path(flags["output_dir"] or f"runs/sweep-{directory}")
     if mode != "compile":
-        next(iter(configurations.values())).check_output(path)
+        first.check_output(path)
     return Sweep(
         grid=grid,
         path=path,

@@ -18,7 +18,7 @@ from cambrian.commands.sweep.text import number
 
 _WIDE = 32  # times as many threads as the fewest, from where on the axis is logarithmic
 _LANE = 14  # height of a row of words above the axes, in points
-_WORDS = {OVERFLOW: "overflow", "not_run": "", "pruned": "left out"}
+_WORDS = {OVERFLOW: "overflow", NOT_RUN: "", PRUNED: "left out"}
 
 
 def time_against_threads(grid: Grid, standings: Sequence[Standing], objective: Objective) -> Figure:
