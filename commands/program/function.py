@@ -47,7 +47,7 @@ def function_program(
     from cambrian.models.graph.build_program import build_program
     from cambrian.models.graph.comparison import default_tolerance
     from cambrian.models.graph.fastest_program import marked_by_results
-    from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation
+    from cambrian.models.graph.sample_mixing import marked_as_mixing, mixing_operation
     from cambrian.models.graph.trace import trace_abstractly
 
     if spec is None:

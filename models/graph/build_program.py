@@ -19,12 +19,12 @@ from cambrian.models.graph.comparison import default_tolerance
 from cambrian.models.graph.fastest_program import fastest_program, marked_by_results
 from cambrian.models.graph.graph import Graph
 from cambrian.models.graph.micro_batch import micro_batch
-from cambrian.models.graph.over_samples import marked_as_mixing, mixing_operation, operations, resized
 from cambrian.models.graph.passes import optimized
 from cambrian.models.graph.precision import in_bfloat16
 from cambrian.models.graph.program_of_graph import BY_SAMPLES, program_of_graph
 from cambrian.models.graph.quantization import Calibration, quantized
 from cambrian.models.graph.read_layers import NotLayered, read_layers
+from cambrian.models.graph.sample_mixing import marked_as_mixing, mixing_operation, operations, resized
 from cambrian.models.graph.trace import trace, trace_abstractly
 from cambrian.sharding import (
     DATA_AXIS,

@@ -16,7 +16,7 @@ from cambrian.models.graph.comparison import (
     random_inputs,
     widened,
 )
-from cambrian.models.graph.over_samples import marked_as_mixing
+from cambrian.models.graph.sample_mixing import marked_as_mixing
 from cambrian.sharding import MIXES_SAMPLES, Program, UsageError, aligned, compile_apply, shardings
 
 Launch = functools.partial[Any]  # of a compiled program on its parameters and inputs

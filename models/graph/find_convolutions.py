@@ -15,7 +15,7 @@ from jax import lax
 from cambrian.models.graph.depth_taps import DepthTaps
 from cambrian.models.graph.fused_convolution import FusedConvolution
 from cambrian.models.graph.graph import Constant, Graph, Node, Value, rewritten
-from cambrian.models.graph.phases import Crop, Phases, kernel_of_phases
+from cambrian.models.graph.transposed_convolution import Crop, Phases, kernel_of_phases
 from cambrian.models.graph.views import Reshape, Transpose, apply_view
 from cambrian.models.lowerings import POINTWISE, Window
 from cambrian.models.lowerings.lowering import Padding

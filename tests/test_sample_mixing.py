@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 import cambrian
 from build_cases import BYTES, PARAMS, SAMPLES, built, network, set_cache_share
-from cambrian.models.graph.over_samples import operation_over_samples
+from cambrian.models.graph.sample_mixing import operation_over_samples
 from cambrian.models.graph.trace import trace
 from cambrian.sharding import MeshShape, UsageError, make_mesh
 from graph_cases import draw
