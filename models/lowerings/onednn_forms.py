@@ -24,7 +24,7 @@ import numpy as np
 from cambrian.models.lowerings.activations import ACTIVATIONS
 from cambrian.models.lowerings.lowering import Call, Finish, Window
 from cambrian.models.lowerings.onednn import Convolution
-from cambrian.sharding.host import cache_dir, cpu_features, cpu_model
+from cambrian.sharding.host import cache_dir, child_environment, cpu_features, cpu_model
 from cambrian.sharding.host.files import replace_file
 
 _TIME_LIMIT_S = 60.0
@@ -88,7 +88,7 @@ def _tried(names: list[str]) -> tuple[frozenset[str], bool]:
                 capture_output=True,
                 text=True,
                 timeout=_TIME_LIMIT_S,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path)},
+                env=child_environment(),
             )
         except (OSError, subprocess.TimeoutExpired):
             break
