@@ -25,15 +25,13 @@ def transposed_product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def matmul_obstacle(platform: str) -> str | None:
-    """Why this product can't be called on this platform and this version of jaxlib; None where it can."""
-    if platform != "cpu":
-        return f"oneDNN computes on cpu, not on {platform}"
+def computes_products() -> bool:
+    """Whether this version of jaxlib takes the call on CPU, and computes a small product correctly."""
     random = np.random.default_rng(0)
     a, b = random.standard_normal((5, 3), np.float32), random.standard_normal((5, 4), np.float32)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         try:
             got = np.asarray(jax.jit(transposed_product)(a, b))
-        except Exception as error:  # an unknown target, another form of its configuration
-            return f"XLA doesn't take the call: {str(error).splitlines()[0]}"
-    return None if np.allclose(got, a.T @ b, rtol=1e-4, atol=1e-4) else "its result on the probe is wrong"
+        except Exception:  # an unknown target, another form of its configuration
+            return False
+    return np.allclose(got, a.T @ b, rtol=1e-4, atol=1e-4)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 from cambrian.models.lowerings.lowering import Padding, Window, pad
 from cambrian.models.lowerings.onednn import Convolution, obstacle
-from cambrian.models.lowerings.onednn_matmul import matmul_obstacle, transposed_product
+from cambrian.models.lowerings.onednn_matmul import computes_products, transposed_product
 from cambrian.sharding import DATA_AXIS
 
 Convolve = Callable[..., jax.Array]  # called as `lax.conv_general_dilated` is
@@ -29,7 +29,7 @@ def training_convolution(mesh: Mesh) -> Convolve:
     It is oneDNN's on CPU where jaxlib carries it, and `lax.conv_general_dilated` anywhere else.
     """
     platform = mesh.devices.flat[0].platform
-    if obstacle(platform) or matmul_obstacle(platform):
+    if obstacle(platform) or not computes_products():
         return lax.conv_general_dilated
 
     def call(images: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding, **_: Any) -> jax.Array:
