@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cambrian.models.graph.find_poolings import Pool
+from cambrian.models.graph.find_poolings import max_pool_of
 from cambrian.models.graph.fused_convolution import FusedConvolution, weights
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, rewritten
 
@@ -96,9 +96,8 @@ def _is_scalable(node: Node) -> bool:
 
 
 def _pools_channels_apart(node: Node) -> bool:
-    pool = node.operation
-    is_max = isinstance(pool, Pool) and pool.kind == "max"
-    return is_max and (pool.sizes[-1], pool.strides[-1], pool.padding[-1]) == (1, 1, (0, 0))
+    pool = max_pool_of(node)
+    return pool is not None and (pool.sizes[-1], pool.strides[-1], pool.padding[-1]) == (1, 1, (0, 0))
 
 
 def _shared_factors(graph: Graph) -> dict[Value, Value]:

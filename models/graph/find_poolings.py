@@ -32,8 +32,9 @@ class Pool:
         return [pool(array, self.sizes, self.strides, self.padding, self.kind).astype(self.dtype)]
 
 
-def is_max_pool(node: Node) -> bool:
-    return isinstance(node.operation, Pool) and node.operation.kind == "max"
+def max_pool_of(node: Node) -> Pool | None:
+    """The operation of a node that is a max pooling; None for any other node."""
+    return node.operation if isinstance(node.operation, Pool) and node.operation.kind == "max" else None
 
 
 def find_poolings(graph: Graph) -> Graph:

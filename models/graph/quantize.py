@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from cambrian.models.graph.constants import uniform_value
-from cambrian.models.graph.find_poolings import Pool, is_max_pool
+from cambrian.models.graph.find_poolings import Pool, max_pool_of
 from cambrian.models.graph.fused_convolution import FusedConvolution, last_convolutions, weights
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, without_dead_nodes
 from cambrian.models.graph.views import view_of
@@ -197,7 +197,7 @@ def _moved(node: Node) -> tuple[Value, ...]:
         return node.inputs
     if node.name == "pad":
         return node.inputs[:1] if uniform_value(node.inputs[1]) == 0 else ()
-    return node.inputs[:1] if is_max_pool(node) or view_of(node) is not None else ()
+    return node.inputs[:1] if max_pool_of(node) or view_of(node) else ()
 
 
 def _saturates(node: Node) -> bool:

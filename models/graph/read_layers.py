@@ -16,7 +16,7 @@ import numpy as np
 
 from cambrian.models.execution.layered_network import Integers, LayeredNetwork
 from cambrian.models.graph.constants import compact, uniform_value
-from cambrian.models.graph.find_poolings import Pool
+from cambrian.models.graph.find_poolings import Pool, max_pool_of
 from cambrian.models.graph.fused_convolution import FusedConvolution, layer_name, weights
 from cambrian.models.graph.graph import Constant, Graph, Node, Uses, Value, is_elementwise
 from cambrian.models.graph.passes import optimized
@@ -102,8 +102,8 @@ class _Reader:
             self.read_conversion(node, node.operation)
         elif node.name == "pad" and self.pads_max_pool(node):
             self.padded[node.output] = node
-        elif isinstance(node.operation, Pool) and node.operation.kind == "max":
-            self.read_max_pool(node, node.operation)
+        elif (pool := max_pool_of(node)) is not None:
+            self.read_max_pool(node, pool)
         elif node.name == "reduce_sum":
             self.read_mean(node)
         elif self.keeps_flat(node):
@@ -195,6 +195,7 @@ class _Reader:
         images, zero = node.inputs
         samples, rows, columns, channels = node.params["padding_config"]
         reader = self.uses.only_reader(node.output)
+        pool = None if reader is None else max_pool_of(reader)
         maker = next((layer for layer in self.layers if layer.name == self.tensors.get(images)), None)
         return (
             uniform_value(zero) == 0
@@ -202,12 +203,10 @@ class _Reader:
             and maker.activation in ("RELU", "RELU6", "SIGMOID")
             and samples == channels == (0, 0, 0)
             and rows == columns == (*rows[:2], 0)
-            and reader is not None
-            and isinstance(reader.operation, Pool)
-            and reader.operation.kind == "max"
+            and pool is not None
             and min(rows) >= 0
             # Every window reads an image, as what adds nothing and zeros together are narrower.
-            and max(rows) + max(map(max, reader.operation.padding)) < min(reader.operation.sizes[1:3])
+            and max(rows) + max(map(max, pool.padding)) < min(pool.sizes[1:3])
         )
 
     def read_max_pool(self, node: Node, pool: Pool) -> None:
