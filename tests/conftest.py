@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import json
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -25,6 +26,9 @@ if PLATFORM == "cpu":
     jax.config.update("jax_num_cpu_devices", 32)
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Children that crash on purpose leave no core file in the checkout.
+resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 # A shell's background jobs ignore it, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

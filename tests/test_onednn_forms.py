@@ -1,11 +1,14 @@
 """Forms of oneDNN's call are tried where a crash does no harm."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from cambrian.models.lowerings import LOWERINGS, onednn_forms
 from cambrian.models.lowerings.activations import ACTIVATIONS
+from cambrian.sharding.host import child_environment
 
 
 @pytest.fixture
@@ -42,6 +45,14 @@ def test_names_are_tried_unless_a_child_ends_for_another_reason(monkeypatch, chi
     assert onednn_forms._tried(["RELU", "TANH", "ELU"]) == answer
 
 
+def test_a_child_that_crashes_leaves_no_file_in_the_user_s_folder():
+    code = "import json, resource; from cambrian.models.lowerings import onednn_forms\n"
+    code += "json.load = lambda _: []; onednn_forms.os._exit = lambda _: None; onednn_forms.try_here()\n"
+    code += "print(resource.getrlimit(resource.RLIMIT_CORE))"
+    child = subprocess.run([sys.executable, "-P", "-c", code], env=child_environment(), capture_output=True, text=True)
+    assert child.stdout == "(0, 0)\n", child.stderr
+
+
 def test_the_answer_is_kept(nothing_kept, monkeypatch):
     asked = []
     monkeypatch.setattr(onednn_forms, "_tried", lambda names: asked.append(names) or (frozenset({"TANH"}), True))
@@ -49,10 +60,14 @@ def test_the_answer_is_kept(nothing_kept, monkeypatch):
     onednn_forms._forms.cache_clear()
     assert onednn_forms.fused_activations() == {"TANH"}
     assert asked == [[*ACTIVATIONS, "INT8"]]
-    onednn_forms._path().write_text("cut off")
-    onednn_forms._forms.cache_clear()
-    assert onednn_forms.fused_activations() == {"TANH"}
-    assert len(asked) == 2 and json.loads(onednn_forms._path().read_text()) == ["TANH"]
+    kept = json.loads(onednn_forms._path().read_text())
+    assert {name for name, is_right in kept.items() if is_right} == {"TANH"}
+    for damaged in ("cut off", "null", "3", "[[1]]", "{}", "[" * 100_000, json.dumps({"TANH": True})):
+        onednn_forms._path().write_text(damaged)  # the last one as by a version that tries fewer
+        onednn_forms._forms.cache_clear()
+        assert onednn_forms.fused_activations() == {"TANH"}
+        assert json.loads(onednn_forms._path().read_text()) == kept
+    assert len(asked) == 8
 
 
 def test_an_incomplete_answer_is_not_kept(nothing_kept, monkeypatch):
