@@ -15,6 +15,7 @@ from cambrian.commands.calibration import calibration_identity
 from cambrian.commands.configuration import Configuration, default_batch_size
 from cambrian.commands.model import read_model, weights_path
 from cambrian.engine.artifact.cache import artifact_key, default_artifact_dir, load_or_build
+from cambrian.engine.artifact.fingerprint import fingerprint
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import canonical_json
 from cambrian.engine.errors import ParityError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 
 SLOW_MODEL_MS = 3000.0  # that a user's function may take without a note
+# Of the fingerprint, what a plan was measured by and custom calls are bound to.
+_OF_THE_MACHINE = ("jax", "jaxlib", "device kind", "CPU model", "CPU features")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,7 +137,9 @@ def cache_entry(
     identity = _resnet_identity(configuration) if user_model is None else user_model.identity()
     identity["calibration"] = calibration_identity(configuration)
     source = build_digest(configuration.platform)
-    key = artifact_key(_facts(configuration, identity, source, measuring_s(configuration)))
+    here = fingerprint(list(mesh.devices.flat))
+    facts = _facts(configuration, identity, source, measuring_s(configuration))
+    key = artifact_key(facts | {"machine": {name: here.get(name) for name in _OF_THE_MACHINE}})
 
     def build() -> Program:
         if not may_build:

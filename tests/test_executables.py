@@ -68,3 +68,23 @@ def test_an_artefact_belongs_to_a_number_of_threads(monkeypatch):
         monkeypatch.setenv("PJRT_NPROC", threads)
         keys.add(cache_entry(configuration, make_mesh(configuration.mesh, jax.devices()))[1])
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("cambrian.engine.artifact.fingerprint.cpu_model", lambda: "another one"),
+        ("cambrian.engine.artifact.fingerprint.cpu_features", lambda: frozenset({"sse2"})),
+        ("jaxlib.version.__version__", "0"),
+    ],
+)
+def test_an_artefact_belongs_to_a_kind_of_machine_and_a_version_of_jaxlib(monkeypatch, place, value):
+    configuration = read_configuration(parse("--platform", "cpu", "--mesh", "1x1"))
+
+    def key() -> str:
+        return cache_entry(configuration, make_mesh(configuration.mesh, jax.devices()))[1]
+
+    here = key()
+    assert key() == here
+    monkeypatch.setattr(place, value)
+    assert key() != here
