@@ -10,12 +10,14 @@ import time
 
 import pytest
 
+from cambrian.commands.images.prepared import data_dir
 from cambrian.commands.program.digests import source_digest
 from cambrian.engine.artifact import cache as cache_module, save as save_module
 from cambrian.engine.artifact.cache import artifact_key, default_artifact_dir, load_or_build
 from cambrian.engine.artifact.layout import PARAMETERS, PORTABLE
 from cambrian.engine.artifact.load import load
 from cambrian.engine.artifact.manifest import MANIFEST, read_manifest
+from cambrian.engine.artifact.save import write_artifact
 from cambrian.engine.artifact.signing import load_key
 from cambrian.sharding import UsageError
 from toy_program import toy_program
@@ -68,6 +70,21 @@ def test_the_source_digest_follows_content_and_names(tmp_path):
 def test_the_default_folder(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_artifact_dir() == pathlib.Path("/somewhere/cambrian/artifacts")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, artifact):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "home", no_home)
+    for variable, folder in (
+        ("XDG_CACHE_HOME", default_artifact_dir),
+        ("XDG_CONFIG_HOME", lambda: load(artifact)),
+        ("TFDS_DATA_DIR", data_dir),
+    ):
+        monkeypatch.delenv(variable)
+        with pytest.raises(UsageError, match=f"HOME or {variable} must be set, as this user has no home folder"):
+            folder()
 
 
 def test_built_once_then_loaded(cache, signing_key):
@@ -125,6 +142,26 @@ def test_an_artifact_that_is_gone_before_it_is_loaded_is_built_again(cache, sign
     monkeypatch.setattr(cache_module, "load", vanish)
     loaded, build_ms = load_or_build(cache, "key", toy_program, signing_key=signing_key)
     assert loaded.kind == "native" and build_ms is not None and len(calls) == 2 + num_loads_before
+
+
+def test_a_cache_that_is_cleared_during_a_build_holds_its_artifact_afterwards(cache, signing_key, monkeypatch):
+    def build():
+        shutil.rmtree(cache)
+        return toy_program()
+
+    load_or_build(cache, "key", build, signing_key=signing_key)
+    assert [path.name for path in cache.iterdir()] == ["key"]
+    calls = []
+
+    def write_then_vanish(parts, path, *arguments):
+        write_artifact(parts, path, *arguments)
+        calls.append(path)
+        if len(calls) == 1:
+            shutil.rmtree(cache)
+
+    monkeypatch.setattr(cache_module, "write_artifact", write_then_vanish)
+    loaded, _ = load_or_build(cache, "other", toy_program, signing_key=signing_key)
+    assert loaded.kind == "native" and len(calls) == 2
 
 
 def test_an_artifact_of_another_key_is_rebuilt(cache, signing_key):

@@ -196,9 +196,10 @@ def test_the_newest_prepared_version_is_taken_and_a_damaged_one_named(tmp_path, 
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").write_text(json.dumps({"fileFormat": "array_record"}))
     assert find_prepared() == tmp_path / "cifar10" / "3.0.10"
-    (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(UsageError, match="3.0.10/dataset_info.json"):
-        find_prepared()
+    for damaged in ("{", "null", "[" * 100_000):
+        (folder / "dataset_info.json").write_text(damaged)
+        with pytest.raises(UsageError, match="3.0.10/dataset_info.json"):
+            find_prepared()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from cambrian.sharding import UsageError
+from cambrian.sharding.host import user_folder
 
 # The only format with random access that TFDS reads without TensorFlow.
 FILE_FORMAT = "array_record"
@@ -13,7 +14,7 @@ FILE_FORMAT = "array_record"
 
 def data_dir() -> Path:
     """The folder of TFDS's data sets: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(user_folder("TFDS_DATA_DIR", "tensorflow_datasets")))
 
 
 def find_prepared() -> Path | None:
@@ -38,6 +39,6 @@ def prepared_formats() -> dict[Path, str]:
             continue  # an unfinished preparation, or a folder of the user's
         try:
             formats[info.parent] = json.loads(info.read_text()).get("fileFormat", "tfrecord")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise UsageError(f"expected the description of a TFDS data set, got {info}: {error}") from None
     return formats

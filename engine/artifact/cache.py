@@ -133,8 +133,10 @@ def _build(
     parts = compute_parts(build())
     with _writing_to(path.parent), _set_aside(path, damaged_inode):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)  # whoever clears a cache may do so meanwhile
             write_artifact(parts, path, signing_key, key)
-            _share_parameters(path)
+            with contextlib.suppress(DamagedArtifact, OSError):
+                _share_parameters(path)
         except ArtifactExists:  # another process was first
             pass
     return 1e3 * (time.perf_counter() - start)

@@ -28,7 +28,7 @@ from cambrian.sharding.host.malloc import (
     keep_freed_memory as keep_freed_memory,
     return_freed_memory as return_freed_memory,
 )
-from cambrian.sharding.host.paths import cache_dir as cache_dir, config_dir as config_dir
+from cambrian.sharding.host.paths import cache_dir as cache_dir, config_dir as config_dir, user_folder as user_folder
 from cambrian.sharding.host.process_limits import oom_kills as oom_kills
 from cambrian.sharding.host.settings import (
     SETTINGS as SETTINGS,
