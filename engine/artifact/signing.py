@@ -37,8 +37,8 @@ def load_key(path: str | Path | None = None) -> bytes:
             _make_key(path)
     except OSError as error:
         raise UsageError(f"the signing key must be in a writable folder, got {path}: {error.strerror}") from None
-    key = read_key(path)
-    assert key is not None
+    if (key := read_key(path)) is None:
+        raise UsageError(f"the signing key must be a readable file, got {path}, a link to nowhere")
     return key
 
 
