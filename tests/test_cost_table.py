@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cambrian.models.costs import machine, measure
-from cambrian.models.costs.files import current_cost_table, in_force, line_of, own_table, read_table
+from cambrian.models.costs.files import current_cost_table, in_force, line_of, own_table, read_table, recording
 from cambrian.models.costs.layer_case import LayerCase, case_of, lowerings_of
 from cambrian.models.costs.layer_options import TableCosts
 from cambrian.models.costs.machine import SHIPPED, Machine, own_table_path, this_machine
@@ -124,6 +124,34 @@ def test_a_table_s_file_round_trips_and_survives_a_cut_last_line(tmp_path):
     table = read_table(path, "cpu")
     assert (table.times, table.machine) == ({CASE: 1.25, transition: 2.0}, MACHINE)
     assert read_table(path, "gpu").times == {}  # another platform's
+
+
+def test_what_another_process_appends_when_a_table_is_opened_stays(tmp_path, monkeypatch):
+    path, other = tmp_path / "costs.jsonl", dataclasses.replace(CASE, samples=7)
+    path.write_text(line_of(CASE, 1.25) + "\n" + line_of(CASE, 7.0)[:-9])
+    read_bytes = Path.read_bytes
+
+    def read_then_append(self: Path) -> bytes:
+        content = read_bytes(self)
+        with path.open("a") as file:
+            file.write("\n" + line_of(other, 3.0) + "\n")
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_then_append)
+    with recording(CostTable("cpu"), path) as keep:
+        keep(dataclasses.replace(CASE, samples=8), 4.0, 1.0)
+    times = read_table(path, "cpu").times
+    assert [times.get(dataclasses.replace(CASE, samples=samples)) for samples in (4, 7, 8)] == [1.25, 3.0, 4.0]
+
+
+def test_a_table_s_file_begins_with_its_machine(tmp_path):
+    path = tmp_path / "costs.jsonl"
+    for content in ("", '{"mach'):  # cut off
+        path.write_text(content)
+        with recording(CostTable("cpu"), path) as keep:
+            keep(CASE, 1.0, 1.0)
+        table = read_table(path, "cpu")
+        assert (table.machine, table.times) == (this_machine("cpu"), {CASE: 1.0})
 
 
 DAMAGES = {

@@ -99,8 +99,10 @@ def recording(table: CostTable, path: Path) -> Iterator[Callable[[Measurable, fl
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:  # without a buffer, whose rest closing would write
-        file.truncate(path.read_bytes().rfind(b"\n") + 1)  # without an incomplete last line
-        if file.tell() == 0:
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):  # an incomplete last line is left out; another process may append
+            file.write(b"\n")
+        if b"\n" not in content:
             table.machine = this_machine(table.platform)
             file.write(json.dumps({"machine": dataclasses.asdict(table.machine)}).encode() + b"\n")
 
