@@ -65,6 +65,8 @@ def test_tuning_is_refused_outside_mode_plan(command):
         {"metadata": {"layer_costs": [COST | {"compute_ms": "long"}]}},
         {"plan": {"fc": LAYER | {"partition": "columns"}}},
         {"plan": {"fc": {}}},
+        {"name": "\ud800"},
+        {"plan": {"fc": LAYER | {"lowering": "\ud800"}}},
     ],
 )
 def test_a_plan_that_an_artifact_forges_is_refused_in_one_line(artifact, key, command, forged):

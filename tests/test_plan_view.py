@@ -37,6 +37,8 @@ def test_the_picture_has_a_colour_for_each_lowering_and_a_hatch_for_each_partiti
     for name in ("conv1", "fc", "winograd_2x2", "matmul", "partition rows", "partition whole", "change of layout"):
         assert f"<!-- {name} -->" in text
     assert "partition samples" not in text
+    _, svg = draw_plan(PLAN, COSTS, r"$\a network$", 8.0, tmp_path / "dollars")
+    assert r"<!-- $\a network$ -->" in svg.read_text()
     alike = {name: {**layer, "partition": "whole"} for name, layer in PLAN.items()}
     _, svg = draw_plan(alike, [COSTS[0], LayerCost("fc", 0.0, 0.0, 0, 0)], "a network", 8.0, tmp_path / "alike")
     text = svg.read_text()

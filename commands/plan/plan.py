@@ -1,6 +1,7 @@
 """`--mode plan`: shows the configuration's plan with predicted and measured times."""
 
 import dataclasses
+import json
 import statistics
 from pathlib import Path
 
@@ -61,6 +62,8 @@ def plan_command(configuration: Configuration, tune: bool) -> None:
 def _check_plan(executable: Executable, manifest: Path) -> None:
     """Raises DamagedArtifact unless an artefact, which may be anyone's, states a plan and the costs of its layers."""
     with damage_named(manifest, "a manifest with a plan and the costs of its layers"):
+        drawn = executable.name, executable.plan, executable.metadata.get("precision")
+        json.dumps(drawn, ensure_ascii=False).encode()  # no half of a surrogate pair, which Matplotlib refuses
         for layer in executable.plan.values():
             check_form(layer, _LAYER_FORMS)
             Partition(layer["partition"])

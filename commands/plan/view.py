@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -68,6 +69,7 @@ def _missing_costs(costs: Sequence[LayerCost]) -> str:
     return f"; the prediction lacks {unmeasured} of {len(costs)} layers, which weren't measured" if unmeasured else ""
 
 
+@rc_context({"text.parse_math": False})  # names may hold $
 def draw_plan(
     plan: dict[str, dict], costs: Sequence[LayerCost], title: str, measured_ms: float, path: Path
 ) -> list[Path]:
