@@ -14,6 +14,7 @@ from cambrian.commands.flags import read_configuration
 from cambrian.commands.sweep.command import sweep_command
 from cambrian.commands.sweep.command_lines import command_line
 from cambrian.commands.sweep.grid import Grid
+from cambrian.commands.sweep.process import STDERR, STDOUT, Ended
 from cambrian.commands.sweep.setup import sweep_of_flags
 from cambrian.sharding import UsageError
 from command import SMALL, TINY_CONFIG, write_checkpoint, write_images
@@ -71,7 +72,6 @@ def test_cards_are_an_axis(tiny):
     ("arguments", "message"),
     [
         (("--repeats", 2), "--repeats requires a sweep, several values of one of mesh, .*, got one configuration"),
-        (("--mesh", "1x2,4by8"), "a mesh must be written MODELxDATA, such as 4x8, got '4by8'"),
         (("--precision", "float32,int4"), "precision must be one of auto, float32, bfloat16, int8, got 'int4'"),
         (("--mesh", "1x2,1x4", "--batch_size", "3"), "batch_size must be a multiple of the data axis"),
         (("--mesh", "1x2,1x4", "--mode", "fly"), "mode must be run or compile or loadgen for a sweep, got 'fly'"),
@@ -198,6 +198,22 @@ def test_the_commands_of_a_sweep(tmp_path):
     assert not values.is_sweep
     configuration = read_configuration(values)
     assert (configuration.threads, configuration.seed, configuration.num_images) == (2, 5, 8)
+
+
+def test_a_note_of_a_build_names_its_configuration(tiny, capsys, monkeypatch):
+    def build(command, folder, **_):
+        (folder / STDOUT).write_text("the artefact\n")
+        (folder / STDERR).write_text("building\nnote: odd\nnote: odder\n")
+        return Ended(0, False, 1.0, 0)
+
+    monkeypatch.setattr("cambrian.commands.sweep.command.run_process", build)
+    assert sweep_command(parse(*tiny, "--mesh", "1x2,2x1", "--mode", "compile"), ["python3", "main.py"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "the artefact\n" * 2
+    assert printed.err.splitlines() == [
+        *("building", "note: mesh 1x2: odd", "note: mesh 1x2: odder"),
+        *("building", "note: mesh 2x1: odd", "note: mesh 2x1: odder"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command of a sweep: lists, builds or runs its configurations."""
 
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -90,7 +91,8 @@ def _build(sweep: Sweep) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             ended = run_process(sweep.build_command(cell), Path(folder), timeout_s=sweep.timeout_s, owner="")
             result = judge(Trial(cell, BUILD), ended, Path(folder), sweep.timeout_s)
-            sys.stderr.write((Path(folder) / STDERR).read_text(errors="replace"))
+            said = (Path(folder) / STDERR).read_text(errors="replace")
+            sys.stderr.write(re.sub("^note: ", f"note: {sweep.grid.name(cell)}: ", said, flags=re.MULTILINE))
             print((Path(folder) / STDOUT).read_text(), end="", flush=True)
         if result.status != OK:
             all_built = False
