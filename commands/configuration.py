@@ -219,7 +219,10 @@ class Configuration:
         if "://" in self.output_dir:
             raise UsageError(f"output_dir must be a folder of this machine, got {self.output_dir}")
         for name, words in PATHS.items():
-            if (path := getattr(self, name)) and path not in words:
+            path = getattr(self, name)
+            if words and not path:  # which would stand for the current folder
+                raise UsageError(f"{name} must be {', '.join(words)} or a path, got ''")
+            if path and path not in words:
                 check_path(name, path)
 
     def _check_processes(self) -> None:

@@ -1,6 +1,7 @@
 """Parsers of flags: of one value or a comma-separated list, with errors that name the flag and the requirement."""
 
 import os
+import re
 import reprlib
 from typing import Any
 
@@ -42,6 +43,21 @@ class OneOrMore(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return f"list of {self._parser.flag_type()}"
+
+
+class MeshParser(flags.ArgumentParser):
+    """Parses the text of a mesh: of `2,2`, it says that 2 is none, rather than that it comes twice."""
+
+    def parse(self, argument: Any) -> str:
+        """Returns the text.
+
+        Raises:
+          TypeError: if it is none.
+          UsageError: without the flag's name, if it has another form.
+        """
+        if not re.fullmatch(r"\s*\d+x\d+\s*", argument):
+            raise UsageError(f"must be written MODELxDATA, such as 4x8, got {reprlib.repr(argument)}")
+        return argument
 
 
 class PathParser(flags.ArgumentParser):

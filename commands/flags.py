@@ -21,7 +21,7 @@ from cambrian.commands.configuration import (
     Configuration,
     check_range,
 )
-from cambrian.commands.flag_parsers import Named, OneOrMore, PathParser
+from cambrian.commands.flag_parsers import MeshParser, Named, OneOrMore, PathParser
 from cambrian.commands.loadgen.settings import (
     DECIDED_BY_RULES,
     LOADGEN_FLAGS,
@@ -117,7 +117,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "cambrian.Classifier. Default: the ResNet of --config.",
     )
     path("config", "", "A Python file like those in configs/, the name of one of them, or a report.json to repeat.")
-    define(strings, "mesh", "4x8", "MODELxDATA: devices that split each layer × devices that split the batch.")
+    meshes = "MODELxDATA: devices that split each layer × devices that split the batch."
+    define(OneOrMore(MeshParser()), "mesh", "4x8", meshes)
     define(integers, "threads", 2, f"Host threads that decode, transfer and launch, {_range('threads')}.")
     define(integers, "cards", 1, f"Processes that each run the whole mesh on devices of their own, {_range('cards')}.")
     string("coordinator", "", "HOST:PORT at which process 0 of several that share one mesh listens; it runs on HOST.")

@@ -27,7 +27,10 @@ from flag_values import parse
 TINY = "--config tiny.py"
 # Flags → the message, or its beginning if it ends in ": ".
 CASES = {
-    "--mesh 4by8": "a mesh must be written MODELxDATA, such as 4x8, got '4by8'",
+    "--mesh 4by8": "mesh must be written MODELxDATA, such as 4x8, got '4by8'",
+    "--mesh 1x2,4by8": "mesh must be written MODELxDATA, such as 4x8, got '4by8'",
+    "--mesh 2,2": "mesh must be written MODELxDATA, such as 4x8, got '2'",
+    "--mesh 4x8,": "mesh must be written MODELxDATA, such as 4x8, got ''",
     "--mesh 0x32": "a mesh must have at least 1 device on each axis, got 0x32",
     "--mesh 64x1": "expected at most 32 virtual CPU devices, unless "
     "XLA_FLAGS=--xla_force_host_platform_device_count=N asks for more, got 64",
@@ -52,6 +55,10 @@ CASES = {
     "photos": "arguments must be flags that begin with --, got 'photos'",
     "--data absent": "data must be auto, cifar10, cifar10_sample, synthetic or a folder of images, got 'absent': "
     "No such file or directory",
+    "--weights=": "weights must be auto, random or a path, got ''",
+    "--data synthetic --split train": "split must be left out for synthetic images, which have none, got 'train'",
+    "--config tiny.py --mesh 1x2 --signing_key nowhere": "the signing key must be a readable file, got nowhere, a link "
+    "to nowhere",
     "--data empty": "expected a folder with JPEG or PNG images, got empty without any",
     f"{TINY} --data classes": "each class must be exactly one of the model's 10 labels, got 'sky' ",
     "--data images --num_images 4": "num_images must be at most the 3 images of folder images, got 4",
@@ -166,6 +173,7 @@ def command(tmp_path_factory) -> CommandHere:
     (home / "exit.py").write_text("import sys; sys.exit(0)")
     for name in ("fifo", "fifo.json"):
         os.mkfifo(home / name)
+    (home / "nowhere").symlink_to("absent")
     return command
 
 
@@ -208,10 +216,10 @@ def test_the_version_is_that_of_the_package_and_of_jax(command):
 
 
 def test_debug_shows_the_traceback(command):
-    outcome = command("--mesh", "4by8", "--debug")
+    outcome = command("--mesh", "0x32", "--debug")
     assert outcome.exit_code == 2
     assert "Traceback" in outcome.stderr
-    assert outcome.stderr.splitlines()[-1] == "error: a mesh must be written MODELxDATA, such as 4x8, got '4by8'"
+    assert outcome.stderr.splitlines()[-1] == "error: a mesh must have at least 1 device on each axis, got 0x32"
 
 
 def test_a_refused_run_leaves_an_earlier_one_as_it_was_and_makes_no_folder(command):

@@ -6,6 +6,7 @@ from cambrian.commands.images.labels import find_labels
 from cambrian.commands.images.prepared import data_dir, find_prepared
 from cambrian.commands.images.source import EvenSample, ImageSource
 from cambrian.commands.images.synthetic import SyntheticSource
+from cambrian.sharding import UsageError
 
 _NUM_SYNTHETIC_IMAGES = 512
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -47,6 +48,8 @@ def open_source(
       UsageError: if the data is missing, empty, can't be downloaded, lacks the split or has fewer images.
     """
     if data == "synthetic":
+        if not (splits_optional or split == "test"):
+            raise UsageError(f"split must be left out for synthetic images, which have none, got {split!r}")
         return SyntheticSource(num_images or _NUM_SYNTHETIC_IMAGES, seed), []
 
     # Each is imported only where needed: they import Pillow.
