@@ -48,6 +48,8 @@ class OneOrMore(flags.ArgumentParser):
 class MeshParser(flags.ArgumentParser):
     """Parses the text of a mesh: of `2,2`, it says that 2 is none, rather than that it comes twice."""
 
+    syntactic_help = "MODELxDATA, such as 4x8"
+
     def parse(self, argument: Any) -> str:
         """Returns the text.
 

@@ -70,6 +70,8 @@ def test_the_source_digest_follows_content_and_names(tmp_path):
 def test_the_default_folder(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_artifact_dir() == pathlib.Path("/somewhere/cambrian/artifacts")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/kept")  # as Docker's ENV sets it
+    assert default_artifact_dir() == pathlib.Path.home() / "kept/cambrian/artifacts"
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch, artifact):

@@ -1,7 +1,6 @@
 """Finds prepared CIFAR-10 by its files alone: importing TFDS takes half a second."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ FILE_FORMAT = "array_record"
 
 def data_dir() -> Path:
     """The folder of TFDS's data sets: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(os.path.expanduser(user_folder("TFDS_DATA_DIR", "tensorflow_datasets")))
+    return user_folder("TFDS_DATA_DIR", "tensorflow_datasets")
 
 
 def find_prepared() -> Path | None:

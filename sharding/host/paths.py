@@ -19,11 +19,13 @@ def config_dir() -> Path:
 def user_folder(variable: str, in_home: str) -> Path:
     """Returns the folder that an environment variable names, by default `in_home` in the user's home folder.
 
+    A leading `~` stands for the home folder also where no shell has seen it.
+
     Raises:
       UsageError: if the system knows no home folder of this user, as in a container that runs as any user.
     """
     if folder := os.environ.get(variable):
-        return Path(folder)
+        return Path(os.path.expanduser(folder))
     try:
         return Path.home() / in_home
     except RuntimeError:
