@@ -165,6 +165,7 @@ DAMAGES = {
     "endless reference": line_of(CASE, 7.0, math.inf).encode(),
     "no devices": line_of(dataclasses.replace(CASE, devices=0), 7.0).encode(),
     "text for a number": line_of(CASE, 7.0).replace("16", '"16"').encode(),
+    "half a padding": line_of(CASE, 7.0).replace("[[1, 1], [1, 1]]", "[[1, 1]]").encode(),
     "no values": line_of(Transition("halo", "4x2", 0, "float32"), 7.0).encode(),
 }
 

@@ -87,6 +87,8 @@ def _add(table: CostTable, measured: Measurable, entry: dict[str, Any]) -> None:
     sizes = [getattr(measured, name) for name in _SIZES[type(measured)]]
     if not all(0 < number < math.inf for number in (*times, *sizes)):
         raise ValueError(f"got {entry}")
+    if isinstance(measured, LayerCase) and min(measured.out_shape) < 1:  # which the padding decides, too
+        raise ValueError(f"got {entry}")
     table.add(measured, *times)
 
 
